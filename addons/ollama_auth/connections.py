@@ -1,0 +1,230 @@
+"""The client connections: how many, whose, and until when each may wait.
+
+One sweep over all of them, four times a second, instead of a timer for each: a connection costs a float.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Protocol
+
+from mitmproxy.connection import Client
+from mitmproxy.proxy import events
+from mitmproxy.proxy.server import ConnectionHandler
+from mitmproxy.utils import asyncio_utils
+
+from .exchange import Exchange
+
+logger = logging.getLogger(__name__)
+
+SWEEP = 0.25
+"""Seconds between two looks at the deadlines."""
+LAST_WORD = 2.0
+"""Seconds a connection has to end by itself once it was told to, before it is cut."""
+QUIET = 10.0
+"""Seconds between two lines of the log about the same trouble."""
+
+
+class Expire(events.Event):
+    """For the layer that speaks to the client: your deadline has passed."""
+
+
+class Drain(events.Event):
+    """For the layer that speaks to the client: the gate is being stopped, begin nothing new."""
+
+
+class Speaker(Protocol):
+    """The layer that speaks to the client, as its connection needs to know it."""
+
+    @property
+    def idle(self) -> bool:
+        """No request is under way."""
+
+
+class Link:
+    """One client connection."""
+
+    __slots__ = (
+        "address",
+        "admitted",
+        "client",
+        "connecting",
+        "deadline",
+        "exchanges",
+        "handler",
+        "holders",
+        "network",
+        "speaker",
+        "told",
+    )
+
+    def __init__(self, client: Client, handler: ConnectionHandler, deadline: float) -> None:
+        self.client = client
+        self.handler = handler
+        self.address = str(client.peername[0]) if client.peername else "unknown"
+        self.network = network(self.address)
+        self.deadline: float | None = deadline
+        """By `time.monotonic`; None while a request is under way."""
+        self.speaker: Speaker | None = None
+        self.admitted = False
+        """A request of this connection was admitted: without that it may not have a connection upstream."""
+        self.exchanges: dict[str, Exchange] = {}
+        """Admitted requests that have not ended, by id."""
+        self.told = False
+        self.holders: set[object] = set()
+        self.connecting: dict[str, asyncio.TimerHandle] = {}
+        """What ends an attempt to connect upstream, by server id."""
+
+    @property
+    def idle(self) -> bool:
+        """No request is under way, so that nothing is lost if it is closed."""
+        return not self.exchanges and (self.speaker is None or self.speaker.idle)
+
+    def tell(self, event: events.Event) -> None:
+        """Hand an event to the layers of this connection."""
+        asyncio_utils.create_task(
+            self.handler.server_event(event), name="gate event", keep_ref=True, client=self.client.peername
+        )
+
+    def hold(self, who: object) -> None:
+        """Read nothing more from the client until `who` releases it."""
+        self.holders.add(who)
+        transport = self.transport()
+        if transport and transport.is_reading():
+            transport.pause_reading()
+
+    def release(self, who: object) -> None:
+        """Take back a hold, if there is one."""
+        if who in self.holders:
+            self.holders.discard(who)
+            transport = self.transport()
+            if transport and not self.holders and not transport.is_closing():
+                transport.resume_reading()
+
+    def transport(self) -> asyncio.Transport | None:
+        """The socket's side of asyncio, while there is one."""
+        io = self.handler.transports.get(self.client)
+        return io.writer.transport if io and isinstance(io.writer, asyncio.StreamWriter) else None  # type: ignore[return-value]
+
+    def cut(self) -> None:
+        """Close it now, whatever it does: mitmproxy's own way to end an inactive connection."""
+        transport = self.handler.transports.get(self.client)
+        if transport and transport.handler:
+            transport.handler.cancel("closed by the gate")
+
+    def expire(self, now: float) -> None:
+        """End it: with a word where somebody can say it, the hard way where not, or where the word did not help."""
+        if self.speaker is None or self.told:
+            self.deadline = None
+            self.cut()
+        else:
+            self.told = True
+            self.deadline = now + LAST_WORD
+            self.tell(Expire())
+
+
+class Connections:
+    """All client connections, the oldest first."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, Link] = {}
+        self._networks: Counter[str] = Counter()
+        self._troubles: dict[str, tuple[float, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def __iter__(self) -> Iterator[Link]:
+        return iter(list(self._links.values()))
+
+    def get(self, client_id: str) -> Link | None:
+        """The connection of that mitmproxy client id."""
+        return self._links.get(client_id)
+
+    def add(self, link: Link, most: int, most_per_network: int) -> bool:
+        """Take a new connection in; where there are too many, one that waits with no request makes room for it.
+
+        Returns False where all others are at work. `most_per_network` 0 is no limit.
+        """
+        if most_per_network and self._networks[link.network] >= most_per_network and not self._evict(link.network):
+            return False
+        if len(self._links) >= most and not self._evict(None):
+            return False
+        self._links[link.client.id] = link
+        self._networks[link.network] += 1
+        return True
+
+    def remove(self, client_id: str) -> Link | None:
+        """Forget a connection that has ended, or is about to."""
+        link = self._links.pop(client_id, None)
+        if link:
+            self._networks[link.network] -= 1
+            if not self._networks[link.network]:
+                del self._networks[link.network]
+        return link
+
+    def _evict(self, of_network: str | None) -> bool:
+        """Close the oldest connection without a request; those that were never let in go first."""
+
+        def oldest(*, strangers: bool) -> Link | None:
+            return next(
+                (
+                    link
+                    for link in self._links.values()
+                    if (not strangers or not link.admitted)
+                    and (of_network is None or link.network == of_network)
+                    and link.idle
+                ),
+                None,
+            )
+
+        victim = oldest(strangers=True) or oldest(strangers=False)
+        if victim is None:
+            return False
+        self.remove(victim.client.id)
+        victim.cut()
+        self.trouble("connections without a request were closed to make room for new ones")
+        return True
+
+    async def sweep(self) -> None:
+        """End what is overdue, for ever."""
+        while True:
+            await asyncio.sleep(SWEEP)
+            now = time.monotonic()
+            for link in self:
+                if link.deadline is not None and now > link.deadline:
+                    try:
+                        link.expire(now)
+                    except Exception as error:
+                        self.trouble(f"a connection could not be ended: {type(error).__name__}")
+            self._summarize(now)
+
+    def trouble(self, what: str) -> None:
+        """Log a trouble that may come a thousand times a second: at once, then as a count every QUIET seconds."""
+        now = time.monotonic()
+        since, count = self._troubles.get(what, (0.0, 0))
+        if not since:
+            logger.warning("%s", what)
+            self._troubles[what] = (now, 0)
+        else:
+            self._troubles[what] = (since, count + 1)
+
+    def _summarize(self, now: float) -> None:
+        for what, (since, count) in list(self._troubles.items()):
+            if now - since >= QUIET:
+                del self._troubles[what]
+                if count:
+                    logger.warning("%s (%d more times in %d seconds)", what, count, int(QUIET))
+
+
+def network(address: str) -> str:
+    """Whose connections count together: one IPv4 address, one /64 network in IPv6, where a host owns all of it."""
+    if ":" not in address:
+        return address
+    parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    if parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))

@@ -1,0 +1,374 @@
+"""mitmproxy's HTTP layers, bounded: the decision falls on the head of a request, before its body and before any
+connection upstream; what is refused is answered at once and read no further.
+
+One GateLayer stands for a client connection. To the client speaks an Http1Edge or an Http2Edge; each request is a
+GateStream; upstream speaks an Http1Upstream (or mitmproxy's own HTTP/2 client). What these lean on inside mitmproxy is
+pinned by tests/test_internals.py.
+"""
+
+from typing import Any
+
+from mitmproxy import http
+from mitmproxy.connection import Connection, Server
+from mitmproxy.net.http import url
+from mitmproxy.net.http.validate import validate_headers
+from mitmproxy.proxy import commands, events, layer, tunnel
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers import tls
+from mitmproxy.proxy.layers.http import (
+    DropStream,
+    GetHttpConnection,
+    GetHttpConnectionCompleted,
+    HttpClient,
+    HttpLayer,
+    HTTPMode,
+    HttpStream,
+    RegisterHttpConnection,
+    SendHttp,
+)
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    RequestData,
+    RequestEndOfMessage,
+    RequestHeaders,
+    RequestProtocolError,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+)
+from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook, HttpResponseHook
+from mitmproxy.proxy.layers.http._http2 import Http2Client
+
+from .connections import Drain, Expire, Link
+from .exchange import Admission, Exchange, Refusal
+from .head import CHUNKED, Head
+from .headers import FORWARDED
+from .http1 import Http1Edge, Http1Upstream
+from .http2 import Http2Edge
+from .messages import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, Refuse
+
+SHOWN = FORWARDED | {b"host"}
+"""Header fields of a refused request that a viewer may see."""
+
+
+class GateLayer(HttpLayer):
+    """All HTTP of one client connection."""
+
+    def __init__(self, context: Context, gate: Gate, link: Link) -> None:
+        super().__init__(context, HTTPMode.transparent)
+        self.gate = gate
+        self.link = link
+        self.uses: dict[Connection, int] = {}
+        """How many requests each connection upstream has been given."""
+
+    def _handle_event(self, event: events.Event) -> Commands:
+        try:
+            yield from self._dispatch(event)
+        except Exception as error:
+            yield from self._crash(error)
+
+    def _dispatch(self, event: events.Event) -> Commands:
+        client = self.context.client
+        if isinstance(event, events.Start):
+            edge = Http2Edge if client.alpn == b"h2" else Http1Edge
+            self.connections[client] = edge(self.context.fork(), self.gate, self.link)
+            yield from self.event_to_child(self.connections[client], event)
+        elif isinstance(event, (Expire, Drain)):
+            yield from self.event_to_child(self.connections[client], event)
+        elif isinstance(event, events.ConnectionEvent) and event.connection not in self.connections:
+            return  # The end of a connection that was dropped from the books when it was found closed.
+        else:
+            yield from super()._handle_event(event)
+
+    def _crash(self, error: Exception) -> Commands:
+        """Fail closed: whatever raised, the client gets an answer if none has begun, and the connection ends."""
+        self._handle_event = self._dead  # type: ignore[assignment,method-assign]
+        answer = self.gate.crashed(error)
+        speaker = self.connections.get(self.context.client)
+        if isinstance(speaker, (Http1Edge, Http2Edge)):
+            yield from speaker.last_words(answer)
+        for connection in list(self.connections):
+            yield commands.CloseConnection(connection)
+
+    def _dead(self, _: events.Event) -> Commands:
+        yield from ()
+
+    def make_stream(self, stream_id: int) -> Commands:
+        self.streams[stream_id] = GateStream(self.context.fork(), stream_id, self)
+        yield from self.event_to_child(self.streams[stream_id], events.Start())
+
+    def get_connection(self, event: GetHttpConnection, *, reuse: bool = True) -> Commands:
+        """A connection to the one upstream: a kept-alive one of this client, or a new one.
+
+        Unlike mitmproxy's, a failed attempt is not remembered: Ollama may be back for the next request.
+        """
+        one_request_each = self.context.client.alpn == b"h2"
+        for connection in list(self.connections):
+            if not event.connection_spec_matches(connection):
+                continue
+            if connection in self.waiting_for_establishment:
+                if not one_request_each:
+                    self.waiting_for_establishment[connection].append(event)
+                    return
+            elif not connection.connected:
+                del self.connections[connection]
+                self.uses.pop(connection, None)
+            elif reuse and not (one_request_each and connection.alpn != b"h2"):
+                stream = self.command_sources.pop(event)
+                yield from self.event_to_child(stream, GetHttpConnectionCompleted(event, (connection, None)))
+                return
+        context = self.context.fork()
+        context.server = Server(address=event.address)
+        stack = tunnel.LayerStack()
+        if event.tls:
+            context.server.sni = self.context.server.sni or event.address[0]
+            stack /= tls.ServerTLSLayer(context)
+        stack /= Upstream(context)
+        self.connections[context.server] = stack[0]
+        self.waiting_for_establishment[context.server].append(event)
+        yield from self.event_to_child(stack[0], events.Start())
+
+
+class GateStream(HttpStream):
+    """One request and its response."""
+
+    def __init__(self, context: Context, stream_id: int, gate_layer: GateLayer) -> None:
+        super().__init__(context, stream_id)
+        self.parent = gate_layer
+        self.gate = gate_layer.gate
+        self.admission: Admission | None = None
+        self.exchange: Exchange
+        self.bodyless = False
+        self.wants_continue = False
+        self.retriable = False
+
+    def handle_event(self, event: events.Event) -> Commands:
+        """While this waits for a connection or a hook, the body that comes is queued: then the client has to wait."""
+        if self._paused and isinstance(event, RequestData):
+            self.parent.link.hold(self)
+        yield from super().handle_event(event)
+        if not self._paused:
+            self.parent.link.release(self)
+
+    def _handle_event(self, event: events.Event) -> Commands:
+        yield from super()._handle_event(event)
+        if self.admission and not self.flow.live:
+            self.gate.end(self.exchange, self.parent.link)
+
+    def state_wait_for_request_headers(self, event: RequestHeaders) -> Commands:
+        head = event.head if isinstance(event, Arrival) and event.head else head_of(event)
+        self.exchange, verdict = self.gate.judge(head, self.parent.link)
+        if isinstance(verdict, Admission):
+            self.admission = verdict
+            yield from self._go(event, head, verdict)
+        else:
+            yield from self._refuse(event, head, verdict)
+
+    def _refuse(self, event: RequestHeaders, head: Head, refusal: Refusal) -> Commands:
+        self.client_state = self.server_state = self.state_errored
+        yield SendHttp(Refuse(self.stream_id, refusal.answer.to(head.method)), self.context.client)
+        self.gate.end(self.exchange, self.parent.link)
+        if self.gate.shows_refused:
+            flow = refused_flow(self.context, event.request, head, self.exchange, refusal)
+            yield HttpRequestHeadersHook(flow)
+            yield HttpResponseHook(flow)
+            flow.live = False
+        yield DropStream(self.stream_id)
+
+    def _go(self, event: RequestHeaders, head: Head, admission: Admission) -> Commands:
+        self.flow = http.HTTPFlow(self.context.client, self.context.server)
+        self.flow.live = True
+        self.flow.request = request = event.request
+        self._readdress(request, admission)
+        self.bodyless = event.end_stream
+        self.wants_continue = any(name.lower() == b"expect" for name, _ in head.fields)
+        self.gate.begin(self.exchange, self.flow)
+        yield HttpRequestHeadersHook(self.flow)
+        if (yield from self.check_killed(True)):
+            return
+        self.server_state = self.state_wait_for_response_headers
+        if event.end_stream or self.flow.response:
+            self.client_state = self.state_consume_request_body
+        else:
+            yield from self.start_request_stream()
+
+    def _readdress(self, request: http.Request, admission: Admission) -> None:
+        """Make it a request to the upstream: its address, its name, origin form, and the headers that were admitted."""
+        host = request.host_header
+        request.headers.fields = admission.fields
+        request.data.path = admission.target
+        request.data.authority = b""
+        server = self.context.server
+        assert server.address
+        request.data.host, request.data.port = server.address[0], server.address[1]
+        request.scheme = "https" if server.tls else "http"
+        if not self.context.options.keep_host_header:
+            host = url.hostport(request.scheme, server.address[0], server.address[1])
+        request.host_header = host
+
+    def make_server_connection(self) -> layer.CommandGenerator[bool]:
+        """The only way upstream, and nobody goes it without an admission."""
+        if not isinstance(self.admission, Admission):
+            raise PermissionError("a request without an admission was about to go upstream")
+        if not (yield from super().make_server_connection()):
+            return False
+        self.retriable = bool(self.parent.uses.get(self.context.server))
+        self.parent.uses[self.context.server] = self.parent.uses.get(self.context.server, 0) + 1
+        return True
+
+    def start_request_stream(self) -> Commands:
+        if not (yield from self.make_server_connection()):
+            self.client_state = self.state_errored
+            return
+        if self.wants_continue:
+            go_on = ResponseHeaders(self.stream_id, http.Response.make(100, headers=http.Headers()))
+            yield SendHttp(go_on, self.context.client)
+        yield SendHttp(RequestHeaders(self.stream_id, self.flow.request, end_stream=False), self.context.server)
+        self.client_state = self.state_stream_request_body
+
+    def state_stream_request_body(self, event: Any) -> Commands:
+        limit = self.admission.max_body if self.admission else 0
+        if limit is not None and isinstance(event, RequestData) and self.exchange.bytes_in + len(event.data) > limit:
+            yield from self._too_large()
+        else:
+            yield from super().state_stream_request_body(event)
+
+    def _too_large(self) -> Commands:
+        """A chunked body went over the limit: nobody could know before."""
+        answer = self.gate.failed(self.exchange, "body too large", 413)
+        error = RequestProtocolError(self.stream_id, "request body too large", ErrorCode.REQUEST_TOO_LARGE)
+        yield from self.handle_protocol_error(error)
+        self.client_state = self.server_state = self.state_errored
+        yield SendHttp(Refuse(self.stream_id, answer), self.context.client)
+
+    def state_wait_for_response_headers(self, event: ResponseHeaders) -> Commands:
+        if event.response.status_code == 101:
+            yield commands.CloseConnection(self.context.server)
+            error = ResponseProtocolError(self.stream_id, "unasked upgrade", ErrorCode.RESPONSE_VALIDATION_FAILED)
+            yield from self.handle_protocol_error(error)
+            self.client_state = self.state_errored
+            return
+        self.flow.response = event.response
+        self.gate.answered(self.exchange, self.flow)
+        yield from super().state_wait_for_response_headers(event)
+
+    def start_response_stream(self) -> Commands:
+        assert self.flow.response
+        yield SendHttp(ResponseHeaders(self.stream_id, self.flow.response, end_stream=False), self.context.client)
+        self.server_state = self.state_stream_response_body
+
+    def send_response(self, already_streamed: bool = False) -> Commands:
+        yield from super().send_response(already_streamed)
+        if self.server_state == self.state_done and self.client_state == self.state_stream_request_body:
+            # Answered before all of the request was sent: the answer is whole, and nobody wants the rest.
+            self.client_state = self.state_errored
+            self.flow.live = False
+            enough = RequestProtocolError(self.stream_id, "answered early", ErrorCode.CANCEL)
+            yield SendHttp(enough, self.context.server)
+            yield DropStream(self.stream_id)
+            yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
+
+    def check_invalid(self, request: bool) -> layer.CommandGenerator[bool]:
+        """Requests were checked by `head`; a response that could be read in two ways is an error of the upstream."""
+        if request:
+            return False
+        assert self.flow.response
+        try:
+            validate_headers(self.flow.response)
+        except ValueError:
+            yield commands.CloseConnection(self.flow.server_conn)
+            error = ResponseProtocolError(self.stream_id, "malformed", ErrorCode.RESPONSE_VALIDATION_FAILED)
+            yield from self.handle_protocol_error(error)
+            self.client_state = self.state_errored
+            return True
+        return False
+
+    def handle_protocol_error(self, event: RequestProtocolError | ResponseProtocolError) -> Commands:
+        if isinstance(event, Dead) and self.retriable and self.bodyless and not self.flow.response:
+            yield from self._retry()
+            return
+        if isinstance(event, ResponseProtocolError):
+            reason, status = trouble(event)
+            answer = self.gate.failed(self.exchange, reason, status)
+            event = Failure(event, answer.to(self.flow.request.data.method))
+        elif not self.exchange.reason:
+            malformed = event.code is ErrorCode.GENERIC_CLIENT_ERROR and event.message == MALFORMED_BODY
+            self.gate.failed(self.exchange, "malformed body" if malformed else "client left", 400 if malformed else 0)
+        yield from super().handle_protocol_error(event)
+
+    def _retry(self) -> Commands:
+        """A kept-alive connection proved dead and nothing of a body was sent: once more, on another one."""
+        self.parent.connections.pop(self.context.server, None)
+        if (yield from self.make_server_connection()):
+            self.retriable = False
+            yield SendHttp(RequestHeaders(self.stream_id, self.flow.request, end_stream=True), self.context.server)
+            yield SendHttp(RequestEndOfMessage(self.stream_id), self.context.server)
+
+
+class Upstream(HttpClient):
+    """mitmproxy's HttpClient with our HTTP/1 in it."""
+
+    def _handle_event(self, event: events.Event) -> Commands:
+        error = None if self.context.server.connected else (yield commands.OpenConnection(self.context.server))
+        if not error:
+            http2 = self.context.server.alpn == b"h2"
+            self.child_layer = Http2Client(self.context) if http2 else Http1Upstream(self.context)
+            self._handle_event = self.child_layer.handle_event  # type: ignore[method-assign]
+            yield from self._handle_event(event)
+        yield RegisterHttpConnection(self.context.server, error)
+
+
+class Farewell(layer.Layer):
+    """Says one thing to a client that gets no other layer, and closes."""
+
+    def __init__(self, context: Context, words: bytes = b"") -> None:
+        super().__init__(context)
+        self.words = words
+
+    def _handle_event(self, event: events.Event) -> Commands:
+        if isinstance(event, events.Start):
+            if self.words:
+                yield commands.SendData(self.context.client, self.words)
+            yield commands.CloseConnection(self.context.client)
+
+
+def head_of(event: RequestHeaders) -> Head:
+    """The head of an HTTP/2 request."""
+    request = event.request
+    length = request.headers.get("content-length", "")
+    body = 0 if event.end_stream else int(length) if length.isascii() and length.isdigit() else CHUNKED
+    return Head(
+        request.data.method, request.data.path, request.data.http_version, request.headers.fields, body, close=False
+    )
+
+
+def refused_flow(
+    context: Context, request: http.Request, head: Head, exchange: Exchange, refusal: Refusal
+) -> http.HTTPFlow:
+    """A refused request as mitmweb and files of flows show it: without the headers that may hold a credential."""
+    flow = http.HTTPFlow(context.client, context.server)
+    flow.request = request
+    request.headers.fields = tuple((n, v) for n, v in head.fields if n.lower() in SHOWN)
+    request.data.path = head.target.partition(b"?")[0]
+    request.data.content = b""
+    address = context.server.address
+    if address:
+        request.data.host, request.data.port = address[0], address[1]
+    request.scheme = "https" if context.server.tls else "http"
+    answer = refusal.answer
+    flow.response = http.Response.make(answer.status, answer.body, http.Headers(answer.fields))
+    flow.comment = f"refused: {refusal.reason}"
+    flow.metadata["ollama_reason"] = refusal.reason
+    flow.metadata["ollama_id"] = exchange.id
+    flow.live = True
+    return flow
+
+
+def trouble(event: ResponseProtocolError) -> tuple[str, int]:
+    """(reason for the log, status for the client) of an error on the way to the upstream."""
+    if event.code is ErrorCode.CONNECT_FAILED:
+        slow = event.message == "connection cancelled"
+        return ("upstream timeout", 504) if slow else ("upstream unreachable", 503)
+    if event.code is ErrorCode.KILL:
+        return "killed", 502
+    return "upstream broken", 502

@@ -1,0 +1,74 @@
+"""One request and its answer, as the log and the metrics know it: no header value, no content, no secret."""
+
+import re
+import secrets
+from dataclasses import dataclass, field
+from time import monotonic
+from time import time as wall_clock
+
+from .head import Fields, values
+from .responses import Answer
+from .routes import Route
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What a request must carry to go upstream. Made in one line of `addon.py` and nowhere else."""
+
+    principal: str
+    target: bytes
+    """The request target as it is sent upstream."""
+    fields: Fields
+    """The header fields as they are sent upstream, without Host."""
+    max_body: int | None = None
+    """Bytes; None is no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request goes nowhere, and what its client is told."""
+
+    reason: str
+    answer: Answer
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request from its head to its end. Times: `time` is wall-clock seconds, the others are from `monotonic`."""
+
+    client: str
+    method: str = ""
+    route: Route | None = None
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    time: float = field(default_factory=wall_clock)
+    started: float = field(default_factory=monotonic)
+    first_byte: float | None = None
+    ended: float | None = None
+    key: str | None = None
+    """The name of the principal, or the fingerprint of a key nobody has."""
+    stripped: tuple[str, ...] = ()
+    status: int | None = None
+    reason: str | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+    def take_id(self, fields: Fields) -> None:
+        """Keep the request id of the client where it sent one that is well-formed."""
+        sent = values(fields, b"x-request-id")
+        if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]):
+            self.id = sent[0].decode("ascii")
+
+    def request_chunk(self, data: bytes) -> bytes:
+        """Count and pass on what the client sends (for `flow.request.stream`)."""
+        self.bytes_in += len(data)
+        return data
+
+    def response_chunk(self, data: bytes) -> bytes:
+        """Count and pass on what Ollama answers (for `flow.response.stream`)."""
+        if data:
+            if self.first_byte is None:
+                self.first_byte = monotonic()
+            self.bytes_out += len(data)
+        return data

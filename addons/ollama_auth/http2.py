@@ -1,0 +1,149 @@
+"""HTTP/2 with the client (over TLS): mitmproxy's, with the promises of HTTP/1."""
+
+import time
+
+import h2.errors
+import h2.events
+from h2.settings import SettingCodes
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    RequestProtocolError,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseProtocolError,
+)
+from mitmproxy.proxy.layers.http._http2 import Http2Server
+
+from .connections import Drain, Expire, Link
+from .http1 import LINGER_BYTES, LINGER_SECONDS
+from .messages import Commands, Failure, Gate, Refuse
+from .responses import Answer
+
+MAX_STREAMS = 128
+"""Concurrent streams of a connection."""
+MAX_RESETS = 200
+"""Streams that a client may open and reset before its connection is closed (CVE-2023-44487, rapid reset)."""
+MAX_UNSENT = 16 * 1024 * 1024
+"""Bytes of a response kept for a client that opens no window for them, before its stream is reset."""
+
+
+class Http2Edge(Http2Server):
+    """HTTP/2 with the client."""
+
+    def __init__(self, context: Context, gate: Gate, link: Link) -> None:
+        super().__init__(context)
+        self.gate = gate
+        self.link = link
+        self.budget = LINGER_BYTES
+        self.resets = 0
+        self.refusals = 0
+        self.leaving = False
+        """Nothing more is wanted from this client: close when the streams at work have ended."""
+        self.h2_conn.local_settings[SettingCodes.MAX_CONCURRENT_STREAMS] = MAX_STREAMS
+        self.h2_conn.local_settings[SettingCodes.MAX_HEADER_LIST_SIZE] = gate.bounds.head
+        self.h2_conn.local_settings.acknowledge()
+        self.h2_conn.decoder.max_header_list_size = gate.bounds.head
+
+    @property
+    def idle(self) -> bool:
+        """No request is under way, and nothing of a response is left to send."""
+        return not self.link.exchanges and not any(self.h2_conn.stream_buffers.values())
+
+    def _handle_event(self, event: events.Event) -> Commands:
+        if isinstance(event, events.Start):
+            self.link.speaker = self
+            self.link.deadline = time.monotonic() + self.gate.head_timeout
+            yield from super()._handle_event(event)
+        elif isinstance(event, (Expire, Drain)):
+            self.leaving = True
+            yield from self.settle()
+        elif isinstance(event, Refuse) or (isinstance(event, Failure) and self.unanswered(event.stream_id)):
+            yield from self.refuse(event.stream_id, event.answer)
+        else:
+            yield from super()._handle_event(event)
+            if isinstance(event, ResponseEndOfMessage):
+                yield from self.stop_reading(event.stream_id)
+            elif isinstance(event, ResponseData):
+                yield from self.bound_unsent(event.stream_id)
+        if not isinstance(event, HttpEvent) or isinstance(event, (ResponseEndOfMessage, ResponseProtocolError)):
+            yield from self.settle()
+
+    def handle_h2_event(self, event: h2.events.Event) -> layer.CommandGenerator[bool]:
+        if isinstance(event, h2.events.StreamReset):
+            self.resets += 1
+            if self.resets > MAX_RESETS:
+                yield from self.protocol_error("too many resets", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+                return True
+        return (yield from super().handle_h2_event(event))
+
+    def unanswered(self, stream_id: int) -> bool:
+        """The head of a response can still be sent."""
+        stream = self.h2_conn.streams.get(stream_id)
+        return self.is_open_for_us(stream_id) and stream is not None and not stream.state_machine.headers_sent
+
+    def refuse(self, stream_id: int, answer: Answer) -> Commands:
+        """Answer with something of our own, and stop the request if more of it was to come."""
+        self.refusals += 1
+        if self.unanswered(stream_id):
+            head = [(b":status", b"%d" % answer.status), *answer.fields]
+            self.h2_conn.send_headers(stream_id, head, end_stream=False)
+            self.h2_conn.send_data(stream_id, answer.body, end_stream=True)
+            yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+        yield from self.stop_reading(stream_id)
+
+    def stop_reading(self, stream_id: int) -> Commands:
+        """A whole answer was sent before the request was: ask for no more of it (RFC 9113 section 8.1)."""
+        if self.h2_conn.stream_buffers.get(stream_id):
+            return
+        if not self.is_closed(stream_id):
+            self.h2_conn.reset_stream(stream_id, h2.errors.ErrorCodes.NO_ERROR)
+            yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+        self.streams.pop(stream_id, None)
+
+    def bound_unsent(self, stream_id: int) -> Commands:
+        """A client that takes no data must not make us keep all of it."""
+        waiting = self.h2_conn.stream_buffers.get(stream_id)
+        if waiting and len(waiting) % 256 == 0 and sum(len(part.data) for part in waiting) > MAX_UNSENT:
+            self.h2_conn.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
+            self.streams.pop(stream_id, None)
+            yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+            yield ReceiveHttp(RequestProtocolError(stream_id, "the client does not read", ErrorCode.CANCEL))
+
+    def settle(self) -> Commands:
+        """Where nothing is under way: leave, if there is a reason to, or wait for the next request a while."""
+        if self._handle_event in (self.linger, self.done):
+            return
+        if not self.idle:
+            self.link.deadline, self.link.told = None, False
+        elif self.leaving or (self.refusals and not self.link.admitted):
+            yield from self.leave()
+        elif self.link.deadline is None:
+            self.link.deadline = time.monotonic() + self.gate.idle_timeout
+
+    def leave(self) -> Commands:
+        """Say goodbye, and drop what still comes for a while, so that the client can read its answers."""
+        self.h2_conn.close_connection(h2.errors.ErrorCodes.NO_ERROR)
+        yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+        yield commands.CloseTcpConnection(self.conn, half_close=True)
+        self._handle_event = self.linger  # type: ignore[method-assign]
+        self.link.deadline, self.link.told = time.monotonic() + LINGER_SECONDS, False
+
+    def linger(self, event: events.Event) -> Commands:
+        """After the goodbye: the end, or a bounded amount of nothing."""
+        if isinstance(event, events.DataReceived):
+            self.budget -= len(event.data)
+        if isinstance(event, (events.ConnectionClosed, Expire)) or self.budget < 0:
+            yield commands.CloseConnection(self.conn)
+            self._handle_event = self.done  # type: ignore[assignment,method-assign]
+
+    def done(self, _: events.Event) -> Commands:
+        yield from ()
+
+    def last_words(self, answer: Answer) -> Commands:
+        """Something broke on our side; the caller closes the connection."""
+        del answer  # Which stream it would be for is not known any more.
+        self._handle_event = self.done  # type: ignore[assignment,method-assign]
+        yield from ()

@@ -1,0 +1,82 @@
+"""What the layers of the edge and the gate tell each other."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from mitmproxy import http
+from mitmproxy.proxy import layer
+from mitmproxy.proxy.layers.http._base import HttpEvent
+from mitmproxy.proxy.layers.http._events import RequestHeaders, ResponseProtocolError
+
+from .connections import Link
+from .exchange import Admission, Exchange, Refusal
+from .head import Bounds, Head, HeadError
+from .responses import Answer
+
+type Commands = layer.CommandGenerator[None]
+
+MALFORMED_BODY = "malformed request body"
+"""The message of the RequestProtocolError of a body whose framing is broken."""
+
+
+class Gate(Protocol):
+    """What the edge asks of the gate. None of it may raise; where it does, the connection is closed."""
+
+    @property
+    def bounds(self) -> Bounds: ...
+    @property
+    def head_timeout(self) -> float: ...
+    @property
+    def idle_timeout(self) -> float: ...
+    @property
+    def draining(self) -> bool: ...
+    @property
+    def shows_refused(self) -> bool:
+        """Somebody looks at flows, so that those refused are worth building."""
+
+    def judge(self, head: Head, link: Link) -> tuple[Exchange, Admission | Refusal]:
+        """May this request go upstream?"""
+
+    def malformed(self, error: HeadError, link: Link | None) -> Answer:
+        """The answer to a head that is none."""
+
+    def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
+        """An admitted request is about to go upstream."""
+
+    def answered(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
+        """The head of its response is here."""
+
+    def failed(self, exchange: Exchange, reason: str, status: int) -> Answer:
+        """There will be no (whole) response; the answer for the client that has seen nothing of one."""
+
+    def end(self, exchange: Exchange, link: Link | None) -> None:
+        """An exchange is over, however it ended."""
+
+    def crashed(self, error: Exception) -> Answer:
+        """One of our own lines raised."""
+
+
+@dataclass
+class Arrival(RequestHeaders):
+    """A request head, with all of it that mitmproxy's Request does not tell."""
+
+    head: Head | None = None
+
+
+@dataclass
+class Refuse(HttpEvent):
+    """To the client's side: answer this and read no further."""
+
+    answer: Answer
+
+
+class Failure(ResponseProtocolError):
+    """A ResponseProtocolError that knows what to tell the client."""
+
+    def __init__(self, event: ResponseProtocolError, answer: Answer) -> None:
+        super().__init__(event.stream_id, event.message, event.code)
+        self.answer = answer
+
+
+class Dead(ResponseProtocolError):
+    """The server closed the connection before a byte of its answer."""

@@ -1,0 +1,33 @@
+"""Fixtures: one stand-in for Ollama and one gate for all tests that leave them as they were."""
+
+from collections.abc import Iterator
+
+import pytest
+from support import Gate, Upstream
+
+
+@pytest.fixture(scope="session")
+def shared_upstream() -> Iterator[Upstream]:
+    upstream = Upstream()
+    yield upstream
+    upstream.stop()
+
+
+@pytest.fixture
+def upstream(shared_upstream: Upstream) -> Upstream:
+    shared_upstream.reset()
+    return shared_upstream
+
+
+@pytest.fixture(scope="session")
+def shared_gate(shared_upstream: Upstream) -> Iterator[Gate]:
+    gate = Gate(shared_upstream.url)
+    yield gate
+    gate.stop()
+
+
+@pytest.fixture
+def gate(shared_gate: Gate, upstream: Upstream) -> Gate:
+    """A gate in front of `upstream` with the key KEY."""
+    assert shared_gate.process.poll() is None, shared_gate.output
+    return shared_gate
