@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ class Upstream:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.demo = self._call(self._make(token_delay))
+        self.demo: DemoUpstream = self._call(self._make(token_delay))
 
     async def _make(self, token_delay: float) -> DemoUpstream:
         demo = DemoUpstream(token_delay=token_delay)
@@ -145,7 +146,9 @@ class Gate:
             cwd=cwd,
         )
         if ready:
-            wait_until(lambda: self.process.poll() is not None or "listening on" in self.output, "the gate to start", 30)
+            wait_until(
+                lambda: self.process.poll() is not None or "listening on" in self.output, "the gate to start", 30
+            )
             assert self.process.poll() is None, self.output
 
     @property
@@ -190,6 +193,30 @@ class Gate:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+class Controlled(Gate):
+    """A gate with tests/control.py in it: `do` runs a piece of Python in its process."""
+
+    def __init__(self, upstream: str, *args: str, script: Path | str = AUTH, **rest: Any) -> None:
+        self.control = tempfile.TemporaryDirectory(prefix="control-")
+        env = rest.pop("env", {}) | {"CONTROL_DIR": self.control.name}
+        self._count = 0
+        super().__init__(upstream, "-s", str(ROOT / "tests" / "control.py"), *args, script=script, env=env, **rest)
+
+    def do(self, code: str) -> str:
+        """The repr of what the code leaves in `result`, or the traceback."""
+        self._count += 1
+        name = Path(self.control.name, f"{self._count:04}")
+        name.with_suffix(".part").write_text(textwrap.dedent(code))
+        name.with_suffix(".part").rename(name.with_suffix(".todo"))
+        done = name.with_suffix(".done")
+        wait_until(done.exists, f"an answer to {code!r}")
+        return done.read_text()
+
+    def stop(self) -> None:
+        super().stop()
+        self.control.cleanup()
 
 
 @dataclass
@@ -297,5 +324,6 @@ def ask(port: int, method: str, path: str, *fields: str, body: bytes = b"") -> R
 
 def chat(model: str = "demo", **more: object) -> bytes:
     """The body of a chat request."""
-    return json.dumps({"model": model, "messages": [{"role": "user", "content": "why is the sky blue"}]} | more).encode()
-
+    return json.dumps(
+        {"model": model, "messages": [{"role": "user", "content": "why is the sky blue"}]} | more
+    ).encode()

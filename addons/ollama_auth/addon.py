@@ -34,7 +34,7 @@ from . import credentials, headers, keys, settings
 from .access_log import AccessLog
 from .connections import Connections, Drain, Link
 from .edge import Farewell, GateLayer
-from .exchange import Admission, Exchange, Refusal
+from .exchange import Admission, Exchange, Refusal, keeping
 from .head import Bounds, Head, HeadError, check_fields, values
 from .responses import Answer, error, render, retry_after, unauthorized
 from .routes import Dialect, route
@@ -325,7 +325,8 @@ class Gate:
         flow.metadata["ollama_key"] = exchange.key
         flow.metadata["ollama_id"] = exchange.id
         flow.comment = f"key: {exchange.key}"
-        flow.request.stream = exchange.request_chunk
+        count = exchange.request_chunk
+        flow.request.stream = keeping(flow.request, count) if self.watched else count
 
     def answered(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
         """The head of the response is here: it goes on at once, and so does every chunk behind it."""
@@ -333,7 +334,8 @@ class Gate:
         exchange.status = flow.response.status_code
         exchange.first_byte = time.monotonic()
         flow.response.headers["X-Request-Id"] = exchange.id
-        flow.response.stream = exchange.response_chunk
+        count = exchange.response_chunk
+        flow.response.stream = keeping(flow.response, count) if self.watched else count
 
     def failed(self, exchange: Exchange, reason: str, status: int) -> Answer:
         """It went wrong after the admission; the answer is for a client that has seen nothing of one."""
@@ -365,7 +367,7 @@ class Gate:
         return error(503, "the gateway failed to decide, so it denies", Dialect.OLLAMA, retry_after(RETRY_SECONDS))
 
     @property
-    def shows_refused(self) -> bool:
+    def watched(self) -> bool:
         """Somebody looks at flows: mitmweb, mitmproxy, or a file of flows."""
         return ctx.master.addons.get("view") is not None or bool(ctx.options.save_stream_file)
 

@@ -168,7 +168,7 @@ class GateStream(HttpStream):
         self.client_state = self.server_state = self.state_errored
         yield SendHttp(Refuse(self.stream_id, refusal.answer.to(head.method)), self.context.client)
         self.gate.end(self.exchange, self.parent.link)
-        if self.gate.shows_refused:
+        if self.gate.watched:
             flow = refused_flow(self.context, event.request, head, self.exchange, refusal)
             yield HttpRequestHeadersHook(flow)
             yield HttpResponseHook(flow)
@@ -203,7 +203,9 @@ class GateStream(HttpStream):
         request.data.host, request.data.port = server.address[0], server.address[1]
         request.scheme = "https" if server.tls else "http"
         if not self.context.options.keep_host_header:
-            host = url.hostport(request.scheme, server.address[0], server.address[1])
+            name, port = server.address[0], server.address[1]
+            # mitmproxy's hostport leaves an IPv6 address bare; RFC 3986 section 3.2.2 wants brackets.
+            host = url.hostport(request.scheme, f"[{name}]" if ":" in name else name, port)
         request.host_header = host
 
     def make_server_connection(self) -> layer.CommandGenerator[bool]:

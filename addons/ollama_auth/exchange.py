@@ -2,14 +2,19 @@
 
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 from time import time as wall_clock
+
+from mitmproxy.http import Message
 
 from .head import Fields, values
 from .responses import Answer
 from .routes import Route
 
+MAX_KEPT = 4 * 1024 * 1024
+"""Bytes of a streamed body that are kept for a viewer of flows."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -72,3 +77,24 @@ class Exchange:
                 self.first_byte = monotonic()
             self.bytes_out += len(data)
         return data
+
+
+def keeping(message: Message, pass_on: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """For `message.stream`: as `pass_on`, and once the body is whole it is there to be looked at and replayed.
+
+    Of a body larger than MAX_KEPT nothing is kept. mitmproxy calls it with b"" at the end.
+    """
+    kept: bytearray | None = bytearray()
+
+    def chunk(data: bytes) -> bytes:
+        nonlocal kept
+        if kept is not None:
+            if not data:
+                message.raw_content = bytes(kept)
+            elif len(kept) + len(data) <= MAX_KEPT:
+                kept += data
+            else:
+                kept = None
+        return pass_on(data)
+
+    return chunk

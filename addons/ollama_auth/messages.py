@@ -31,7 +31,7 @@ class Gate(Protocol):
     @property
     def draining(self) -> bool: ...
     @property
-    def shows_refused(self) -> bool:
+    def watched(self) -> bool:
         """Somebody looks at flows, so that those refused are worth building."""
 
     def judge(self, head: Head, link: Link) -> tuple[Exchange, Admission | Refusal]:
