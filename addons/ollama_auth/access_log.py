@@ -48,10 +48,10 @@ def record(exchange: Exchange) -> dict[str, object]:
 
 def path(exchange: Exchange) -> str | None:
     """The decoded path without its query, bounded, and escaped: nothing in it can end a line or look like one."""
-    if exchange.route is None:
+    if exchange.path is None:
         return None
-    text = escape(exchange.route.path[:MAX_PATH])
-    return text + "..." if len(exchange.route.path) > MAX_PATH else text
+    text = escape(exchange.path[:MAX_PATH])
+    return text + "..." if len(exchange.path) > MAX_PATH else text
 
 
 def escape(raw: bytes) -> str:

@@ -57,6 +57,8 @@ _DEFAULTS: dict[str, Any] = {
     "block_global": False,  # Public clients are what authentication is for.
     "tcp_timeout": A_DAY,  # A model that loads, or an answer that does not stream, may be silent for hours.
     "keep_host_header": False,  # Ollama refuses names it does not know.
+}
+_MITMDUMP_DEFAULTS: dict[str, Any] = {
     "flow_detail": 0,  # mitmdump's own lines show whole URLs; ours don't.
     "termlog_verbosity": "alert",  # Nor does every TCP connection need a line.
 }
@@ -123,8 +125,8 @@ class Gate:
     def apply_defaults(self) -> None:
         """Set what nobody set."""
         options = dict(ctx.options.items())
-        unset = {n: v for n, v in _DEFAULTS.items() if n in options and options[n].value is optmanager.unset}
-        ctx.options.update(**unset)
+        wanted = _DEFAULTS | (_MITMDUMP_DEFAULTS if "flow_detail" in options else {})
+        ctx.options.update(**{n: v for n, v in wanted.items() if options[n].value is optmanager.unset})
 
     def configure(self, updated: set[str]) -> None:
         """Options were changed while running: take them, or say what is wrong and keep what was."""
@@ -286,6 +288,7 @@ class Gate:
             return Refusal(reason, unauthorized(message, dialect, request_id, sent=reason != "missing"))
 
         limits = self.settings
+        exchange.path = headers.mask_path(exchange.route.path, limits.ring.find if limits else None)
         if limits is None or not self.holders or self.removed:
             return refuse("closed", 503, "the gateway is not ready", retry_after(RETRY_SECONDS))
         fault = unfit(head, limits.bounds)
@@ -309,6 +312,7 @@ class Gate:
         try:
             target, removed = headers.clean_target(here, secret)
         except ValueError:
+            exchange.path = headers.MASKED_PATH
             return refuse("key in path", 400, "the key is in the path of the URL: take it for known to others")
         exchange.stripped += removed
         return Admission(principal.name, target, fields, max_body)

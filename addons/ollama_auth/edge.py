@@ -7,6 +7,7 @@ pinned by tests/test_internals.py.
 """
 
 from typing import Any
+from urllib.parse import quote
 
 from mitmproxy import http
 from mitmproxy.connection import Connection, Server
@@ -351,7 +352,7 @@ def refused_flow(
     flow = http.HTTPFlow(context.client, context.server)
     flow.request = request
     request.headers.fields = tuple((n, v) for n, v in head.fields if n.lower() in SHOWN)
-    request.data.path = head.target.partition(b"?")[0]
+    request.data.path = quote(exchange.path or b"/", safe="/:@!$&'()*+,;=~").encode()
     request.data.content = b""
     address = context.server.address
     if address:

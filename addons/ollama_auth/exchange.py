@@ -46,6 +46,8 @@ class Exchange:
     client: str
     method: str = ""
     route: Route | None = None
+    path: bytes | None = None
+    """The decoded path, with what may be a key in it masked."""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     time: float = field(default_factory=wall_clock)
     started: float = field(default_factory=monotonic)

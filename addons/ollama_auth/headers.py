@@ -5,7 +5,7 @@ writes the query to its log. What nobody listed goes nowhere.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from urllib.parse import unquote_plus
 
 from .head import Fields
@@ -31,6 +31,8 @@ _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")
 # Of one connection and always there: no news in a log.
 _UNREMARKABLE = frozenset({b"connection", b"host", b"expect"})
 _SECRET_PARAMETERS = frozenset({"access_token", "api_key", "api-key", "apikey", "auth", "key", "token"})
+
+MASKED_PATH = b"/***"
 
 
 class HeaderFault(ValueError):
@@ -83,3 +85,12 @@ def clean_target(target: bytes, secret: bytes) -> tuple[bytes, tuple[str, ...]]:
         else:
             kept.append(parameter)
     return path + (b"?" + b"&".join(kept) if kept else b""), tuple(removed)
+
+
+def mask_path(path: bytes, known: Callable[[bytes], object] | None) -> bytes:
+    """A decoded path to be logged: without segments that look like a key, or that `known` says are one."""
+
+    def secret(segment: bytes) -> bool:
+        return segment.startswith(b"sk-") or (known is not None and known(segment) is not None)
+
+    return b"/".join(b"***" if segment and secret(segment) else segment for segment in path.split(b"/"))

@@ -1,0 +1,675 @@
+"""A small stand-in for Ollama: to try the gateway, and for its tests and its benchmark.
+
+It puts on the wire what Ollama does: the framing, the order of the headers, the JSON and the errors.
+No model runs: every answer is one sentence that quotes the question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import hashlib
+import json
+import math
+import re
+import secrets
+import signal
+import struct
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any, Self
+from urllib.parse import unquote
+
+type Json = dict[str, Any]
+type Handler = Callable[[Exchange], Awaitable[Json | None]]
+type Dialect = Callable[[Turn], Iterator[bytes]]
+
+PIECE = 64 * 1024
+HEAD_LIMIT = KEPT_BODY = 1 << 20
+KEPT_REQUESTS = 1000
+DRAIN_LIMIT = 256 * 1024  # Go reads away an unused body up to this long, to keep the connection
+GO_BUFFER = 2048  # Go gives no Content-Length to more than this
+LINGER = 0.5  # seconds, as in Go
+JSON, NDJSON, SSE, TEXT = "application/json", "application/x-ndjson", "text/event-stream", "text/plain"
+UTF8 = "; charset=utf-8"
+REPLY = 'You said: "{:.60}". I am only a stand-in for Ollama, but your words came all the way and back.'
+DIGEST = hashlib.sha256(b"demo").hexdigest()
+SIZES = {"size": 4096, "digest": DIGEST}
+DETAILS = {"parent_model": "", "format": "gguf", "family": "llama", "families": ["llama"]}
+DETAILS |= {"parameter_size": "101K", "quantization_level": "unknown"}
+INFO = {"general.architecture": "llama", "llama.context_length": 2048}
+TENSORS = [{"name": f"blk.{n}.attn_q.weight", "type": "F32", "shape": [64, 64]} for n in range(40)]
+PULLED = {"status": f"pulling {DIGEST[:12]}", "digest": f"sha256:{DIGEST}", "total": 4096}
+JOBS: dict[str, list[Json]] = {
+    "/api/create": [{"status": "parsing GGUF"}, {"status": f"creating new layer sha256:{DIGEST}"}],
+    "/api/pull": [{"status": "pulling manifest"}, PULLED, PULLED | {"completed": 4096}],
+}
+JOB_END = [{"status": "writing manifest"}, {"status": "success"}]
+
+
+@dataclass
+class SeenRequest:
+    """A request as it came in; its body grows while it is read."""
+
+    method: str
+    target: str
+    version: str
+    headers: list[tuple[str, str]]
+    body: bytes = b""
+    body_length: int = 0
+    complete: bool = False
+
+    @classmethod
+    def parse(cls, head: bytes) -> Self:
+        """Read a request head."""
+        first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+        method, target, version = first.split(" ")
+        fields = [line.split(":", 1) for line in lines]
+        return cls(method, target, version, [(name, value.strip()) for name, value in fields])
+
+
+class Failure(Exception):
+    """An error that is told in JSON."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+
+    def json(self, path: str) -> Json:
+        """Put it in the words of the API that the path belongs to."""
+        if not path.startswith("/v1/"):
+            return {"error": self.message}
+        kind = "not_found_error" if self.status == 404 else "invalid_request_error"
+        if path != "/v1/messages":
+            return {"error": {"message": self.message, "type": kind, "param": None, "code": None}}
+        error = {"type": kind, "message": self.message}
+        return {"type": "error", "error": error, "request_id": f"req_{secrets.token_hex(12)}"}
+
+
+class Link(asyncio.StreamReaderProtocol):
+    """A connection whose task ends when the client leaves, also while it does not read."""
+
+    def __init__(self, serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], asyncio.Task[None]]):
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._serving = serve(reader, writer)
+
+        super().__init__(asyncio.StreamReader(HEAD_LIMIT), connected)
+
+    def eof_received(self) -> bool | None:
+        """Hear that the client sends no more, which Go too takes for its leaving."""
+        self._serving.cancel()
+        return super().eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Hear that the connection is gone."""
+        self._serving.cancel()
+        super().connection_lost(exc)
+
+
+class Exchange:
+    """One request on a connection, and the answer to it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seen: SeenRequest) -> None:
+        fields = {name.lower(): value.lower() for name, value in seen.headers}
+        self.seen, self.path = seen, unquote(seen.target.partition("?")[0])
+        self.parent, _, self.tail = self.path.rpartition("/")
+        self.headers: dict[str, str] = {}
+        self.close = seen.version == "HTTP/1.0" or "close" in fields.get("connection", "")
+        self._reader, self._writer, self._head, self._chunked = reader, writer, b"", False
+        self._expects = fields.get("expect") == "100-continue"
+        self._body_in_chunks = "chunked" in fields.get("transfer-encoding", "")
+        self._length = int(fields.get("content-length", 0))
+        seen.complete = not (self._body_in_chunks or self._length)
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """Read what is left of the request body, in pieces."""
+        if self.seen.complete:
+            return
+        if self._expects:
+            self._writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        async for piece in self._take_chunks() if self._body_in_chunks else self._take(self._length):
+            self.seen.body += piece[: KEPT_BODY - len(self.seen.body)]
+            self.seen.body_length += len(piece)
+            yield piece
+        self.seen.complete = True
+
+    async def read_json(self) -> Json:
+        """Read an object as Go does: the case of a key does not count, and the last of two wins."""
+        text = b"".join([piece async for piece in self.body()]).decode(errors="replace").rstrip()
+        if not text:
+            raise Failure(400, "missing request body")
+        try:
+            return an_object(json.loads(text, object_pairs_hook=lower_keys))
+        except RecursionError:
+            raise Failure(400, "exceeded max depth") from None
+        except json.JSONDecodeError as error:
+            cut = error.pos >= len(text) - 1 or "Unterminated" in error.msg
+            wrong = f"invalid character {text[error.pos : error.pos + 1]!r} looking for beginning of value"
+            raise Failure(400, "unexpected EOF" if cut else wrong) from None
+
+    def start(self, status: int, *, length: int | None = None, chunked: bool = False) -> None:
+        """Make the head of the answer, in the order of Go; it leaves together with what comes next."""
+        modern = self.seen.version != "HTTP/1.0"
+        self._chunked = chunked and modern
+        stuck = self._expects or self._body_in_chunks or self._length > DRAIN_LIMIT
+        self.close |= stuck and not self.seen.complete
+        if self.close:
+            self.headers.pop("Connection", None)
+        fields = [*sorted(self.headers.items()), ("Date", formatdate(usegmt=True))]
+        fields += [("Content-Length", str(length))] * (length is not None)
+        fields += [("Connection", "close")] * (self.close and modern)
+        fields += [("Transfer-Encoding", "chunked")] * self._chunked
+        first = f"{self.seen.version} {status} {HTTPStatus(status).phrase}"
+        self._head = "\r\n".join([first, *map(": ".join, fields), "", ""]).encode("latin-1")
+
+    async def send(self, data: bytes) -> None:
+        """Send a piece of the answer; in a chunked one an empty piece is the end."""
+        await self.send_raw(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    async def send_raw(self, data: bytes) -> None:
+        """Send bytes without framing."""
+        self._writer.write(self._head + (b"" if self.seen.method == "HEAD" else data))
+        self._head = b""
+        await self._writer.drain()
+
+    async def answer(self, status: int, body: bytes = b"", content_type: str = "") -> None:
+        """Send a whole answer."""
+        if content_type:
+            self.headers["Content-Type"] = content_type
+        long = len(body) > GO_BUFFER
+        self.start(status, length=None if long else len(body), chunked=long)
+        await self.send(body)
+        if long:
+            await self.send(b"")
+
+    async def json(self, body: bytes, status: int = 200) -> None:
+        """Send JSON: on /v1 it is a line, unless it complains about the request itself."""
+        line = self.path.startswith("/v1/") and status != 400
+        await self.answer(status, body + b"\n" * line, JSON if line else JSON + UTF8)
+
+    async def stream(self, pieces: AsyncIterator[bytes]) -> None:
+        """Send an answer in chunks, as its pieces come."""
+        self.start(200, chunked=True)
+        async for piece in pieces:
+            await self.send(piece)
+        await self.send(b"")
+
+    async def settle(self) -> None:
+        """Deal with a request body that nobody wanted."""
+        if not self.close:
+            async for _ in self.body():
+                pass
+        elif not self.seen.complete:  # closing at once would reset the connection under the answer
+            self._writer.write_eof()
+            await asyncio.sleep(LINGER)
+
+    async def _take(self, length: int) -> AsyncIterator[bytes]:
+        while length > 0:
+            piece = await self._reader.read(min(length, PIECE))
+            if not piece:
+                raise EOFError
+            length -= len(piece)
+            yield piece
+
+    async def _take_chunks(self) -> AsyncIterator[bytes]:
+        while size := int((await self._reader.readuntil(b"\n")).partition(b";")[0], 16):
+            async for piece in self._take(size):
+                yield piece
+            await self._reader.readexactly(2)
+        while (await self._reader.readuntil(b"\n")).strip():
+            pass
+
+
+def lower_keys(pairs: list[tuple[str, object]]) -> Json:
+    """Make an object whose keys are in lower case."""
+    return {key.lower(): value for key, value in pairs}
+
+
+def an_object(value: object) -> Json:
+    """Take a JSON object, or an empty one in the place of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def dump(value: Json) -> bytes:
+    """Write JSON as Go does: compact, and harmless in HTML."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return re.sub("[<>&]", lambda mark: f"\\u{ord(mark[0]):04x}", text).encode(errors="replace")
+
+
+def sse(event: Json) -> bytes:
+    """Write an event; those of Anthropic have a type, and a line more for it."""
+    name = f"event: {event['type']}\n" if "type" in event else ""
+    return b"%bdata: %b\n\n" % (name.encode(), dump(event))
+
+
+def timestamp(nanoseconds: int) -> str:
+    """Write a time as Go does."""
+    seconds, fraction = divmod(nanoseconds, 10**9)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{fraction:09d}".rstrip("0.") + "Z"
+
+
+def full_name(name: object) -> str:
+    """Spell out a model's name, whichever of its forms is given."""
+    short = str(name).lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
+    return short if ":" in short else f"{short}:latest"
+
+
+def texts_of(content: object) -> list[str]:
+    """Find the texts in a string, a message, a part of one, or a list of these."""
+    if isinstance(content, dict):
+        return texts_of(content.get("content") or content.get("text"))
+    if isinstance(content, list):
+        return [text for item in content for text in texts_of(item)]
+    return [content] if isinstance(content, str) else []
+
+
+def tokens_of(text: str) -> list[str]:
+    """Split a text into words and marks, each with the space before it."""
+    return re.findall(r"\s*\w+|\s*[^\w\s]|\s+$", text)
+
+
+def count(texts: list[str]) -> int:
+    """Count the tokens of texts."""
+    return sum(len(tokens_of(text)) for text in texts)
+
+
+def vector_of(text: str) -> list[float]:
+    """Make up an embedding of length one."""
+    raw = [byte - 127.5 for byte in hashlib.sha256(text.encode(errors="replace")).digest()]
+    return [round(number / math.hypot(*raw), 7) for number in raw]
+
+
+class Turn:
+    """A question and the answer to it."""
+
+    def __init__(self, path: str, ask: Json) -> None:
+        self.path, self.model, self.begun = path, ask.get("model", ""), time.time_ns()
+        self.counts = bool(an_object(ask.get("stream_options")).get("include_usage"))
+        texts = texts_of([ask.get(key) for key in ("system", "messages", "prompt")]) or [""]
+        given = an_object(ask.get("options")) | ask
+        limit = given.get("num_predict") or given.get("max_tokens") or given.get("max_completion_tokens")
+        reply = tokens_of(REPLY.format(texts[-1])) if any(texts) else []
+        self.tokens = reply[:limit] if isinstance(limit, int) and limit > 0 else reply
+        self.text, self.reason = "".join(self.tokens), "stop" if self.tokens == reply else "length"
+        self.asked, self.answered = count(texts), len(self.tokens)
+        wanted = path.startswith("/api/") if ask.get("stream") is None else bool(ask["stream"])
+        self.stream = wanted and bool(reply)
+        # A question without words only loads or unloads the model, as the CLI does.
+        self.idle = "unload" if ask.get("keep_alive") in (0, "0s") else "load"
+
+    def openai(self, prefix: str, kind: str) -> tuple[Json, Json, Json]:
+        """Make what OpenAI's answers share: their beginning, who answers, and the usage."""
+        head = {"id": f"{prefix}-{secrets.randbelow(1000)}", "object": kind, "created": self.begun // 10**9}
+        signature = {"model": self.model, "system_fingerprint": "fp_ollama"}
+        usage = {"prompt_tokens": self.asked, "completion_tokens": self.answered}
+        return head, signature, {"usage": usage | {"total_tokens": self.asked + self.answered}}
+
+
+def native(turn: Turn) -> Iterator[bytes]:
+    """Answer in Ollama's own words."""
+
+    def line(text: str, **rest: object) -> bytes:
+        said = {"message": {"role": "assistant", "content": text}} if chat else {"response": text}
+        head = {"model": turn.model, "created_at": timestamp(time.time_ns())}
+        return dump(head | said | rest) + b"\n" * turn.stream
+
+    chat = turn.path == "/api/chat"
+    if not turn.tokens:
+        yield line("", done=True, done_reason=turn.idle)
+        return
+    if turn.stream:
+        yield from (line(token, done=False) for token in turn.tokens)
+    took = time.time_ns() - turn.begun
+    end: Json = {} if chat else {"context": [*range(turn.asked)]}
+    end |= {"total_duration": took, "load_duration": took // 8}
+    end |= {"prompt_eval_count": turn.asked, "prompt_eval_duration": took // 8}
+    end |= {"eval_count": turn.answered, "eval_duration": took // 2}
+    yield line("" if turn.stream else turn.text, done=True, done_reason=turn.reason, **end)
+
+
+def openai_chat(turn: Turn) -> Iterator[bytes]:
+    """Answer as OpenAI's chat does."""
+
+    def chunk(*deltas: Json, reason: str | None = None) -> Json:
+        choices = [{"index": 0, "delta": delta, "finish_reason": reason} for delta in deltas]
+        return head | signature | {"choices": choices}
+
+    head, signature, usage = turn.openai("chatcmpl", "chat.completion" + ".chunk" * turn.stream)
+    said = {"role": "assistant", "content": turn.text}
+    if not turn.stream:
+        choice = {"index": 0, "message": said, "finish_reason": turn.reason}
+        yield dump(head | signature | {"choices": [choice]} | usage)
+        return
+    for token in turn.tokens:
+        yield sse(chunk(said | {"content": token}))
+        said = {}
+    total = sse(chunk() | usage) if turn.counts else b""
+    yield sse(chunk({}, reason=turn.reason)) + total + b"data: [DONE]\n\n"
+
+
+def openai_text(turn: Turn) -> Iterator[bytes]:
+    """Answer as OpenAI's older completions do."""
+
+    def choices(*texts: str, reason: str | None = None) -> Json:
+        return {"choices": [{"text": text, "index": 0, "finish_reason": reason} for text in texts]}
+
+    head, signature, usage = turn.openai("cmpl", "text_completion")
+    if not turn.stream:
+        yield dump(head | signature | choices(turn.text, reason=turn.reason) | usage)
+        return
+    zero = {"usage": dict.fromkeys(usage["usage"], 0)} if turn.counts else {}
+    for token in turn.tokens:
+        yield sse(head | choices(token) | signature | zero)
+    total = sse(head | choices() | signature | usage) if turn.counts else b""
+    yield sse(head | choices("", reason=turn.reason) | signature | zero) + total + b"data: [DONE]\n\n"
+
+
+def messages(turn: Turn) -> Iterator[bytes]:
+    """Answer as Anthropic does."""
+    head = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": turn.model}
+    reason = {"stop_reason": "end_turn" if turn.reason == "stop" else "max_tokens"}
+    usage = {"usage": {"input_tokens": turn.asked, "output_tokens": turn.answered}}
+    if not turn.stream:
+        yield dump(head | {"content": [{"type": "text", "text": turn.text}]} | reason | usage)
+        return
+    guess = {"usage": {"input_tokens": 5, "output_tokens": 0}}  # as in Ollama: the true count comes last
+    yield sse({"type": "message_start", "message": head | {"content": []} | guess})
+    yield sse({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}})
+    for token in turn.tokens:
+        yield sse({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": token}})
+    yield sse({"type": "content_block_stop", "index": 0})
+    yield sse({"type": "message_delta", "delta": reason} | usage)
+    yield sse({"type": "message_stop"})
+
+
+DIALECTS: dict[str, tuple[Dialect, dict[str, str]]] = {
+    "/api/chat": (native, {"Content-Type": NDJSON}),
+    "/api/generate": (native, {"Content-Type": NDJSON}),
+    "/v1/chat/completions": (openai_chat, {"Content-Type": SSE}),
+    "/v1/completions": (openai_text, {"Content-Type": SSE}),
+    "/v1/messages": (
+        messages,
+        {"Content-Type": SSE, "Cache-Control": "no-cache", "Connection": "keep-alive"},
+    ),
+}
+
+
+class DemoUpstream:
+    """The server. A test starts it on a free port, looks at what came in, and may hold its streams."""
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, token_delay: float = 0.0) -> None:
+        self.host, self.port, self.token_delay = host, port, token_delay
+        self.connections = 0
+        self.requests: list[SeenRequest] = []
+        self.hold = asyncio.Event()  # while it is cleared, no answer gets further than its first item
+        self.hold.set()
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._blobs: set[str] = set()
+        self._models = dict.fromkeys(("demo:latest", "tiny:latest"), time.time_ns())
+        self._routes: dict[str, tuple[str, Handler]] = {
+            "/": ("GET HEAD", self._root),
+            "/api/version": ("GET HEAD", self._version),
+            "/api/tags": ("GET HEAD", self._tags),
+            "/api/ps": ("GET", self._ps),
+            "/api/show": ("POST", self._show),
+            "/api/blobs/*": ("HEAD POST", self._blob),
+            "/api/copy": ("POST", self._copy),
+            "/api/delete": ("DELETE", self._delete),
+            "/v1/models": ("GET", self._openai_models),
+            "/v1/models/*": ("GET", self._openai_model),
+            "/demo/bytes/*": ("GET", self._bytes),
+            "/demo/sink": ("POST", self._sink),
+            "/demo/silent/*": ("GET", self._silent),
+            "/demo/break/*": ("GET", self._break),
+            "/demo/status/*": ("GET", self._status),
+            "/demo/trailers": ("GET", self._trailers),
+            **dict.fromkeys(("/api/embed", "/api/embeddings", "/v1/embeddings"), ("POST", self._embed)),
+            **dict.fromkeys(DIALECTS, ("POST", self._generate)),
+            **dict.fromkeys(JOBS, ("POST", self._job)),
+        }
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open now."""
+        return len(self._open)
+
+    async def start(self) -> None:
+        """Listen; from here on the port is known."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Link(self._serve), self.host, self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        """Stop, and end the open connections at once."""
+        self._server.close()
+        for writer in self._open.values():
+            writer.transport.abort()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> asyncio.Task[None]:
+        self.connections += 1
+        task = asyncio.create_task(self._converse(reader, writer))
+        self._open[task] = writer
+        task.add_done_callback(self._open.pop)
+        return task
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await self._exchange(reader, writer):
+                pass
+            writer.close()
+            await writer.wait_closed()
+        except (ConnectionError, EOFError, ValueError, asyncio.LimitOverrunError):
+            pass  # the client is gone, or speaks no HTTP
+        finally:
+            if not writer.is_closing():
+                writer.transport.abort()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        seen = SeenRequest.parse(await reader.readuntil(b"\r\n\r\n"))
+        self.requests.append(seen)
+        del self.requests[:-KEPT_REQUESTS]
+        exchange = Exchange(reader, writer, seen)
+        try:
+            await self._route(exchange)
+        except Failure as failure:
+            await exchange.json(dump(failure.json(exchange.path)), failure.status)
+        await exchange.settle()
+        return not exchange.close
+
+    async def _route(self, exchange: Exchange) -> None:
+        route = self._routes.get(exchange.path) or self._routes.get(f"{exchange.parent}/*")
+        if not route:
+            await exchange.answer(404, b"404 page not found", TEXT)
+        elif exchange.seen.method not in route[0].split():
+            exchange.headers["Allow"] = route[0].replace(" ", ", ")
+            await exchange.answer(405, b"405 method not allowed", TEXT)
+        elif value := await route[1](exchange):
+            await exchange.json(dump(value))
+
+    async def _paced[T](self, items: Iterable[T]) -> AsyncIterator[T]:
+        for item in items:
+            yield item
+            await self.hold.wait()
+            await asyncio.sleep(self.token_delay)
+
+    def _find(self, name: object, complaint: str = "model '{}' not found") -> str:
+        if (full := full_name(name)) not in self._models:
+            raise Failure(404, complaint.format(name))
+        return full
+
+    async def _generate(self, exchange: Exchange) -> None:
+        turn = Turn(exchange.path, await exchange.read_json())
+        dialect, headers = DIALECTS[exchange.path]
+        exchange.headers |= headers if turn.stream else {}
+        self._find(turn.model)
+        if turn.stream:
+            return await exchange.stream(self._paced(dialect(turn)))
+        async for _ in self._paced(turn.tokens):
+            pass
+        await exchange.json(next(dialect(turn)))
+
+    async def _job(self, exchange: Exchange) -> None:
+        ask = await exchange.read_json()
+        lines = self._paced(dump(step) + b"\n" for step in JOBS[exchange.path] + JOB_END)
+        if ask.get("stream") is False:
+            await exchange.answer(200, [line.strip() async for line in lines][-1], JSON)
+        else:
+            exchange.headers["Content-Type"] = NDJSON
+            await exchange.stream(lines)
+        self._models[full_name(ask.get("model") or ask.get("name"))] = time.time_ns()
+
+    async def _embed(self, exchange: Exchange) -> Json:
+        ask = await exchange.read_json()
+        self._find(ask.get("model"), 'model "{}" not found, try pulling it first')
+        texts, model = texts_of([ask.get("input"), ask.get("prompt")]), {"model": ask["model"]}
+        vectors: list[Any] = [vector_of(text) for text in texts]
+        if exchange.path == "/api/embeddings":
+            return {"embedding": vectors[0] if vectors else []}
+        if exchange.path == "/api/embed":
+            times = {"total_duration": 1000, "load_duration": 100}
+            return model | {"embeddings": vectors} | times | {"prompt_eval_count": count(texts)}
+        if ask.get("encoding_format") == "base64":
+            vectors = [base64.b64encode(struct.pack("<32f", *vector)).decode() for vector in vectors]
+        data = [{"object": "embedding", "embedding": vector, "index": n} for n, vector in enumerate(vectors)]
+        usage = {"prompt_tokens": count(texts), "total_tokens": count(texts)}
+        return {"object": "list", "data": data} | model | {"usage": usage}
+
+    async def _blob(self, exchange: Exchange) -> None:
+        wanted, known, digest = exchange.tail, exchange.tail in self._blobs, hashlib.sha256()
+        if not re.fullmatch("sha256:[0-9a-f]{64}", wanted):
+            raise Failure(400, "invalid digest format")
+        if exchange.seen.method == "HEAD":
+            if not known:
+                raise Failure(404, f'blob "{wanted}" not found')
+            exchange.start(200)
+            return await exchange.send(b"")
+        if known:
+            exchange.close = True
+            return await exchange.answer(200)
+        async for piece in exchange.body():
+            digest.update(piece)
+        if (found := f"sha256:{digest.hexdigest()}") != wanted:
+            raise Failure(400, f'digest mismatch, expected "{wanted}", got "{found}"')
+        self._blobs.add(found)
+        await exchange.answer(201)
+
+    async def _copy(self, exchange: Exchange) -> None:
+        ask = await exchange.read_json()
+        self._find(ask.get("source"), 'model "{}" not found')
+        self._models[full_name(ask.get("destination"))] = time.time_ns()
+        await exchange.answer(200)
+
+    async def _delete(self, exchange: Exchange) -> None:
+        ask = await exchange.read_json()
+        del self._models[self._find(ask.get("model") or ask.get("name"))]
+        await exchange.answer(200)
+
+    async def _show(self, exchange: Exchange) -> Json:
+        ask = await exchange.read_json()
+        name = self._find(full_name(ask.get("model") or ask.get("name")))
+        head = {"modelfile": f"FROM {name}\n", "parameters": "num_ctx 2048", "template": "{{ .Prompt }}"}
+        tail = {"capabilities": ["completion"], "modified_at": timestamp(self._models[name])}
+        return head | {"details": DETAILS, "model_info": INFO, "tensors": TENSORS} | tail
+
+    async def _root(self, exchange: Exchange) -> None:
+        await exchange.answer(200, b"Ollama is running", TEXT + UTF8)
+
+    async def _version(self, exchange: Exchange) -> Json:
+        return {"version": "0.33.0-demo"}
+
+    async def _tags(self, exchange: Exchange) -> Json:
+        details = DETAILS | {"context_length": 2048, "embedding_length": 32}
+        tail = SIZES | {"details": details, "capabilities": ["completion"]}
+        times = {name: {"modified_at": timestamp(at)} for name, at in self._models.items()}
+        return {"models": [{"name": name, "model": name} | time | tail for name, time in times.items()]}
+
+    async def _ps(self, exchange: Exchange) -> Json:
+        expires = {"expires_at": timestamp(time.time_ns() + 300 * 10**9)}
+        tail = SIZES | {"details": DETAILS} | expires | {"size_vram": 0, "context_length": 2048}
+        return {"models": [{"name": name, "model": name} | tail for name in self._models]}
+
+    async def _openai_models(self, exchange: Exchange) -> Json:
+        return {"object": "list", "data": [self._openai(name) for name in self._models] or None}
+
+    async def _openai_model(self, exchange: Exchange) -> Json:
+        return self._openai(self._find(full_name(exchange.tail))) | {"id": exchange.tail}
+
+    def _openai(self, name: str) -> Json:
+        return {"id": name, "object": "model", "created": self._models[name] // 10**9, "owned_by": "library"}
+
+    async def _bytes(self, exchange: Exchange) -> None:
+        left = int(exchange.tail)
+        exchange.headers["Content-Type"] = "application/octet-stream"
+        exchange.start(200, length=left)
+        for size in [PIECE] * (left // PIECE) + [left % PIECE]:
+            await exchange.send(bytes(size))
+
+    async def _sink(self, exchange: Exchange) -> Json:
+        async for _ in exchange.body():
+            pass
+        return {"bytes": exchange.seen.body_length}
+
+    async def _silent(self, exchange: Exchange) -> None:
+        await asyncio.sleep(float(exchange.tail))
+        await exchange.answer(200, b"{}", JSON)
+
+    async def _break(self, exchange: Exchange) -> None:
+        chunked = exchange.tail == "chunked"
+        exchange.start(200, length=None if chunked else 1000, chunked=chunked)
+        await exchange.send(b"the first of many")
+        exchange.close = True
+
+    async def _status(self, exchange: Exchange) -> None:
+        exchange.start(int(exchange.tail))
+        await exchange.send(b"")
+
+    async def _trailers(self, exchange: Exchange) -> None:
+        exchange.headers["Trailer"] = "X-Demo-Trailer"
+        exchange.start(200, chunked=True)
+        await exchange.send(b"a body and its trailer")
+        await exchange.send_raw(b"0\r\nX-Demo-Trailer: here\r\n\r\n")
+
+
+async def serve(host: str, port: int, token_delay: float) -> None:
+    """Serve until a signal says to stop."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with DemoUpstream(host, port, token_delay) as upstream:
+        print(f"Demo upstream (stand-in for Ollama) on {upstream.url}", flush=True)
+        await stop.wait()
+
+
+def main() -> None:
+    """Read the command line and serve."""
+    parser = argparse.ArgumentParser(description="A small stand-in for Ollama, without any model.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=11434, help="port, 0 for any free one (%(default)s)")
+    parser.add_argument("--token-delay", type=float, default=0.04, help="seconds a token (%(default)s)")
+    options = parser.parse_args()
+    try:
+        asyncio.run(serve(options.host, options.port, options.token_delay))
+    except OSError as error:
+        sys.exit(f"cannot listen on {options.host}:{options.port} ({error.strerror}): choose another --port")
+
+
+if __name__ == "__main__":
+    main()
