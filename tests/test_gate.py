@@ -500,7 +500,7 @@ def test_no_secret_in_mitmweb(upstream: Upstream) -> None:
                 text = response.read().decode()
             assert_no_secret(text)
             if page == "/flows":
-                assert "ollama_key" in text
+                assert "key: default" in text
                 assert "refused: unknown" in text
 
 
