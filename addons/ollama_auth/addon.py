@@ -25,7 +25,6 @@ from mitmproxy.addonmanager import Loader
 from mitmproxy.connection import Client, Server
 from mitmproxy.log import ALERT
 from mitmproxy.proxy import layer
-from mitmproxy.proxy.layers import tls
 from mitmproxy.proxy.mode_specs import ReverseMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.utils import asyncio_utils, human
@@ -33,7 +32,7 @@ from mitmproxy.utils import asyncio_utils, human
 from . import credentials, headers, keys, settings
 from .access_log import AccessLog
 from .connections import Connections, Drain, Link
-from .edge import Farewell, GateLayer
+from .edge import ClientTls, Farewell, GateLayer
 from .exchange import Admission, Exchange, Refusal, keeping
 from .head import Bounds, Head, HeadError, check_fields, values
 from .responses import Answer, error, render, retry_after, unauthorized
@@ -245,7 +244,7 @@ class Gate:
         context.layers.remove(nextlayer.layer)
         if encrypted:
             link.deadline = time.monotonic() + (self.settings.handshake_timeout if self.settings else self.head_timeout)
-            outer = tls.ClientTLSLayer(context)
+            outer = ClientTls(context)
             outer.child_layer = GateLayer(context, self, link)
             nextlayer.layer = outer
         else:
@@ -271,7 +270,7 @@ class Gate:
             exchange.reason, exchange.status = verdict.reason, verdict.answer.status
         else:
             link.admitted = True
-            link.exchanges[exchange.id] = exchange
+            link.exchanges[id(exchange)] = exchange
         return exchange, verdict
 
     def _judge(self, head: Head, exchange: Exchange, link: Link) -> Admission | Refusal:
@@ -358,7 +357,7 @@ class Gate:
             return
         exchange.ended = time.monotonic()
         if link:
-            link.exchanges.pop(exchange.id, None)
+            link.exchanges.pop(id(exchange), None)
         self.log.write(exchange)
 
     def crashed(self, fault: Exception) -> Answer:
@@ -479,7 +478,7 @@ def unfit(head: Head, bounds: Bounds) -> HeadError | None:
         return HeadError(417, "the only expectation met here is 100-continue")
     if head.version == b"HTTP/2.0":
         try:
-            check_fields(head.fields, head.target, bounds)
+            check_fields(head.fields, head.target, bounds, ended=head.body == 0)
         except HeadError as fault:
             return fault
     return None

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Protocol
 
-from mitmproxy.connection import Client
+from mitmproxy.connection import Client, Connection
 from mitmproxy.proxy import events
 from mitmproxy.proxy.server import ConnectionHandler
 from mitmproxy.utils import asyncio_utils
@@ -43,6 +43,9 @@ class Speaker(Protocol):
     def idle(self) -> bool:
         """No request is under way."""
 
+    def throttle(self, stream_id: int, server: Connection) -> None:
+        """Something of the answer to that request came from `server`: enough for now?"""
+
 
 class Link:
     """One client connection."""
@@ -71,10 +74,10 @@ class Link:
         self.speaker: Speaker | None = None
         self.admitted = False
         """A request of this connection was admitted: without that it may not have a connection upstream."""
-        self.exchanges: dict[str, Exchange] = {}
-        """Admitted requests that have not ended, by id."""
+        self.exchanges: dict[int, Exchange] = {}
+        """Admitted requests that have not ended, by Python's id: a client may give two of them the same of its own."""
         self.told = False
-        self.holders: set[object] = set()
+        self.holders: dict[Connection, set[object]] = {}
         self.connecting: dict[str, asyncio.TimerHandle] = {}
         """What ends an attempt to connect upstream, by server id."""
 
@@ -89,24 +92,29 @@ class Link:
             self.handler.server_event(event), name="gate event", keep_ref=True, client=self.client.peername
         )
 
-    def hold(self, who: object) -> None:
-        """Read nothing more from the client until `who` releases it."""
-        self.holders.add(who)
-        transport = self.transport()
+    def hold(self, connection: Connection, who: object) -> None:
+        """Read nothing more from `connection`, the client or a server of it, until `who` releases it."""
+        self.holders.setdefault(connection, set()).add(who)
+        transport = self.transport(connection)
         if transport and transport.is_reading():
             transport.pause_reading()
 
-    def release(self, who: object) -> None:
+    def release(self, connection: Connection, who: object) -> None:
         """Take back a hold, if there is one."""
-        if who in self.holders:
-            self.holders.discard(who)
-            transport = self.transport()
-            if transport and not self.holders and not transport.is_closing():
+        holders = self.holders.get(connection)
+        if holders is None or who not in holders:
+            return
+        holders.discard(who)
+        if not holders:
+            del self.holders[connection]
+            transport = self.transport(connection)
+            # A reader that is full has paused its transport itself, and resumes it when it is not.
+            if transport and not transport.is_closing() and not self.handler.transports[connection].reader._paused:  # type: ignore[union-attr]
                 transport.resume_reading()
 
-    def transport(self) -> asyncio.Transport | None:
-        """The socket's side of asyncio, while there is one."""
-        io = self.handler.transports.get(self.client)
+    def transport(self, connection: Connection | None = None) -> asyncio.Transport | None:
+        """The socket's side of asyncio of the client or one of its servers, while there is one."""
+        io = self.handler.transports.get(connection or self.client)
         return io.writer.transport if io and isinstance(io.writer, asyncio.StreamWriter) else None  # type: ignore[return-value]
 
     def cut(self) -> None:

@@ -6,11 +6,12 @@ GateStream; upstream speaks an Http1Upstream (or mitmproxy's own HTTP/2 client).
 pinned by tests/test_internals.py.
 """
 
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
 from mitmproxy import http
-from mitmproxy.connection import Connection, Server
+from mitmproxy.connection import Connection, ConnectionState, Server
 from mitmproxy.net.http import url
 from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import commands, events, layer, tunnel
@@ -33,16 +34,18 @@ from mitmproxy.proxy.layers.http._events import (
     RequestEndOfMessage,
     RequestHeaders,
     RequestProtocolError,
+    ResponseData,
     ResponseEndOfMessage,
     ResponseHeaders,
     ResponseProtocolError,
 )
 from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook, HttpResponseHook
 from mitmproxy.proxy.layers.http._http2 import Http2Client
+from OpenSSL import SSL
 
 from .connections import Drain, Expire, Link
 from .exchange import Admission, Exchange, Refusal
-from .head import CHUNKED, Head
+from .head import CHUNKED, Head, values
 from .headers import FORWARDED
 from .http1 import Http1Edge, Http1Upstream
 from .http2 import Http2Edge
@@ -145,11 +148,12 @@ class GateStream(HttpStream):
 
     def handle_event(self, event: events.Event) -> Commands:
         """While this waits for a connection or a hook, the body that comes is queued: then the client has to wait."""
+        link = self.parent.link
         if self._paused and isinstance(event, RequestData):
-            self.parent.link.hold(self)
+            link.hold(link.client, self)
         yield from super().handle_event(event)
         if not self._paused:
-            self.parent.link.release(self)
+            link.release(link.client, self)
 
     def _handle_event(self, event: events.Event) -> Commands:
         yield from super()._handle_event(event)
@@ -182,7 +186,7 @@ class GateStream(HttpStream):
         self.flow.request = request = event.request
         self._readdress(request, admission)
         self.bodyless = event.end_stream
-        self.wants_continue = any(name.lower() == b"expect" for name, _ in head.fields)
+        self.wants_continue = head.version != b"HTTP/1.0" and bool(values(head.fields, b"expect"))
         self.gate.begin(self.exchange, self.flow)
         yield HttpRequestHeadersHook(self.flow)
         if (yield from self.check_killed(True)):
@@ -224,8 +228,9 @@ class GateStream(HttpStream):
             self.client_state = self.state_errored
             return
         if self.wants_continue:
-            go_on = ResponseHeaders(self.stream_id, http.Response.make(100, headers=http.Headers()))
-            yield SendHttp(go_on, self.context.client)
+            go_on = http.Response.make(100)
+            go_on.headers.clear()
+            yield SendHttp(ResponseHeaders(self.stream_id, go_on), self.context.client)
         yield SendHttp(RequestHeaders(self.stream_id, self.flow.request, end_stream=False), self.context.server)
         self.client_state = self.state_stream_request_body
 
@@ -259,6 +264,11 @@ class GateStream(HttpStream):
         assert self.flow.response
         yield SendHttp(ResponseHeaders(self.stream_id, self.flow.response, end_stream=False), self.context.client)
         self.server_state = self.state_stream_response_body
+
+    def state_stream_response_body(self, event: events.Event) -> Commands:
+        yield from super().state_stream_response_body(event)
+        if isinstance(event, ResponseData) and self.parent.link.speaker:
+            self.parent.link.speaker.throttle(self.stream_id, self.context.server)
 
     def send_response(self, already_streamed: bool = False) -> Commands:
         yield from super().send_response(already_streamed)
@@ -319,6 +329,31 @@ class Upstream(HttpClient):
             self._handle_event = self.child_layer.handle_event  # type: ignore[method-assign]
             yield from self._handle_event(event)
         yield RegisterHttpConnection(self.context.server, error)
+
+
+class ClientTls(tls.ClientTLSLayer):
+    """TLS with the client, that says goodbye (RFC 8446 section 6.1), and nothing after that or after an error."""
+
+    def tls_interact(self) -> Commands:
+        if self.conn.state & ConnectionState.CAN_WRITE:
+            yield from super().tls_interact()
+
+    def receive_data(self, data: bytes) -> Commands:
+        yield from super().receive_data(data)
+        if self.tls.get_state_string() == b"error":
+            yield commands.CloseConnection(self.conn)
+
+    def send_data(self, data: bytes) -> Commands:
+        try:
+            yield from super().send_data(data)
+        except SSL.Error:
+            yield commands.CloseConnection(self.conn)
+
+    def send_close(self, command: commands.CloseConnection) -> Commands:
+        with suppress(SSL.Error):
+            self.tls.shutdown()
+        yield from self.tls_interact()
+        yield from super().send_close(command)
 
 
 class Farewell(layer.Layer):

@@ -21,8 +21,6 @@ _TARGET = re.compile(rb"[!\"$-~]+")
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
 # Control characters but HTAB (RFC 9110 section 5.5).
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-# A bare LF, a bare CR or a NUL: RFC 9112 section 2.2 lets a parser take the first two for a line end; we don't.
-_BARE = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\x00")
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 # 18 digits are an exabyte less one, and fit every integer type on the way.
@@ -80,7 +78,7 @@ def take_head(buffer: Incoming, bounds: Bounds) -> bytes | None:
         data = data[empty.end() :]
     end = data.find(b"\r\n\r\n", 0, bounds.head + 4)
     seen = data[: bounds.head] if end < 0 else data[:end]
-    if _BARE.search(seen):
+    if _bare(seen):
         raise HeadError(400, "the request head has a bare CR, a bare LF or a NUL in it")
     line = seen.split(b"\r\n", 1)[0].removesuffix(b"\r")  # Half a line end, so far.
     if len(line) > bounds.target + MAX_METHOD + len(" HTTP/1.1 "):
@@ -91,6 +89,15 @@ def take_head(buffer: Incoming, bounds: Bounds) -> bytes | None:
         return None
     buffer.maybe_extract_at_most(end + 4)
     return seen
+
+
+def _bare(data: bytes) -> bool:
+    """Is there a bare LF, a bare CR or a NUL? RFC 9112 section 2.2 lets a parser take the first two for a line end.
+
+    Counted and not matched: this looks at all of a head again whenever a byte of it comes.
+    """
+    lines = data.count(b"\r\n")
+    return data.count(b"\n") != lines or data.count(b"\r") != lines + data.endswith(b"\r") or b"\0" in data
 
 
 def parse_head(raw: bytes, bounds: Bounds) -> Head:
@@ -106,12 +113,15 @@ def parse_head(raw: bytes, bounds: Bounds) -> Head:
         raise HeadError(431, f"the request has more than {bounds.fields} header fields")
     fields = tuple(map(_field, lines))
     _check_host(fields, required=version == b"HTTP/1.1")
-    tokens = _connection(fields)
-    return Head(method, target, version, fields, _body(fields, version), version == b"HTTP/1.0" or b"close" in tokens)
+    close = version == b"HTTP/1.0" or b"close" in connection_options(fields)
+    return Head(method, target, version, fields, _body(fields, version), close)
 
 
-def check_fields(fields: Fields, target: bytes, bounds: Bounds) -> None:
-    """Hold an HTTP/2 head, which its own library has parsed, to the same rules. Raises HeadError."""
+def check_fields(fields: Fields, target: bytes, bounds: Bounds, *, ended: bool = False) -> None:
+    """Hold an HTTP/2 head, which its own library has parsed, to the same rules. `ended`: no body follows it.
+
+    Raises HeadError.
+    """
     if len(fields) > bounds.fields or sum(len(n) + len(v) + 4 for n, v in fields) > bounds.head:
         raise HeadError(431, f"the request has more than {bounds.fields} header fields or {bounds.head} bytes of them")
     if len(target) > bounds.target:
@@ -121,7 +131,9 @@ def check_fields(fields: Fields, target: bytes, bounds: Bounds) -> None:
     for name, value in fields:
         _check_field(name, value)
     _check_host(fields, required=False)
-    _body(fields, b"HTTP/2.0")
+    # The length goes on to an HTTP/1 upstream, where it says how much of what follows is body.
+    if _body(fields, b"HTTP/2.0") and ended:
+        raise HeadError(400, "the Content-Length announces a body, and there is none")
 
 
 def _request_line(line: bytes, bounds: Bounds) -> tuple[bytes, bytes, bytes]:
@@ -169,7 +181,8 @@ def values(fields: Fields, name: bytes) -> list[bytes]:
     return [value for field, value in fields if field.lower() == name]
 
 
-def _connection(fields: Fields) -> set[bytes]:
+def connection_options(fields: Fields) -> set[bytes]:
+    """What the Connection fields list, in lower case."""
     return {token.strip().lower() for value in values(fields, b"connection") for token in value.split(b",")}
 
 

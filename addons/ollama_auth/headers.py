@@ -6,9 +6,10 @@ writes the query to its log. What nobody listed goes nowhere.
 
 import re
 from collections.abc import Callable, Collection
-from urllib.parse import unquote_plus
+from urllib.parse import unquote_plus, unquote_to_bytes
 
-from .head import Fields
+from .head import Fields, connection_options
+from .keys import SHORT
 
 FORWARDED = frozenset({
     b"accept",
@@ -24,7 +25,8 @@ FORWARDED = frozenset({
 
 _HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "http2-settings"}
 _CREDENTIALS = {"authorization", "proxy-authorization", "x-api-key"}
-NEVER = frozenset(_HOP_BY_HOP | _CREDENTIALS | {"host", "expect", "content-length", "transfer-encoding"})
+_FRAMING = {"content-length", "transfer-encoding"}
+NEVER = frozenset(_HOP_BY_HOP | _CREDENTIALS | _FRAMING | {"host", "expect"})
 """What an operator can't add to the list: credentials, what belongs to one connection, and what frames a message."""
 
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")
@@ -33,6 +35,10 @@ _UNREMARKABLE = frozenset({b"connection", b"host", b"expect"})
 _SECRET_PARAMETERS = frozenset({"access_token", "api_key", "api-key", "apikey", "auth", "key", "token"})
 
 MASKED_PATH = b"/***"
+MAX_SHOWN = 1024
+"""Bytes of a path that are kept for logs and viewers, and searched for keys: a stranger chooses how many there are."""
+_SEGMENT = re.compile(rb"[^/]+")
+_PART = re.compile(rb"[\w.~+-]+=*")  # What keys are made of, and the padding of base64.
 
 
 class HeaderFault(ValueError):
@@ -54,9 +60,11 @@ def split(fields: Fields, allowed: Collection[bytes]) -> tuple[Fields, tuple[str
     """(what is forwarded, the names of what is stripped in lower case and order)."""
     kept: list[tuple[bytes, bytes]] = []
     stripped: dict[str, None] = {}
+    # RFC 9110 section 7.6.1; but no client may have what frames its body taken away.
+    ends_here = connection_options(fields) - {name.encode() for name in _FRAMING}
     for name, value in fields:
         lower = name.lower()
-        if lower in allowed:
+        if lower in allowed and lower not in ends_here:
             kept.append((name, value))
         elif lower not in _UNREMARKABLE:
             stripped[lower.decode("ascii", "replace")] = None
@@ -66,31 +74,35 @@ def split(fields: Fields, allowed: Collection[bytes]) -> tuple[Fields, tuple[str
 def clean_target(target: bytes, secret: bytes) -> tuple[bytes, tuple[str, ...]]:
     """The request target without parameters that are named like a credential or hold the one that was presented.
 
-    Returns it and the names taken out, as `?name`. Raises ValueError where the secret is in the path itself.
+    Returns it and the names taken out, as `?name`. Raises ValueError where the secret is in the path itself, unless it
+    is so short that it may well be a word of Ollama's.
     """
     path, mark, query = target.partition(b"?")
-    key = secret.decode("ascii")
-    if key in unquote_plus(path.decode("ascii")):
-        raise ValueError("the key is in the path")
-    if not mark:
-        return target, ()
     kept: list[bytes] = []
     removed: list[str] = []
-    for parameter in query.split(b"&"):
+    for parameter in query.split(b"&") if mark else ():
         name = unquote_plus(parameter.partition(b"=")[0].decode("ascii")).lower()
         if name in _SECRET_PARAMETERS:
             removed.append("?" + name)
-        elif key in unquote_plus(parameter.decode("ascii")):
+        elif _holds(parameter, secret):
             removed.append("?(the key)")
         else:
             kept.append(parameter)
-    return path + (b"?" + b"&".join(kept) if kept else b""), tuple(removed)
+    cleaned = path + (b"?" + b"&".join(kept) if kept else b"")
+    if len(secret) >= SHORT and _holds(cleaned, secret):
+        raise ValueError("the key is in the path")
+    return cleaned, tuple(removed)
+
+
+def _holds(part: bytes, secret: bytes) -> bool:
+    return secret in part or secret in unquote_to_bytes(part)
 
 
 def mask_path(path: bytes, known: Callable[[bytes], object] | None) -> bytes:
-    """A decoded path to be logged: without segments that look like a key, or that `known` says are one."""
+    """The first of a decoded path, to be logged: without parts that look like a key, or that `known` says are one."""
 
-    def secret(segment: bytes) -> bool:
-        return segment.startswith(b"sk-") or (known is not None and known(segment) is not None)
+    def masked(found: re.Match[bytes]) -> bytes:
+        secret = found[0].startswith(b"sk-") or (known is not None and known(found[0]) is not None)
+        return b"***" if secret else found[0]
 
-    return b"/".join(b"***" if segment and secret(segment) else segment for segment in path.split(b"/"))
+    return _PART.sub(masked, _SEGMENT.sub(masked, path[:MAX_SHOWN]))

@@ -5,13 +5,14 @@ import time
 import h11
 from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import http
-from mitmproxy.connection import ConnectionState
+from mitmproxy.connection import Connection, ConnectionState
 from mitmproxy.net.http import http1
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
+    RequestHeaders,
     RequestProtocolError,
     ResponseEndOfMessage,
     ResponseHeaders,
@@ -160,7 +161,9 @@ class Http1Edge(Body, Http1Server):
     # Answering.
 
     def send(self, event: HttpEvent) -> Commands:
-        if isinstance(event, Refuse) or (isinstance(event, Failure) and not self.response):
+        if isinstance(event, Failure) and not self.response:
+            yield from self.fail(event.answer)
+        elif isinstance(event, Refuse):
             yield from self.end_with(event.answer)
         elif isinstance(event, ResponseProtocolError):
             yield commands.CloseConnection(self.conn)
@@ -182,14 +185,14 @@ class Http1Edge(Body, Http1Server):
         if self.head and self.head.version == b"HTTP/1.0" and "transfer-encoding" in response.headers:
             response = response.copy()  # HTTP/1.0 knows no chunks: the end of the connection ends the body.
             del response.headers["transfer-encoding"]
-        if self.last and "connection" not in response.headers:
+        if self.last:
             response = response.copy()
             response.headers["Connection"] = "close"
         yield from super().send(ResponseHeaders(event.stream_id, response, event.end_stream))
 
     def end_of_response(self) -> Commands:
         assert self.request and self.response
-        if self.request.method != "HEAD" and "chunked" in self.response.headers.get("transfer-encoding", "").lower():
+        if http1.expected_http_body_size(self.request, self.response) is None:
             yield commands.SendData(self.conn, b"0\r\n" + bytes(self.trailers or b"") + b"\r\n")
         yield from self.mark_done(response=True)
 
@@ -220,7 +223,18 @@ class Http1Edge(Body, Http1Server):
         if self.buf:
             yield from self.state(events.DataReceived(self.conn, b""))
 
+    def fail(self, answer: Answer) -> Commands:
+        """Nothing came of an admitted request; the connection may go on if all of it was read."""
+        if self.last or not self.request_done:
+            yield from self.end_with(answer)
+        else:
+            yield commands.SendData(self.conn, render(answer, close=False))
+            yield from self.next_request()
+
     # Ending.
+
+    def throttle(self, stream_id: int, server: Connection) -> None:
+        """TCP itself slows a server down for a client that does not read."""
 
     def end_with(self, answer: Answer) -> Commands:
         """Send a last answer of our own."""
@@ -275,10 +289,19 @@ class Http1Edge(Body, Http1Server):
 class Http1Upstream(Body, Http1Client):
     """HTTP/1 with Ollama."""
 
+    def send(self, event: HttpEvent) -> Commands:
+        if isinstance(event, RequestHeaders) and not event.end_stream:
+            # HTTP/2 has a body end without saying where; here it would run into the next request.
+            headers = event.request.headers
+            if "content-length" not in headers and "transfer-encoding" not in headers:
+                event.request.headers["Transfer-Encoding"] = "chunked"
+        yield from super().send(event)
+
     def read_headers(self, event: events.ConnectionEvent) -> Commands:
         if isinstance(event, events.DataReceived) and self.request:
             self.skip_informational()
-            if len(self.buf) > MAX_RESPONSE_HEAD and b"\r\n\r\n" not in bytes(self.buf):
+            data = bytes(self.buf)
+            if data[:5] != b"HTTP/"[: len(data)] or (len(data) > MAX_RESPONSE_HEAD and b"\r\n\r\n" not in data):
                 yield from self.broken_body(event)
                 return
         elif isinstance(event, events.ConnectionClosed) and self.stream_id and not self.buf:

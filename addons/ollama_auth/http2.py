@@ -5,15 +5,14 @@ import time
 import h2.errors
 import h2.events
 from h2.settings import SettingCodes
+from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
+from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._events import (
-    ErrorCode,
-    RequestProtocolError,
-    ResponseData,
     ResponseEndOfMessage,
     ResponseProtocolError,
+    ResponseTrailers,
 )
 from mitmproxy.proxy.layers.http._http2 import Http2Server
 
@@ -25,9 +24,15 @@ from .responses import Answer
 MAX_STREAMS = 128
 """Concurrent streams of a connection."""
 MAX_RESETS = 200
-"""Streams that a client may open and reset before its connection is closed (CVE-2023-44487, rapid reset)."""
-MAX_UNSENT = 16 * 1024 * 1024
-"""Bytes of a response kept for a client that opens no window for them, before its stream is reset."""
+"""Streams that a client may open and reset at once before its connection is closed (CVE-2023-44487, rapid reset)."""
+RESETS_PER_SECOND = 2.0
+"""How many more, as time goes by."""
+FRAME_HEAD = 9
+MAX_FRAME = 32 * 1024
+"""Bytes of a frame; h2 would keep up to 16 MB of one before it finds it too long."""
+MAX_UNSENT = 64
+"""Parts of an answer, each of a frame (16 KB) at most, that wait for a client to open its window for them, before no
+more of it is read from the server."""
 
 
 class Http2Edge(Http2Server):
@@ -38,19 +43,28 @@ class Http2Edge(Http2Server):
         self.gate = gate
         self.link = link
         self.budget = LINGER_BYTES
-        self.resets = 0
+        self.resets, self.reset_at = 0.0, time.monotonic()
         self.refusals = 0
         self.leaving = False
         """Nothing more is wanted from this client: close when the streams at work have ended."""
+        self.throttled: dict[int, Connection] = {}
+        """Streams whose answers wait for the client, and the servers that are held for them."""
         self.h2_conn.local_settings[SettingCodes.MAX_CONCURRENT_STREAMS] = MAX_STREAMS
         self.h2_conn.local_settings[SettingCodes.MAX_HEADER_LIST_SIZE] = gate.bounds.head
+        self.h2_conn.local_settings[SettingCodes.MAX_FRAME_SIZE] = MAX_FRAME
+        self.h2_conn.max_inbound_frame_size = MAX_FRAME
         self.h2_conn.local_settings.acknowledge()
         self.h2_conn.decoder.max_header_list_size = gate.bounds.head
 
     @property
     def idle(self) -> bool:
         """No request is under way, and nothing of a response is left to send."""
-        return not self.link.exchanges and not any(self.h2_conn.stream_buffers.values())
+        return not self.link.exchanges and not self.unsent
+
+    @property
+    def unsent(self) -> bool:
+        """Parts of answers wait for the client to open its window."""
+        return any(self.h2_conn.stream_buffers.values())
 
     def _handle_event(self, event: events.Event) -> Commands:
         if isinstance(event, events.Start):
@@ -63,17 +77,25 @@ class Http2Edge(Http2Server):
         elif isinstance(event, Refuse) or (isinstance(event, Failure) and self.unanswered(event.stream_id)):
             yield from self.refuse(event.stream_id, event.answer)
         else:
+            if isinstance(event, ResponseTrailers):  # HTTP/2 has all names in lower case.
+                event.trailers.fields = tuple((name.lower(), value) for name, value in event.trailers.fields)
             yield from super()._handle_event(event)
             if isinstance(event, ResponseEndOfMessage):
                 yield from self.stop_reading(event.stream_id)
-            elif isinstance(event, ResponseData):
-                yield from self.bound_unsent(event.stream_id)
+            elif isinstance(event, events.DataReceived):
+                self.go_on()
+                if self.hoards and self._handle_event != self.done:
+                    yield from self.protocol_error("too long a frame", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
         if not isinstance(event, HttpEvent) or isinstance(event, (ResponseEndOfMessage, ResponseProtocolError)):
             yield from self.settle()
 
     def handle_h2_event(self, event: h2.events.Event) -> layer.CommandGenerator[bool]:
+        if isinstance(event, h2.events.TrailersReceived):
+            return False  # Dropped, as in HTTP/1; the end of the stream is an event of its own.
         if isinstance(event, h2.events.StreamReset):
-            self.resets += 1
+            now = time.monotonic()
+            self.resets = max(0.0, self.resets - (now - self.reset_at) * RESETS_PER_SECOND) + 1
+            self.reset_at = now
             if self.resets > MAX_RESETS:
                 yield from self.protocol_error("too many resets", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                 return True
@@ -103,24 +125,35 @@ class Http2Edge(Http2Server):
             yield commands.SendData(self.conn, self.h2_conn.data_to_send())
         self.streams.pop(stream_id, None)
 
-    def bound_unsent(self, stream_id: int) -> Commands:
-        """A client that takes no data must not make us keep all of it."""
-        waiting = self.h2_conn.stream_buffers.get(stream_id)
-        if waiting and len(waiting) % 256 == 0 and sum(len(part.data) for part in waiting) > MAX_UNSENT:
-            self.h2_conn.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
-            self.streams.pop(stream_id, None)
-            yield commands.SendData(self.conn, self.h2_conn.data_to_send())
-            yield ReceiveHttp(RequestProtocolError(stream_id, "the client does not read", ErrorCode.CANCEL))
+    @property
+    def hoards(self) -> bool:
+        """h2 keeps more of a frame, or of the frames of one head, than any that it will take."""
+        buffer = self.h2_conn.incoming_buffer
+        head = sum(len(frame.data) for frame in buffer._headers_buffer)
+        return len(buffer._data) > MAX_FRAME + FRAME_HEAD or head > self.gate.bounds.head
+
+    def throttle(self, stream_id: int, server: Connection) -> None:
+        """A client that opens no window must not make us keep all of an answer."""
+        if len(self.h2_conn.stream_buffers.get(stream_id, ())) > MAX_UNSENT:
+            self.throttled[stream_id] = server
+            self.link.hold(server, stream_id)
+
+    def go_on(self) -> None:
+        """Read again what was held for answers that are sent now."""
+        for stream_id, server in list(self.throttled.items()):
+            if len(self.h2_conn.stream_buffers.get(stream_id, ())) <= MAX_UNSENT // 2:
+                del self.throttled[stream_id]
+                self.link.release(server, stream_id)
 
     def settle(self) -> Commands:
         """Where nothing is under way: leave, if there is a reason to, or wait for the next request a while."""
         if self._handle_event in (self.linger, self.done):
             return
-        if not self.idle:
+        if self.link.exchanges:
             self.link.deadline, self.link.told = None, False
-        elif self.leaving or (self.refusals and not self.link.admitted):
+        elif self.idle and (self.leaving or (self.refusals and not self.link.admitted)):
             yield from self.leave()
-        elif self.link.deadline is None:
+        elif self.link.deadline is None or (self.unsent and self.link.admitted and not self.leaving):
             self.link.deadline = time.monotonic() + self.gate.idle_timeout
 
     def leave(self) -> Commands:

@@ -68,11 +68,12 @@ def retry_after(seconds: int) -> tuple[bytes, bytes]:
     return (b"retry-after", b"%d" % seconds)
 
 
-def render(answer: Answer) -> bytes:
-    """The answer as HTTP/1.1 that ends its connection."""
+def render(answer: Answer, *, close: bool = True) -> bytes:
+    """The answer as HTTP/1.1; `close` says that it ends its connection."""
     lines = [f"HTTP/1.1 {answer.status} {answer.phrase}".encode()]
     lines += [name.title() + b": " + value for name, value in answer.fields]
-    return b"\r\n".join(lines) + b"\r\nConnection: close\r\n\r\n" + answer.body
+    lines += [b"Connection: close"] if close else []
+    return b"\r\n".join(lines) + b"\r\n\r\n" + answer.body
 
 
 def _shape(status: int, message: str, dialect: Dialect, code: str | None) -> dict[str, object]:

@@ -42,10 +42,10 @@ class Route:
     path: bytes
 
 
-# Ollama's API as of 0.33. A path that ends in "/" stands for all one segment below it.
+# Ollama's API as of 0.33. A path that ends in "*" stands for all one segment below it.
 _TABLE: dict[RouteClass, str] = {
     RouteClass.HEALTH: "GET,HEAD / /api/version",
-    RouteClass.LIST: """GET,HEAD /api/tags /v1/models /v1/models/ /api/ps /api/status
+    RouteClass.LIST: """GET,HEAD /api/tags /v1/models /v1/models/* /api/ps /api/status
         /api/experimental/model-recommendations
         POST /api/show""",
     RouteClass.INFER: """POST /api/generate /api/chat /v1/chat/completions /v1/completions /v1/responses
@@ -54,10 +54,10 @@ _TABLE: dict[RouteClass, str] = {
     RouteClass.CLOUD: "POST /api/experimental/web_search /api/experimental/web_fetch",
     RouteClass.PULL: "POST /api/pull",
     RouteClass.WRITE: "POST /api/create /api/copy",
-    RouteClass.BLOB: "HEAD,POST /api/blobs/",
+    RouteClass.BLOB: "HEAD,POST /api/blobs/*",
     RouteClass.DELETE: "DELETE /api/delete",
     RouteClass.PUSH: "POST /api/push",
-    RouteClass.ACCOUNT: "POST /api/me /api/signout DELETE /api/user/keys/",
+    RouteClass.ACCOUNT: "POST /api/me /api/signout DELETE /api/user/keys/*",
 }
 
 
@@ -76,15 +76,15 @@ def _expand(table: dict[RouteClass, str]) -> dict[tuple[bytes, bytes], RouteClas
 _ROUTES = _expand(_TABLE)
 
 
-def _prefix_of(path: bytes) -> bytes:
-    parent, slash, last = path.rpartition(b"/")
-    return parent + slash if last else b""
+def _pattern(path: bytes) -> bytes:
+    parent, _, last = path.rpartition(b"/")
+    return parent + b"/*" if last else b""
 
 
 def route(method: bytes, target: bytes) -> Route:
     """Classify a request by its method and its request target in origin form, query and all."""
     path = unquote_to_bytes(target.partition(b"?")[0])
-    found = _ROUTES.get((method, path)) or _ROUTES.get((method, _prefix_of(path))) or RouteClass.UNKNOWN
+    found = _ROUTES.get((method, path)) or _ROUTES.get((method, _pattern(path))) or RouteClass.UNKNOWN
     return Route(found, dialect(path), path)
 
 

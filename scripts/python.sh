@@ -1,0 +1,33 @@
+#!/bin/sh
+# python.sh REQUIREMENTS SCRIPT [ARGUMENTS]: finds a Python that will do, then bootstrap.py runs SCRIPT with it in .venv.
+scripts=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) || exit
+venv=$scripts/../.venv
+
+run_with() { # returns only if the candidate is missing, too old, or unable to make an environment
+    "$1" -c 'import sys, ensurepip, ssl, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || return
+    shift
+    exec "$python" "$scripts/bootstrap.py" "$@"
+}
+
+# A finished environment needs no search. 3.13 comes before 3.14 because it is what the tests run on.
+[ -f "$venv/installed" ] && python=$venv/bin/python && run_with "$python" "$@"
+python=${PYTHON:-python3.13} && run_with "$python" "$@"
+for version in 3.13 3.14 3.12; do
+    for python in "python$version" \
+        "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version"*/bin/python \
+        "/opt/homebrew/opt/python@$version/bin/python$version" \
+        "/usr/local/opt/python@$version/bin/python$version" \
+        "/home/linuxbrew/.linuxbrew/opt/python@$version/bin/python$version" \
+        "/Library/Frameworks/Python.framework/Versions/$version/bin/python$version" \
+        "$HOME/.local/share/uv/python/cpython-$version"*/bin/python; do
+        run_with "$python" "$@"
+    done
+done
+for python in python3 python; do run_with "$python" "$@"; done
+
+cat >&2 <<'END'
+ollama-auth: no Python 3.12 or newer that can make a virtual environment was found.
+Install one (from python.org, Homebrew, uv or pyenv; on Debian and Ubuntu also: apt install python3-venv),
+or name the one to take: PYTHON=/path/to/python3
+END
+exit 1
