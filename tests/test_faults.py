@@ -5,7 +5,7 @@ import socket
 import time
 from contextlib import ExitStack
 
-from support import BEARER, Controlled, Upstream, Wire, ask, chat, head, parse, wait_until
+from support import BEARER, Controlled, Upstream, Wire, ask, chat, head, wait_until
 
 
 def test_no_descriptors_left(upstream: Upstream) -> None:
@@ -45,7 +45,7 @@ def test_no_descriptor_for_the_connection_upstream(upstream: Upstream) -> None:
         time.sleep(0.5)
         with upstream.untouched():
             wire.send(f"{BEARER}\r\n\r\n".encode())
-            answer = parse(wire.read_all())
+            answer = wire.read_response()
         assert answer.status == 503
         assert answer.json == {"error": "Ollama is not reachable"}
         wait_until(lambda: answers(gate), "the gate to recover", 20)
