@@ -342,6 +342,14 @@ def test_a_target_of_just_the_right_size_is_taken_and_no_longer_one() -> None:
     assert refused(head_of(first=b"GET /2345678901 HTTP/1.1"), bounds) == 414
 
 
+def test_the_longest_request_line_may_come_byte_by_byte() -> None:
+    line = b"M" * MAX_METHOD + b" /234567890 HTTP/1.1"
+    buffer = ReceiveBuffer()
+    for byte in line + b"\r\n\r":
+        buffer += bytes([byte])
+        assert take_head(buffer, Bounds(target=10)) is None
+
+
 def test_as_many_fields_as_allowed_and_one_more() -> None:
     lines = [b"X: y"] * (BOUNDS.fields - 1)
     assert len(parse_head(head_of(*lines), BOUNDS).fields) == BOUNDS.fields
@@ -465,6 +473,13 @@ def test_an_http2_head_is_held_to_the_same_rules(fields: Fields, target: bytes, 
     with pytest.raises(HeadError) as caught:
         check_fields(fields, target, BOUNDS)
     assert caught.value.status == status
+
+
+def test_an_http2_head_that_ends_its_request_announces_no_body() -> None:
+    check_fields(((b"content-length", b"0"),), b"/", BOUNDS, ended=True)
+    check_fields(((b"content-length", b"5"),), b"/", BOUNDS)
+    with pytest.raises(HeadError, match="there is none"):
+        check_fields(((b"content-length", b"5"),), b"/", BOUNDS, ended=True)
 
 
 @given(

@@ -5,15 +5,18 @@ Lines are written by a thread of its own: a slow pipe or a full disk costs lines
 
 import json
 import logging
+import os
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
 from .exchange import Exchange
+from .head import MAX_METHOD
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +26,10 @@ MAX_WAITING = 10_000
 """Lines that wait to be written, before further ones are dropped."""
 MAX_PATH = 256
 """Characters of a path in a line."""
+MAX_NAMES = 32
+"""Names of stripped headers in a line."""
+MAX_NAME = 64
+"""Characters of one of them."""
 
 
 def record(exchange: Exchange) -> dict[str, object]:
@@ -33,11 +40,11 @@ def record(exchange: Exchange) -> dict[str, object]:
         "id": exchange.id,
         "client": exchange.client,
         "key": exchange.key,
-        "method": exchange.method or None,
+        "method": escape_name(exchange.method[:MAX_METHOD]) or None,
         "path": path(exchange),
         "status": exchange.status,
         "reason": exchange.reason,
-        "stripped": list(exchange.stripped) or None,
+        "stripped": names(exchange.stripped) or None,
         "bytes_in": exchange.bytes_in,
         "bytes_out": exchange.bytes_out,
         "duration_ms": _ms(ended - exchange.started),
@@ -74,12 +81,17 @@ def as_text(exchange: Exchange) -> str:
     if "ttft_ms" in fields:
         words.append(f"first={fields['ttft_ms']}ms")
     if exchange.stripped:
-        words.append("stripped=" + ",".join(map(escape_name, exchange.stripped)))
+        words.append("stripped=" + ",".join(map(escape_name, names(exchange.stripped))))
     return " ".join(words)
 
 
+def names(stripped: Sequence[str]) -> list[str]:
+    """The names of stripped headers, bounded: whoever sends them chooses how many there are, and how long."""
+    return [name[:MAX_NAME] for name in stripped[:MAX_NAMES]] + (["..."] if len(stripped) > MAX_NAMES else [])
+
+
 def escape_name(name: str) -> str:
-    """A header name, escaped as `escape` does."""
+    """The name of a header or a method, escaped as `escape` does."""
     return escape(name.encode("ascii", "replace"))
 
 
@@ -160,12 +172,10 @@ class AccessLog:
         self._failing, self._dropped = False, 0
 
     def _write(self, text: str) -> None:
-        if self._file is None:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-            return
+        # Standard output past Python's buffer: mitmproxy's own half-written lines are in there.
+        write = self._file.write if self._file else partial(os.write, sys.stdout.fileno())
         rest = (b"\n" if self._torn else b"") + text.encode()
         self._torn = True
         while rest:
-            rest = rest[self._file.write(rest) :]
+            rest = rest[write(rest) :]
         self._torn = False

@@ -22,16 +22,17 @@ from typing import Any
 
 from mitmproxy import ctx, exceptions, http, optmanager, version
 from mitmproxy.addonmanager import Loader
-from mitmproxy.connection import Client, Server
+from mitmproxy.connection import Client, ConnectionState, Server
 from mitmproxy.log import ALERT
-from mitmproxy.proxy import layer
+from mitmproxy.proxy import events, layer
 from mitmproxy.proxy.mode_specs import ReverseMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+from mitmproxy.tls import TlsData
 from mitmproxy.utils import asyncio_utils, human
 
 from . import credentials, headers, keys, settings
 from .access_log import AccessLog
-from .connections import Connections, Drain, Link
+from .connections import Connections, Drain, Link, close_left
 from .edge import ClientTls, Farewell, GateLayer
 from .exchange import Admission, Exchange, Refusal, keeping
 from .head import Bounds, Head, HeadError, check_fields, values
@@ -251,6 +252,9 @@ class Gate:
             nextlayer.layer = GateLayer(context, self, link)
 
     def client_disconnected(self, client: Client) -> None:
+        handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
+        if handler:
+            close_left(handler, *handler.transports)
         link = self.connections.remove(client.id)
         for exchange in list(link.exchanges.values()) if link else ():
             exchange.reason = exchange.reason or "client left"
@@ -274,7 +278,8 @@ class Gate:
         return exchange, verdict
 
     def _judge(self, head: Head, exchange: Exchange, link: Link) -> Admission | Refusal:
-        exchange.take_id(head.fields)
+        known = self.settings.ring.find if self.settings else None
+        exchange.take_id(head.fields, known)
         here = origin_form(head.target, link.client.sockname)
         exchange.route = route(head.method, head.target if here is None else here)
         dialect = exchange.route.dialect
@@ -287,7 +292,7 @@ class Gate:
             return Refusal(reason, unauthorized(message, dialect, request_id, sent=reason != "missing"))
 
         limits = self.settings
-        exchange.path = headers.mask_path(exchange.route.path, limits.ring.find if limits else None)
+        exchange.path = headers.mask_path(exchange.route.path, known)
         if limits is None or not self.holders or self.removed:
             return refuse("closed", 503, "the gateway is not ready", retry_after(RETRY_SECONDS))
         fault = unfit(head, limits.bounds)
@@ -295,7 +300,7 @@ class Gate:
             return refuse("malformed", fault.status, fault.message)
         if here is None:
             return refuse("malformed", 421, "this is not a proxy: send the path alone as the request target")
-        fields, exchange.stripped = headers.split(head.fields, limits.forward)
+        fields, exchange.stripped = headers.split(head.fields, limits.forward, known)
         try:
             secret = credentials.parse(head.fields)
         except credentials.CredentialError as why:
@@ -314,7 +319,7 @@ class Gate:
             exchange.path = headers.MASKED_PATH
             return refuse("key in path", 400, "the key is in the path of the URL: take it for known to others")
         exchange.stripped += removed
-        return Admission(principal.name, target, fields, max_body)
+        return Admission(principal.name, target, headers.without(fields, secret), max_body)
 
     def malformed(self, fault: HeadError, link: Link | None) -> Answer:
         """The answer to a head that is none, and its line in the log."""
@@ -386,24 +391,34 @@ class Gate:
         if ours and not (link and link.admitted):
             data.server.error = "no request of this connection was admitted"
         elif link and self.settings:
-            transport = link.handler.transports.get(data.server)
-            if transport and transport.handler:
-                timer = asyncio.get_running_loop().call_later(
-                    self.settings.connect_timeout, cancel_connect, transport.handler, data.server
-                )
-                link.connecting[data.server.id] = timer
+            link.connect_within(self.settings.connect_timeout, data.server)
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
-        self._connect_ended(data)
+        if not data.server.tls:
+            self._connect_ended(data.client, data.server)
+
+    def server_disconnected(self, data: ServerConnectionHookData) -> None:
+        link = self.connections.get(data.client.id)
+        if link and link.handler.transports.get(data.server):
+            close_left(link.handler, data.server)
+            link.handler.transports.pop(data.server)
+            if data.server.state is not ConnectionState.CLOSED:
+                data.server.state = ConnectionState.CLOSED
+                link.tell(events.ConnectionClosed(data.server))
 
     def server_connect_error(self, data: ServerConnectionHookData) -> None:
-        self._connect_ended(data)
+        self._connect_ended(data.client, data.server)
 
-    def _connect_ended(self, data: ServerConnectionHookData) -> None:
-        link = self.connections.get(data.client.id)
-        timer = link.connecting.pop(data.server.id, None) if link else None
-        if timer:
-            timer.cancel()
+    def tls_established_server(self, data: TlsData) -> None:
+        self._connect_ended(data.context.client, data.context.server)
+
+    def tls_failed_server(self, data: TlsData) -> None:
+        self._connect_ended(data.context.client, data.context.server)
+
+    def _connect_ended(self, client: Client, server: Server) -> None:
+        link = self.connections.get(client.id)
+        if link:
+            link.connect_ended(server)
 
     # The end.
 
@@ -498,7 +513,7 @@ def origin_form(target: bytes, here: tuple[str, int] | None) -> bytes | None:
         return None
     host = f"[{here[0]}]" if ":" in here[0] else here[0]
     names = {host, "localhost"} if here[0] in ("127.0.0.1", "::1") else {host}
-    return slash + path or b"/" if authority.lower().decode("ascii") in {f"{n}:{here[1]}" for n in names} else None
+    return slash + path or b"/" if authority.lower() in {f"{name}:{here[1]}".encode() for name in names} else None
 
 
 def check_version(have: str) -> None:
@@ -523,9 +538,3 @@ def raise_file_limit() -> None:
 def unsent(transport: asyncio.Transport) -> int:
     """Bytes that were handed to a transport and not yet to the kernel, which sends what it has to the end."""
     return transport.get_write_buffer_size()
-
-
-def cancel_connect(task: asyncio.Task[None], server: Server) -> None:
-    """Ollama took too long to accept: give up, unless it did in this very moment."""
-    if server.timestamp_tcp_setup is None:
-        task.cancel("connect timeout")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Protocol
 
-from mitmproxy.connection import Client, Connection
+from mitmproxy.connection import Client, Connection, Server
 from mitmproxy.proxy import events
 from mitmproxy.proxy.server import ConnectionHandler
 from mitmproxy.utils import asyncio_utils
@@ -24,6 +24,8 @@ SWEEP = 0.25
 """Seconds between two looks at the deadlines."""
 LAST_WORD = 2.0
 """Seconds a connection has to end by itself once it was told to, before it is cut."""
+CONNECT_TIMEOUT = "connect timeout"
+"""What mitmproxy then says is wrong with a connection to a server that was given up."""
 QUIET = 10.0
 """Seconds between two lines of the log about the same trouble."""
 
@@ -116,6 +118,23 @@ class Link:
         """The socket's side of asyncio of the client or one of its servers, while there is one."""
         io = self.handler.transports.get(connection or self.client)
         return io.writer.transport if io and isinstance(io.writer, asyncio.StreamWriter) else None  # type: ignore[return-value]
+
+    def connect_within(self, seconds: float, server: Server) -> None:
+        """Give up a connection to `server` that has not been made by then, in TLS if it is one."""
+        timer = asyncio.get_running_loop().call_later(seconds, self._give_up, server)
+        self.connecting[server.id] = timer
+
+    def connect_ended(self, server: Server) -> None:
+        """It was made, or came to nothing."""
+        timer = self.connecting.pop(server.id, None)
+        if timer:
+            timer.cancel()
+
+    def _give_up(self, server: Server) -> None:
+        del self.connecting[server.id]
+        io = self.handler.transports.get(server)
+        if io and io.handler:
+            io.handler.cancel(CONNECT_TIMEOUT)
 
     def cut(self) -> None:
         """Close it now, whatever it does: mitmproxy's own way to end an inactive connection."""
@@ -226,6 +245,17 @@ class Connections:
                 del self._troubles[what]
                 if count:
                     logger.warning("%s (%d more times in %d seconds)", what, count, int(QUIET))
+
+
+def close_left(handler: ConnectionHandler, *connections: Connection) -> None:
+    """Close the sockets of these connections, which have ended.
+
+    mitmproxy does so itself, unless its task is cancelled while it waits to hand an event to the layers.
+    """
+    for connection in connections:
+        writer = handler.transports[connection].writer
+        if writer:
+            writer.close()
 
 
 def network(address: str) -> str:

@@ -43,16 +43,20 @@ from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook, HttpRespo
 from mitmproxy.proxy.layers.http._http2 import Http2Client
 from OpenSSL import SSL
 
-from .connections import Drain, Expire, Link
+from .connections import CONNECT_TIMEOUT, Drain, Expire, Link
 from .exchange import Admission, Exchange, Refusal
 from .head import CHUNKED, Head, values
 from .headers import FORWARDED
 from .http1 import Http1Edge, Http1Upstream
-from .http2 import Http2Edge
+from .http2 import Http2Edge, Settle
 from .messages import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, Refuse
 
-SHOWN = FORWARDED | {b"host"}
-"""Header fields of a refused request that a viewer may see."""
+MAX_CLIENT_HELLO = 64 * 1024
+"""Bytes before TLS has begun, where mitmproxy would take 16 MB."""
+
+
+CLIENT_DISCONNECTED = "client disconnected"
+"""How mitmproxy words the end of a connection upstream whose client has left."""
 
 
 class GateLayer(HttpLayer):
@@ -83,6 +87,8 @@ class GateLayer(HttpLayer):
             return  # The end of a connection that was dropped from the books when it was found closed.
         else:
             yield from super()._handle_event(event)
+        if client.alpn == b"h2":
+            yield from self.event_to_child(self.connections[client], Settle())
 
     def _crash(self, error: Exception) -> Commands:
         """Fail closed: whatever raised, the client gets an answer if none has begun, and the connection ends."""
@@ -142,7 +148,10 @@ class GateStream(HttpStream):
         self.gate = gate_layer.gate
         self.admission: Admission | None = None
         self.exchange: Exchange
-        self.bodyless = False
+        self.length = CHUNKED
+        """Bytes of body that the head of the request announced."""
+        self.repeatable = False
+        """It has no body, and sending it twice does no harm (RFC 9110 section 9.2.2)."""
         self.wants_continue = False
         self.retriable = False
 
@@ -158,6 +167,9 @@ class GateStream(HttpStream):
     def _handle_event(self, event: events.Event) -> Commands:
         yield from super()._handle_event(event)
         if self.admission and not self.flow.live:
+            if self.flow.error and not self.exchange.reason:
+                killed = self.flow.error.msg == self.flow.error.KILLED_MESSAGE
+                self.exchange.reason = "killed" if killed else "client left"
             self.gate.end(self.exchange, self.parent.link)
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> Commands:
@@ -185,7 +197,8 @@ class GateStream(HttpStream):
         self.flow.live = True
         self.flow.request = request = event.request
         self._readdress(request, admission)
-        self.bodyless = event.end_stream
+        self.length = head.body
+        self.repeatable = event.end_stream and head.method in (b"GET", b"HEAD", b"OPTIONS")
         self.wants_continue = head.version != b"HTTP/1.0" and bool(values(head.fields, b"expect"))
         self.gate.begin(self.exchange, self.flow)
         yield HttpRequestHeadersHook(self.flow)
@@ -213,11 +226,19 @@ class GateStream(HttpStream):
             host = url.hostport(request.scheme, f"[{name}]" if ":" in name else name, port)
         request.host_header = host
 
+    @property
+    def abandoned(self) -> bool:
+        """The client has left, or cancelled this, while it waited for something."""
+        return any(isinstance(event, RequestProtocolError) for event in self._paused_event_queue)
+
     def make_server_connection(self) -> layer.CommandGenerator[bool]:
         """The only way upstream, and nobody goes it without an admission."""
         if not isinstance(self.admission, Admission):
             raise PermissionError("a request without an admission was about to go upstream")
         if not (yield from super().make_server_connection()):
+            return False
+        if self.abandoned:
+            yield commands.CloseConnection(self.context.server)
             return False
         self.retriable = bool(self.parent.uses.get(self.context.server))
         self.parent.uses[self.context.server] = self.parent.uses.get(self.context.server, 0) + 1
@@ -237,14 +258,16 @@ class GateStream(HttpStream):
     def state_stream_request_body(self, event: Any) -> Commands:
         limit = self.admission.max_body if self.admission else 0
         if limit is not None and isinstance(event, RequestData) and self.exchange.bytes_in + len(event.data) > limit:
-            yield from self._too_large()
+            yield from self._stop("body too large", 413)
+        elif isinstance(event, RequestEndOfMessage) and self.length not in (CHUNKED, self.exchange.bytes_in):
+            yield from self._stop("malformed body", 400)  # HTTP/2 with trailers in place of what was announced.
         else:
             yield from super().state_stream_request_body(event)
 
-    def _too_large(self) -> Commands:
-        """A chunked body went over the limit: nobody could know before."""
-        answer = self.gate.failed(self.exchange, "body too large", 413)
-        error = RequestProtocolError(self.stream_id, "request body too large", ErrorCode.REQUEST_TOO_LARGE)
+    def _stop(self, reason: str, status: int) -> Commands:
+        """The body turned out to be what nobody could know before: over the limit, or not as announced."""
+        answer = self.gate.failed(self.exchange, reason, status)
+        error = RequestProtocolError(self.stream_id, reason, ErrorCode.REQUEST_TOO_LARGE)
         yield from self.handle_protocol_error(error)
         self.client_state = self.server_state = self.state_errored
         yield SendHttp(Refuse(self.stream_id, answer), self.context.client)
@@ -256,9 +279,10 @@ class GateStream(HttpStream):
             yield from self.handle_protocol_error(error)
             self.client_state = self.state_errored
             return
-        self.flow.response = event.response
-        self.gate.answered(self.exchange, self.flow)
         yield from super().state_wait_for_response_headers(event)
+        if self.server_state == self.state_errored:  # Killed in the hook, or the client left during it.
+            gone = RequestProtocolError(self.stream_id, "killed", ErrorCode.CANCEL)
+            yield SendHttp(gone, self.context.server)
 
     def start_response_stream(self) -> Commands:
         assert self.flow.response
@@ -294,14 +318,15 @@ class GateStream(HttpStream):
             yield from self.handle_protocol_error(error)
             self.client_state = self.state_errored
             return True
+        self.gate.answered(self.exchange, self.flow)
         return False
 
     def handle_protocol_error(self, event: RequestProtocolError | ResponseProtocolError) -> Commands:
-        if isinstance(event, Dead) and self.retriable and self.bodyless and not self.flow.response:
+        if isinstance(event, Dead) and self.retriable and self.repeatable and not self.flow.response:
             yield from self._retry()
             return
         if isinstance(event, ResponseProtocolError):
-            reason, status = trouble(event)
+            reason, status = ("client left", 0) if self.abandoned else trouble(event)
             answer = self.gate.failed(self.exchange, reason, status)
             event = Failure(event, answer.to(self.flow.request.data.method))
         elif not self.exchange.reason:
@@ -310,7 +335,7 @@ class GateStream(HttpStream):
         yield from super().handle_protocol_error(event)
 
     def _retry(self) -> Commands:
-        """A kept-alive connection proved dead and nothing of a body was sent: once more, on another one."""
+        """A kept-alive connection proved dead: once more, on another one."""
         self.parent.connections.pop(self.context.server, None)
         if (yield from self.make_server_connection()):
             self.retriable = False
@@ -333,6 +358,20 @@ class Upstream(HttpClient):
 
 class ClientTls(tls.ClientTLSLayer):
     """TLS with the client, that says goodbye (RFC 8446 section 6.1), and nothing after that or after an error."""
+
+    def receive_handshake_data(self, data: bytes) -> layer.CommandGenerator[tuple[bool, str | None]]:
+        if len(self.recv_buffer) + len(data) > MAX_CLIENT_HELLO:
+            return False, "ClientHello too long"
+        return (yield from super().receive_handshake_data(data))
+
+    def start_tls(self) -> Commands:
+        if b"h2" in self.conn.alpn_offers and self.context.options.http2:
+            self.conn.alpn = b"h2"  # mitmproxy takes what the client names first, and httpx names HTTP/1.1.
+        yield from super().start_tls()
+
+    def on_handshake_error(self, err: str) -> Commands:
+        # mitmproxy would log all that was sent.
+        yield from super().on_handshake_error("no ClientHello" if err.startswith("Cannot parse ClientHello") else err)
 
     def tls_interact(self) -> Commands:
         if self.conn.state & ConnectionState.CAN_WRITE:
@@ -386,7 +425,7 @@ def refused_flow(
     """A refused request as mitmweb and files of flows show it: without the headers that may hold a credential."""
     flow = http.HTTPFlow(context.client, context.server)
     flow.request = request
-    request.headers.fields = tuple((n, v) for n, v in head.fields if n.lower() in SHOWN)
+    request.headers.fields = tuple((n, v) for n, v in head.fields if n.lower() in FORWARDED)
     request.data.path = quote(exchange.path or b"/", safe="/:@!$&'()*+,;=~").encode()
     request.data.content = b""
     address = context.server.address
@@ -404,9 +443,10 @@ def refused_flow(
 
 def trouble(event: ResponseProtocolError) -> tuple[str, int]:
     """(reason for the log, status for the client) of an error on the way to the upstream."""
+    if event.message == CLIENT_DISCONNECTED:
+        return "client left", 0
     if event.code is ErrorCode.CONNECT_FAILED:
-        slow = event.message == "connection cancelled"
-        return ("upstream timeout", 504) if slow else ("upstream unreachable", 503)
+        return ("upstream timeout", 504) if event.message == CONNECT_TIMEOUT else ("upstream unreachable", 503)
     if event.code is ErrorCode.KILL:
         return "killed", 502
     return "upstream broken", 502

@@ -10,6 +10,7 @@ from time import time as wall_clock
 from mitmproxy.http import Message
 
 from .head import Fields, values
+from .headers import Known, is_secret
 from .responses import Answer
 from .routes import Route
 
@@ -61,10 +62,10 @@ class Exchange:
     bytes_in: int = 0
     bytes_out: int = 0
 
-    def take_id(self, fields: Fields) -> None:
-        """Keep the request id of the client where it sent one that is well-formed."""
+    def take_id(self, fields: Fields, known: Known | None = None) -> None:
+        """Keep the request id of the client where it sent one that is well-formed, and no key."""
         sent = values(fields, b"x-request-id")
-        if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]):
+        if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]) and not is_secret(sent[0], known):
             self.id = sent[0].decode("ascii")
 
     def request_chunk(self, data: bytes) -> bytes:

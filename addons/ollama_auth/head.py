@@ -78,7 +78,7 @@ def take_head(buffer: Incoming, bounds: Bounds) -> bytes | None:
         data = data[empty.end() :]
     end = data.find(b"\r\n\r\n", 0, bounds.head + 4)
     seen = data[: bounds.head] if end < 0 else data[:end]
-    if _bare(seen):
+    if bare(seen):
         raise HeadError(400, "the request head has a bare CR, a bare LF or a NUL in it")
     line = seen.split(b"\r\n", 1)[0].removesuffix(b"\r")  # Half a line end, so far.
     if len(line) > bounds.target + MAX_METHOD + len(" HTTP/1.1 "):
@@ -91,7 +91,7 @@ def take_head(buffer: Incoming, bounds: Bounds) -> bytes | None:
     return seen
 
 
-def _bare(data: bytes) -> bool:
+def bare(data: bytes) -> bool:
     """Is there a bare LF, a bare CR or a NUL? RFC 9112 section 2.2 lets a parser take the first two for a line end.
 
     Counted and not matched: this looks at all of a head again whenever a byte of it comes.

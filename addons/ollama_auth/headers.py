@@ -56,8 +56,12 @@ def extend(names: Collection[str]) -> frozenset[bytes]:
     return FORWARDED | {name.encode() for name in lowered}
 
 
-def split(fields: Fields, allowed: Collection[bytes]) -> tuple[Fields, tuple[str, ...]]:
-    """(what is forwarded, the names of what is stripped in lower case and order)."""
+type Known = Callable[[bytes], object]
+"""Says whose a secret is, or None."""
+
+
+def split(fields: Fields, allowed: Collection[bytes], known: Known | None = None) -> tuple[Fields, tuple[str, ...]]:
+    """(what is forwarded, the names of what is stripped in lower case and order; those that may be a key masked)."""
     kept: list[tuple[bytes, bytes]] = []
     stripped: dict[str, None] = {}
     # RFC 9110 section 7.6.1; but no client may have what frames its body taken away.
@@ -67,7 +71,7 @@ def split(fields: Fields, allowed: Collection[bytes]) -> tuple[Fields, tuple[str
         if lower in allowed and lower not in ends_here:
             kept.append((name, value))
         elif lower not in _UNREMARKABLE:
-            stripped[lower.decode("ascii", "replace")] = None
+            stripped["***" if is_secret(name, known) else lower.decode("ascii", "replace")] = None
     return tuple(kept), tuple(stripped)
 
 
@@ -98,11 +102,20 @@ def _holds(part: bytes, secret: bytes) -> bool:
     return secret in part or secret in unquote_to_bytes(part)
 
 
-def mask_path(path: bytes, known: Callable[[bytes], object] | None) -> bytes:
+def without(fields: Fields, secret: bytes) -> Fields:
+    """The fields that do not hold the secret; one so short that anything may hold it is not looked for."""
+    return tuple(field for field in fields if secret not in field[1]) if len(secret) >= SHORT else fields
+
+
+def is_secret(text: bytes, known: Known | None) -> bool:
+    """It looks like a key, or is one."""
+    return text[:3].lower() == b"sk-" or (known is not None and known(text) is not None)
+
+
+def mask_path(path: bytes, known: Known | None) -> bytes:
     """The first of a decoded path, to be logged: without parts that look like a key, or that `known` says are one."""
 
     def masked(found: re.Match[bytes]) -> bytes:
-        secret = found[0].startswith(b"sk-") or (known is not None and known(found[0]) is not None)
-        return b"***" if secret else found[0]
+        return b"***" if is_secret(found[0], known) else found[0]
 
     return _PART.sub(masked, _SEGMENT.sub(masked, path[:MAX_SHOWN]))

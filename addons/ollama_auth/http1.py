@@ -22,7 +22,7 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server, make_body_reader
 
 from .connections import Drain, Expire, Link
-from .head import CHUNKED, Head, HeadError, parse_head, take_head
+from .head import CHUNKED, Head, HeadError, bare, parse_head, take_head
 from .messages import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, Refuse
 from .responses import Answer, render
 
@@ -47,8 +47,8 @@ class Body(Http1Connection):
             while True:
                 part = self.next_part(event)
                 if part is None:
-                    if len(self.buf) > MAX_LINE:
-                        raise h11.RemoteProtocolError("a line of the chunked framing is too long")
+                    if len(self.buf) > MAX_LINE or bare(bytes(self.buf)):
+                        raise h11.RemoteProtocolError("a line of the chunked framing is too long, or ends in half")
                     return
                 if isinstance(part, h11.EndOfMessage):
                     break
@@ -163,9 +163,9 @@ class Http1Edge(Body, Http1Server):
     def send(self, event: HttpEvent) -> Commands:
         if isinstance(event, Failure) and not self.response:
             yield from self.fail(event.answer)
-        elif isinstance(event, Refuse):
+        elif isinstance(event, Refuse) and not self.response:
             yield from self.end_with(event.answer)
-        elif isinstance(event, ResponseProtocolError):
+        elif isinstance(event, (Refuse, ResponseProtocolError)):
             yield commands.CloseConnection(self.conn)
             self.state = self.done
         elif isinstance(event, ResponseHeaders):

@@ -1,5 +1,6 @@
 """HTTP/2 with the client (over TLS): mitmproxy's, with the promises of HTTP/1."""
 
+import math
 import time
 
 import h2.errors
@@ -8,13 +9,11 @@ from h2.settings import SettingCodes
 from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._events import (
     ResponseEndOfMessage,
-    ResponseProtocolError,
     ResponseTrailers,
 )
-from mitmproxy.proxy.layers.http._http2 import Http2Server
+from mitmproxy.proxy.layers.http._http2 import Http2Server, StreamState
 
 from .connections import Drain, Expire, Link
 from .http1 import LINGER_BYTES, LINGER_SECONDS
@@ -33,6 +32,10 @@ MAX_FRAME = 32 * 1024
 MAX_UNSENT = 64
 """Parts of an answer, each of a frame (16 KB) at most, that wait for a client to open its window for them, before no
 more of it is read from the server."""
+
+
+class Settle(events.Event):
+    """For the HTTP/2 edge: all that came of an event is done; is there anything left to do?"""
 
 
 class Http2Edge(Http2Server):
@@ -58,8 +61,8 @@ class Http2Edge(Http2Server):
 
     @property
     def idle(self) -> bool:
-        """No request is under way, and nothing of a response is left to send."""
-        return not self.link.exchanges and not self.unsent
+        """No request is under way, and nothing is left to send to somebody who was let in."""
+        return not self.link.exchanges and not (self.unsent and self.link.admitted)
 
     @property
     def unsent(self) -> bool:
@@ -73,6 +76,7 @@ class Http2Edge(Http2Server):
             yield from super()._handle_event(event)
         elif isinstance(event, (Expire, Drain)):
             self.leaving = True
+        elif isinstance(event, Settle):
             yield from self.settle()
         elif isinstance(event, Refuse) or (isinstance(event, Failure) and self.unanswered(event.stream_id)):
             yield from self.refuse(event.stream_id, event.answer)
@@ -86,13 +90,17 @@ class Http2Edge(Http2Server):
                 self.go_on()
                 if self.hoards and self._handle_event != self.done:
                     yield from self.protocol_error("too long a frame", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
-        if not isinstance(event, HttpEvent) or isinstance(event, (ResponseEndOfMessage, ResponseProtocolError)):
-            yield from self.settle()
 
     def handle_h2_event(self, event: h2.events.Event) -> layer.CommandGenerator[bool]:
         if isinstance(event, h2.events.TrailersReceived):
             return False  # Dropped, as in HTTP/1; the end of the stream is an event of its own.
+        if isinstance(event, h2.events.DataReceived) and not event.data and not event.stream_ended:
+            # mitmproxy would send it upstream as a chunk of length 0, which ends a body.
+            self.h2_conn.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            return False
         if isinstance(event, h2.events.StreamReset):
+            # mitmproxy forgets a stream that ended and was reset in one read, and would tell nobody.
+            self.streams.setdefault(event.stream_id, StreamState.HEADERS_RECEIVED)
             now = time.monotonic()
             self.resets = max(0.0, self.resets - (now - self.reset_at) * RESETS_PER_SECOND) + 1
             self.reset_at = now
@@ -100,6 +108,10 @@ class Http2Edge(Http2Server):
                 yield from self.protocol_error("too many resets", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                 return True
         return (yield from super().handle_h2_event(event))
+
+    def protocol_error(self, message: str, error_code: int = h2.errors.ErrorCodes.PROTOCOL_ERROR) -> Commands:
+        """As mitmproxy's, without the end of the message: that is where h2 quotes what the client sent."""
+        yield from super().protocol_error(message.partition(":")[0], error_code)
 
     def unanswered(self, stream_id: int) -> bool:
         """The head of a response can still be sent."""
@@ -151,8 +163,10 @@ class Http2Edge(Http2Server):
             return
         if self.link.exchanges:
             self.link.deadline, self.link.told = None, False
-        elif self.idle and (self.leaving or (self.refusals and not self.link.admitted)):
+        elif not self.unsent and (self.leaving or (self.refusals and not self.link.admitted)):
             yield from self.leave()
+        elif self.refusals and not self.link.admitted:  # Who opens no window for a refusal has less time for it.
+            self.link.deadline = min(self.link.deadline or math.inf, time.monotonic() + LINGER_SECONDS)
         elif self.link.deadline is None or (self.unsent and self.link.admitted and not self.leaving):
             self.link.deadline = time.monotonic() + self.gate.idle_timeout
 

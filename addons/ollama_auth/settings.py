@@ -149,10 +149,13 @@ def read(options: Options, environ: Mapping[str, str], taken: bytes | None = Non
 def check_names(deferred: Mapping[str, Any]) -> None:
     """mitmproxy keeps what it does not know for scripts that may come; of ours, none will. Raises SettingsError."""
     for name in deferred:
-        close = get_close_matches(name, _NAMES, n=1, cutoff=0.8)
-        if name.startswith("ollama_") or close:
-            known = get_close_matches(name, _NAMES, n=1, cutoff=0)[0]
-            raise SettingsError(f"there is no option {name}; did you mean {known}? `mitmdump --options` lists them all")
+        lower = name.lower()
+        if lower.startswith("ollama_") or get_close_matches(lower, _NAMES, n=1, cutoff=0.8):
+            known = get_close_matches(lower, _NAMES, n=1, cutoff=0)[0]
+            shown = re.split(r"[^A-Za-z0-9_-]", name, maxsplit=1)[0]  # What follows may be a value.
+            raise SettingsError(
+                f"there is no option {shown}; did you mean {known}=...? `mitmdump --options` lists them all"
+            )
 
 
 def check_mode(modes: Sequence[str]) -> None:
@@ -247,8 +250,10 @@ def _read_key_file(path: str, name: str) -> str:
             raw = file.read(MAX_KEY_FILE + 1)
     except (OSError, ValueError, RuntimeError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a path"
+        # It happens that the key itself is put here.
+        shown = repr(path) if path.startswith(("~", ".")) or Path(path).is_absolute() else "the file"
         raise SettingsError(
-            f"{name}: can't read {path!r} ({why}); name a file this process may read that holds the key"
+            f"{name}: can't read {shown} ({why}); name a file this process may read that holds the key"
         ) from None
     if len(raw) > MAX_KEY_FILE:
         raise SettingsError(f"{name}: {path!r} is far too large to be a key; name a file that holds the key alone")

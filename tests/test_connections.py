@@ -1,0 +1,465 @@
+"""How many connections there may be, whose, and until when each may wait."""
+
+import asyncio
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mitmproxy.connection import Client, Connection
+from mitmproxy.proxy import events
+from mitmproxy.proxy.server import ConnectionHandler
+
+from ollama_auth import connections as module
+from ollama_auth.connections import LAST_WORD, QUIET, Connections, Expire, Link, network
+from ollama_auth.exchange import Exchange
+
+MADE_ROOM = "connections without a request were closed to make room for new ones"
+
+
+class FakeTransport:
+    """The socket's side of asyncio: does it read?"""
+
+    def __init__(self) -> None:
+        self.reading = True
+        self.closing = False
+
+    def is_reading(self) -> bool:
+        return self.reading
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def pause_reading(self) -> None:
+        assert self.reading
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        assert not self.closing
+        self.reading = True
+
+
+class FakeWriter(asyncio.StreamWriter):
+    def __init__(self, transport: FakeTransport) -> None:
+        self._transport = transport
+
+    def __del__(self, *_: Any) -> None:
+        """Nothing to close."""
+
+
+class FakeTask:
+    """What reads from a connection: was it cancelled, and does that raise?"""
+
+    def __init__(self) -> None:
+        self.cancelled: list[str] = []
+        self.error: Exception | None = None
+
+    def cancel(self, why: str) -> None:
+        self.cancelled.append(why)
+        if self.error:
+            raise self.error
+
+
+class FakeHandler:
+    """What a connection is to mitmproxy."""
+
+    def __init__(self, client: Client) -> None:
+        self.task = FakeTask()
+        self.told: list[events.Event] = []
+        self.transports: dict[Connection, Any] = {}
+        self.socket_of(client).handler = self.task
+
+    def socket_of(self, connection: Connection) -> Any:
+        reader, writer = SimpleNamespace(_paused=False), FakeWriter(FakeTransport())
+        return self.transports.setdefault(connection, SimpleNamespace(handler=None, reader=reader, writer=writer))
+
+    async def server_event(self, event: events.Event) -> None:
+        self.told.append(event)
+
+
+class FakeSpeaker:
+    def __init__(self, *, idle: bool = True) -> None:
+        self.idle = idle
+
+    def throttle(self, stream_id: int, server: Connection) -> None:
+        """Nobody answers here."""
+
+
+def link_from(address: str = "10.0.0.1", *, busy: bool = False, admitted: bool = False, deadline: float = 0) -> Link:
+    client = Client(peername=(address, 1), sockname=("10.0.0.2", 8081), timestamp_start=0)
+    link = Link(client, cast(ConnectionHandler, FakeHandler(client)), deadline)
+    link.speaker = FakeSpeaker(idle=not busy)
+    link.admitted = admitted
+    return link
+
+
+def fake(link: Link) -> FakeHandler:
+    return cast(FakeHandler, link.handler)
+
+
+def was_cut(link: Link) -> bool:
+    return fake(link).task.cancelled == ["closed by the gate"]
+
+
+def filled(*links: Link) -> Connections:
+    found = Connections()
+    assert all(found.add(link, 1000, 0) for link in links)
+    return found
+
+
+# Whose connections count together.
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("unknown", "unknown"),
+        ("", ""),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff:ffff:ffff:ffff", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("2001:DB8:1:2::1", "2001:db8:1:2::/64"),
+        ("::1", "::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("::ffff:a00:1", "10.0.0.1"),
+    ],
+)
+def test_a_network(address: str, expected: str) -> None:
+    assert network(address) == expected
+
+
+@given(st.ip_addresses(v=6), st.integers(0, 2**64 - 1))
+def test_all_addresses_of_a_64_are_one_client(address: Any, host: int) -> None:
+    neighbour = str(type(address)(int(address) >> 64 << 64 | host))
+    if not address.ipv4_mapped and not type(address)(neighbour).ipv4_mapped:
+        assert network(str(address)) == network(neighbour)
+
+
+@given(st.ip_addresses(v=4))
+def test_an_ipv4_address_is_one_client_also_on_a_socket_of_ipv6(address: Any) -> None:
+    assert network(f"::ffff:{address}") == network(str(address)) == str(address)
+
+
+def test_the_address_of_a_client() -> None:
+    assert link_from("2001:db8::7").address == "2001:db8::7"
+    nobody = Client(peername=cast(Any, None), sockname=("", 0), timestamp_start=0)
+    assert Link(nobody, cast(ConnectionHandler, FakeHandler(nobody)), 0).address == "unknown"
+
+
+# Counting.
+
+
+def test_a_connection_is_found_until_it_is_removed() -> None:
+    one = link_from()
+    found = filled(one)
+    assert (found.get(one.client.id), len(found), list(found)) == (one, 1, [one])
+    assert found.remove(one.client.id) is one
+    assert (found.get(one.client.id), len(found), list(found)) == (None, 0, [])
+
+
+def test_removing_what_is_not_there_is_harmless() -> None:
+    found = filled(one := link_from())
+    assert found.remove("nobody") is None
+    assert found.remove(one.client.id) is one
+    assert found.remove(one.client.id) is None
+    assert found.add(one, 1, 1)
+
+
+def test_connections_may_go_while_they_are_looked_at() -> None:
+    found = filled(link_from(), link_from(), link_from())
+    assert [found.remove(link.client.id) is link for link in found] == [True] * 3
+
+
+def test_where_all_are_at_work_there_is_no_room() -> None:
+    found = filled(link_from(busy=True), link_from(busy=True))
+    assert not found.add(link_from(), 2, 0)
+    assert len(found) == 2
+    assert not any(map(was_cut, found))
+
+
+def test_the_oldest_stranger_makes_room() -> None:
+    worker, friend, old, young = link_from(busy=True), link_from(admitted=True), link_from(), link_from()
+    found = filled(worker, friend, old, young)
+    assert found.add(new := link_from(), 4, 0)
+    assert list(found) == [worker, friend, young, new]
+    assert [was_cut(link) for link in (worker, friend, old, young, new)] == [False, False, True, False, False]
+
+
+def test_where_there_is_no_stranger_the_oldest_that_is_idle_makes_room() -> None:
+    worker, old, young = link_from(busy=True, admitted=True), link_from(admitted=True), link_from(admitted=True)
+    found = filled(worker, old, young)
+    assert found.add(link_from(), 3, 0)
+    assert [was_cut(link) for link in (worker, old, young)] == [False, True, False]
+
+
+def test_a_connection_that_has_not_said_a_word_makes_room() -> None:
+    silent = link_from()
+    silent.speaker = None
+    assert filled(silent).add(link_from(), 1, 0)
+    assert was_cut(silent)
+
+
+def test_a_request_under_way_keeps_its_connection_whatever_the_speaker_says() -> None:
+    at_work = link_from()
+    at_work.exchanges[1] = Exchange("10.0.0.1")
+    assert not filled(at_work).add(link_from(), 1, 0)
+
+
+def test_one_client_has_a_limit_of_its_own() -> None:
+    found = filled(link_from(busy=True), link_from(busy=True))
+    assert not found.add(link_from(), 1000, 2)
+    assert found.add(link_from("10.0.0.9"), 1000, 2)
+    assert found.add(link_from(), 1000, 3)
+
+
+def test_only_a_connection_of_the_same_client_makes_room_for_it() -> None:
+    other, own, worker = link_from("10.0.0.9"), link_from(), link_from(busy=True)
+    found = filled(other, own, worker)
+    assert found.add(link_from(), 1000, 2)
+    assert (was_cut(other), was_cut(own)) == (False, True)
+    assert not filled(other, link_from(busy=True)).add(link_from(), 1000, 1)
+
+
+def test_an_ipv6_network_has_one_limit_for_all_its_addresses() -> None:
+    found = filled(*(link_from(f"2001:db8::{host:x}", busy=True) for host in range(1, 4)))
+    assert not found.add(link_from("2001:db8::ffff"), 1000, 3)
+    assert found.add(link_from("2001:db8:0:1::1"), 1000, 3)
+
+
+def test_no_limit_of_its_own_is_no_limit() -> None:
+    found = Connections()
+    assert all(found.add(link_from(busy=True), 100, 0) for _ in range(100))
+    assert not found.add(link_from(), 100, 0)
+
+
+def test_a_removed_connection_makes_room_for_its_client() -> None:
+    found = filled(one := link_from(busy=True))
+    assert not found.add(link_from(), 1000, 1)
+    found.remove(one.client.id)
+    assert found.add(link_from(), 1000, 1)
+
+
+def test_room_is_made_in_both_ways_at_once() -> None:
+    """Its client is over its limit, and so is everybody together."""
+    own, other = link_from(), link_from("10.0.0.9")
+    found = filled(own, other)
+    assert found.add(new := link_from(), 1, 1)
+    assert list(found) == [new]
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8::2"]), st.booleans(), st.booleans())
+    | st.integers(0, 5),
+    max_size=30,
+)
+
+
+@given(steps, st.integers(1, 5), st.integers(0, 3))
+def test_the_limits_hold_and_nobody_at_work_is_ever_cut(
+    steps: list[tuple[str, bool, bool] | int], most: int, most_per_network: int
+) -> None:
+    """Connections come, busy or not and admitted or not, and some of them go."""
+    found, everybody = Connections(), list[Link]()
+    for step in steps:
+        if isinstance(step, int):
+            for link in list(found)[step : step + 1]:
+                found.remove(link.client.id)
+        else:
+            everybody.append(link_from(step[0], busy=step[1], admitted=step[2]))
+            taken = found.add(everybody[-1], most, most_per_network)
+            assert taken == (everybody[-1] in list(found))
+        counts = Counter(link.network for link in found)
+        assert len(found) == counts.total() <= most
+        assert not most_per_network or max(counts.values(), default=0) <= most_per_network
+    assert not any(was_cut(link) and not link.idle for link in everybody)
+    assert not any(was_cut(link) for link in found)
+
+
+def test_what_has_gone_leaves_nothing_behind() -> None:
+    found = Connections()
+    for number in range(200):
+        found.add(link := link_from(f"2001:db8:{number:x}::1"), 10, 2)
+        found.remove(link.client.id)
+    assert not any(vars(found).values())
+
+
+# Deadlines.
+
+
+class Clock:
+    """The time module of connections.py, and its sweep step by step."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "SWEEP", 0)
+    return clock
+
+
+async def swept(found: Connections) -> None:
+    """A few looks at the deadlines, and what they set going."""
+    sweep = asyncio.create_task(found.sweep())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    sweep.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sweep
+
+
+async def test_before_its_deadline_a_connection_is_left_alone(clock: Clock) -> None:
+    found = filled(link := link_from(deadline=clock.now))
+    await swept(found)
+    assert (fake(link).told, was_cut(link)) == ([], False)
+
+
+async def test_after_its_deadline_a_connection_may_say_a_last_word_and_is_then_cut(clock: Clock) -> None:
+    found = filled(link := link_from(deadline=clock.now - 1))
+    await swept(found)
+    assert [type(event) for event in fake(link).told] == [Expire]
+    assert (was_cut(link), link.deadline) == (False, clock.now + LAST_WORD)
+    clock.now += LAST_WORD + 0.1
+    await swept(found)
+    assert was_cut(link)
+    assert len(fake(link).told) == 1
+
+
+async def test_a_connection_that_can_say_nothing_is_cut_at_once(clock: Clock) -> None:
+    link = link_from(deadline=clock.now - 1)
+    link.speaker = None
+    await swept(filled(link))
+    assert was_cut(link)
+
+
+async def test_a_connection_without_a_deadline_waits_for_ever(clock: Clock) -> None:
+    found = filled(link := link_from())
+    link.deadline = None
+    clock.now += 10**9
+    await swept(found)
+    assert (fake(link).told, was_cut(link)) == ([], False)
+
+
+async def test_a_connection_that_can_not_be_ended_does_not_save_the_others(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, other = link_from(deadline=clock.now - 1), link_from(deadline=clock.now - 1)
+    broken.speaker = other.speaker = None
+    fake(broken).task.error = RuntimeError("sk-ollama-in-a-message")
+    await swept(filled(broken, other))
+    assert was_cut(other)
+    assert caplog.messages == ["a connection could not be ended: RuntimeError"]
+
+
+def test_a_connection_whose_socket_is_gone_can_be_cut() -> None:
+    link = link_from()
+    fake(link).transports.clear()
+    link.cut()
+    link.hold(link.client, "me")
+    link.release(link.client, "me")
+
+
+# Trouble that may come a thousand times a second.
+
+
+async def test_a_trouble_is_told_at_once_and_then_counted(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    found = Connections()
+    for _ in range(1000):
+        found.trouble("it rains")
+    await swept(found)
+    assert caplog.messages == ["it rains"]
+    clock.now += QUIET
+    await swept(found)
+    assert caplog.messages == ["it rains", "it rains (999 more times in 10 seconds)"]
+    clock.now += QUIET
+    await swept(found)
+    assert len(caplog.messages) == 2
+
+
+async def test_a_trouble_that_came_once_is_told_once(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    found = Connections()
+    for _ in range(3):
+        found.trouble("it rains")
+        clock.now += QUIET
+        await swept(found)
+    assert caplog.messages == ["it rains"] * 3
+
+
+def test_two_troubles_do_not_hide_each_other(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    found = Connections()
+    for what in ("it rains", "it snows", "it rains"):
+        found.trouble(what)
+    assert caplog.messages == ["it rains", "it snows"]
+
+
+def test_percent_signs_in_a_trouble_are_no_format(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    Connections().trouble("100%s full")
+    assert caplog.messages == ["100%s full"]
+
+
+def test_that_connections_make_room_is_a_trouble(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    found = Connections()
+    for _ in range(100):
+        assert found.add(link_from(), 2, 0)
+    assert caplog.messages == [MADE_ROOM]
+
+
+# Making a peer wait.
+
+
+def transport_of(link: Link) -> FakeTransport:
+    return cast(FakeTransport, link.transport())
+
+
+def test_a_client_waits_until_all_that_held_it_released_it() -> None:
+    link = link_from()
+    link.hold(link.client, "one")
+    link.hold(link.client, "two")
+    link.hold(link.client, "two")
+    link.release(link.client, "two")
+    assert not transport_of(link).reading
+    link.release(link.client, "one")
+    assert transport_of(link).reading
+
+
+def test_who_holds_nothing_releases_nothing() -> None:
+    link = link_from()
+    link.hold(link.client, "one")
+    link.release(link.client, "two")
+    assert not transport_of(link).reading
+
+
+def test_a_server_that_waits_does_not_make_the_client_wait() -> None:
+    link, server = link_from(), link_from().client
+    fake(link).socket_of(server)
+    link.hold(server, "one")
+    assert transport_of(link).reading
+    link.release(link.client, "one")
+    assert not cast(FakeTransport, link.transport(server)).reading
+
+
+def test_a_connection_that_is_closing_is_not_read_again() -> None:
+    link = link_from()
+    link.hold(link.client, "one")
+    transport_of(link).closing = True
+    link.release(link.client, "one")
+    assert not transport_of(link).reading
+
+
+def test_a_reader_that_is_full_resumes_by_itself() -> None:
+    link = link_from()
+    link.hold(link.client, "one")
+    fake(link).socket_of(link.client).reader._paused = True
+    link.release(link.client, "one")
+    assert not transport_of(link).reading

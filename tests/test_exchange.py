@@ -1,0 +1,152 @@
+"""An exchange is what is known of a request; an admission lets it go upstream, and is granted in one place."""
+
+import ast
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mitmproxy.http import Message
+from mitmproxy.test import tutils
+
+import ollama_auth
+from ollama_auth import exchange as module
+from ollama_auth.exchange import Admission, Exchange, keeping
+from ollama_auth.head import Fields
+
+ADDONS = Path(ollama_auth.__file__).parent.parent
+
+
+def nodes() -> Iterator[tuple[str, ast.AST]]:
+    """Everything in the source of all of the package."""
+    for path in sorted(ADDONS.rglob("*.py")):
+        name = path.relative_to(ADDONS).as_posix()
+        yield from ((name, node) for node in ast.walk(ast.parse(path.read_text("utf-8"))))
+
+
+def calls() -> list[tuple[str, str]]:
+    """(file, what is called)."""
+    return [(name, ast.unparse(node.func)) for name, node in nodes() if isinstance(node, ast.Call)]
+
+
+def test_an_admission_is_constructed_in_exactly_one_place() -> None:
+    made = [(name, called) for name, called in calls() if called.rpartition(".")[2] == "Admission"]
+    assert made == [("ollama_auth/addon.py", "Admission")]
+
+
+def test_an_admission_is_made_in_no_other_way() -> None:
+    """Not by another name, not by a copy with changes, not by a subclass, not by name or from a file."""
+    ways = {"replace", "dataclasses.replace", "copy.replace", "copy.copy", "deepcopy", "copy.deepcopy", "getattr"}
+    ways |= {"pickle.loads", "eval", "exec", "object.__new__", "Admission.__new__", "object.__setattr__"}
+    found = [(name, called) for name, called in calls() if called in ways]
+    assert set(found) <= {
+        ("ollama_auth/responses.py", "replace"),
+        ("ollama_auth/settings.py", "getattr"),
+        ("ollama_auth/access_log.py", "getattr"),
+    }
+    renamed = [alias.asname for _, node in nodes() if isinstance(node, ast.ImportFrom) for alias in node.names]
+    bases = [ast.unparse(base) for _, node in nodes() if isinstance(node, ast.ClassDef) for base in node.bases]
+    assigned = [ast.unparse(node.value) for _, node in nodes() if isinstance(node, ast.Assign)]
+    assert set(filter(None, renamed)) <= {"wall_clock"}
+    assert not {"Admission", "exchange.Admission"} & {*bases, *assigned}
+
+
+def test_an_admission_can_not_be_changed() -> None:
+    admission = Admission("anna", b"/", ())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        admission.target = b"/api/delete"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("sent", [b"a", b"0123-4567_89ab.cdef", b"A" * 64])
+def test_a_well_formed_request_id_is_taken(sent: bytes) -> None:
+    exchange = Exchange("client")
+    exchange.take_id(((b"X-Request-ID", sent),))
+    assert exchange.id == sent.decode()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (),
+        ((b"X-Request-Id", b""),),
+        ((b"X-Request-Id", b"A" * 65),),
+        ((b"X-Request-Id", b"two words"),),
+        ((b"X-Request-Id", b"a\n"),),
+        ((b"X-Request-Id", b"a\r\nSet-Cookie: x"),),
+        ((b"X-Request-Id", b'a"b'),),
+        ((b"X-Request-Id", b"a/b"),),
+        ((b"X-Request-Id", b"\x1b[2J"),),
+        ((b"X-Request-Id", "é".encode()),),
+        ((b"X-Request-Id", b"\xff"),),
+        ((b"X-Request-Id", b"one"), (b"x-request-id", b"two")),
+        ((b"X-Request-Id", b"one"), (b"x-request-id", b"one")),
+        ((b"X-Request-Id2", b"one"),),
+    ],
+)
+def test_any_other_request_id_is_replaced_by_one_of_our_own(fields: Fields) -> None:
+    exchange = Exchange("client")
+    before = exchange.id
+    exchange.take_id(fields)
+    assert exchange.id == before
+
+
+@given(st.lists(st.tuples(st.just(b"x-request-id") | st.binary(), st.binary()), max_size=3).map(tuple))
+def test_no_bytes_make_a_request_id_that_ends_a_line_or_a_header(fields: Fields) -> None:
+    exchange = Exchange("client")
+    exchange.take_id(fields)
+    assert 0 < len(exchange.id) <= 64
+    assert set(exchange.id) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+
+
+@pytest.mark.parametrize("sent", [b"sk-ollama-0123456789abcdef", b"SK-x", b"a-key-without-prefix"])
+def test_a_key_is_not_taken_for_a_request_id(sent: bytes) -> None:
+    exchange = Exchange("client")
+    exchange.take_id(((b"X-Request-Id", sent),), lambda text: "anna" if text == b"a-key-without-prefix" else None)
+    assert exchange.id.encode() != sent
+
+
+def test_our_own_request_ids_are_all_different() -> None:
+    assert len({Exchange("client").id for _ in range(1000)}) == 1000
+
+
+@given(st.lists(st.binary(max_size=5)))
+def test_chunks_pass_as_they_are_and_are_counted(chunks: list[bytes]) -> None:
+    exchange = Exchange("client")
+    assert [exchange.request_chunk(chunk) for chunk in chunks] == chunks
+    assert [exchange.response_chunk(chunk) for chunk in chunks] == chunks
+    assert exchange.bytes_in == exchange.bytes_out == len(b"".join(chunks))
+
+
+def test_the_first_byte_is_the_first_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mitmproxy calls a stream with b"" at its end, which is no byte."""
+    clock = iter([1.0, 2.0])
+    monkeypatch.setattr(module, "monotonic", lambda: next(clock))
+    exchange = Exchange("client", started=0.5)
+    for chunk in (b"", b"a", b"b", b""):
+        exchange.response_chunk(chunk)
+    assert exchange.first_byte == 1.0
+
+
+def test_two_requests_are_never_the_same() -> None:
+    one, two = Exchange("client"), Exchange("client")
+    assert (one.stripped, one.bytes_in) == (two.stripped, two.bytes_in)
+    assert one != two
+
+
+@pytest.mark.parametrize("message", [tutils.treq(), tutils.tresp()])
+def test_a_body_that_is_kept_passes_as_it_is(message: Message) -> None:
+    passed: list[bytes] = []
+    chunk = keeping(message, lambda data: passed.append(data) or data)  # type: ignore[func-returns-value]
+    assert [chunk(data) for data in (b"one ", b"two", b"")] == [b"one ", b"two", b""] == passed
+    assert message.raw_content == b"one two"
+
+
+@pytest.mark.parametrize("chunks", [[b"12345", b""], [b"123", b"45", b"6", b""], [b"1234", b"5", b""]])
+def test_nothing_is_kept_of_a_body_that_is_too_large(chunks: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_KEPT", 4)
+    message = tutils.tresp(content=None)
+    chunk = keeping(message, bytes)
+    assert [chunk(data) for data in chunks] == chunks
+    assert message.raw_content is None

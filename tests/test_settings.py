@@ -1,0 +1,463 @@
+"""What would leave the door open, or can't work, is refused in one line that says what to do."""
+
+from collections.abc import Mapping
+from errno import EACCES
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ollama_auth.head import Bounds
+from ollama_auth.headers import FORWARDED
+from ollama_auth.keys import Principal
+from ollama_auth.routes import RouteClass
+from ollama_auth.settings import (
+    MASKED,
+    MAX_KEY_FILE,
+    OPTIONS,
+    Settings,
+    SettingsError,
+    check_names,
+    read,
+    read_key,
+    read_sizes,
+)
+
+KEY = "sk-ollama-0123456789abcdef"
+ENVIRON = {"OLLAMA_API_KEY": KEY}
+MITMPROXY = {
+    "mode": ["reverse:http://127.0.0.1:11434"],
+    "connection_strategy": "lazy",
+    "validate_inbound_headers": True,
+    "certs": [],
+    "ignore_hosts": [],
+    "allow_hosts": [],
+    "tcp_hosts": [],
+    "stream_large_bodies": None,
+    "body_size_limit": None,
+    "proxy_debug": False,
+}
+
+
+class FakeOptions:
+    """mitmproxy's options with ours among them."""
+
+    def __init__(self, **changed: Any) -> None:
+        self.deferred: dict[str, Any] = {}
+        self._values = MITMPROXY | {option.name: option.default for option in OPTIONS} | changed
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def settings(environ: Mapping[str, str] = ENVIRON, /, **changed: Any) -> Settings:
+    return read(FakeOptions(**changed), environ)
+
+
+def refusal(environ: Mapping[str, str] = ENVIRON, /, **changed: Any) -> str:
+    """The one line that says why this can't be, without the key."""
+    with pytest.raises(SettingsError) as caught:
+        settings(environ, **changed)
+    text = str(caught.value)
+    assert text.isprintable(), text
+    assert KEY not in text
+    return text
+
+
+def file_of(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    return str(path)
+
+
+def test_with_a_key_alone_there_is_nothing_else_to_learn() -> None:
+    found = settings()
+    assert found.ring.find(KEY.encode()) == Principal("default")
+    assert (found.access_log, found.forward, found.bounds, found.max_body) == (None, FORWARDED, Bounds(), {})
+    assert (found.tls, found.warnings) == (False, ())
+
+
+def test_every_option_is_ours_and_says_what_it_takes() -> None:
+    for option in OPTIONS:
+        assert option.name.startswith("ollama_")
+        assert option.help.endswith(".")
+        assert option.help.isprintable()
+
+
+def test_what_is_printed_of_settings_holds_no_key() -> None:
+    printed = repr(settings(ollama_api_key=KEY))
+    assert KEY not in printed
+    assert sha256(KEY.encode()).hexdigest() not in printed
+    assert repr(sha256(KEY.encode()).digest()) not in printed
+
+
+# The key.
+
+
+@pytest.mark.parametrize("environ", [{}, {"OLLAMA_API_KEYS": KEY}, {"ollama_api_key": KEY}, {"OLLAMA_KEY": KEY}])
+def test_no_key(environ: dict[str, str]) -> None:
+    text = refusal(environ)
+    assert "no key is set" in text
+    assert "openssl rand -hex 16" in text
+    assert "OLLAMA_API_KEY_FILE" in text
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\t", "\n", "\r\n ", "\N{NO-BREAK SPACE}"])
+def test_an_empty_key(empty: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path / "key", empty.encode())
+    for text in (
+        refusal({"OLLAMA_API_KEY": empty}),
+        refusal({}, ollama_api_key=empty),
+        refusal({"OLLAMA_API_KEY_FILE": path}),
+        refusal({}, ollama_api_key_file=path),
+    ):
+        assert "the key is empty" in text
+        assert "openssl rand" in text
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *(f" {KEY}", f"{KEY} ", f"{KEY}\r", f"{KEY}\n\n", f"{KEY}\n{KEY}", f"{KEY}\0", f"{KEY}\x07", f"\x1b[2J{KEY}"),
+        *(f"{KEY}\t{KEY}", f"{KEY}ü", f"\N{ZERO WIDTH NO-BREAK SPACE}{KEY}", f"\N{ZERO WIDTH SPACE}{KEY}", KEY * 100),
+    ],
+)
+def test_a_key_that_no_header_could_hold(bad: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path / "key", bad.encode())
+    assert "OLLAMA_API_KEY:" in refusal({"OLLAMA_API_KEY": bad})
+    assert "ollama_api_key:" in refusal({}, ollama_api_key=bad)
+    if bad != f"{KEY}\r":  # From an editor that ends lines like that, which is no part of the key.
+        assert "OLLAMA_API_KEY_FILE:" in refusal({"OLLAMA_API_KEY_FILE": path})
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\r"])
+def test_a_file_that_holds_the_key_may_end_in_a_line_end(end: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path / "key", (KEY + end).encode())
+    assert settings({"OLLAMA_API_KEY_FILE": path}).ring.find(KEY.encode())
+    assert settings({}, ollama_api_key_file=path).ring.find(KEY.encode())
+
+
+def test_a_file_that_is_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file_of(tmp_path / "key", KEY.encode())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert settings({"OLLAMA_API_KEY_FILE": "~/key"}).ring.find(KEY.encode())
+
+
+@pytest.mark.parametrize(
+    "path", ["", ".", "/", "nothing", "/nothing/at/all", "~nobody-of-that-name/key", "a\0b", "k" * 5000]
+)
+def test_a_file_that_can_not_be_read(path: str) -> None:
+    for text in (refusal({"OLLAMA_API_KEY_FILE": path}), refusal({}, ollama_api_key_file=path)):
+        assert "can't read" in text
+        assert "name a file this process may read that holds the key" in text
+
+
+def test_a_file_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    assert "Permission denied" in refusal({"OLLAMA_API_KEY_FILE": "/run/secrets/key"})
+
+
+def test_a_path_is_told_where_it_looks_like_one(tmp_path: Path) -> None:
+    assert f"{tmp_path}/missing" in refusal({"OLLAMA_API_KEY_FILE": f"{tmp_path}/missing"})
+
+
+@pytest.mark.parametrize("name", ["OLLAMA_API_KEY_FILE", "ollama_api_key_file"])
+def test_the_key_itself_in_the_place_of_its_file_is_not_told(name: str) -> None:
+    environ = {name: KEY} if name.isupper() else {}
+    text = refusal(environ) if environ else refusal({}, ollama_api_key_file=KEY)
+    assert text.startswith(f"{name}: can't read")
+
+
+@pytest.mark.parametrize("content", [b"k" * (MAX_KEY_FILE + 1), KEY.encode() + b"\n" * MAX_KEY_FILE])
+def test_a_file_that_is_far_too_large(content: bytes, tmp_path: Path) -> None:
+    assert "too large" in refusal({"OLLAMA_API_KEY_FILE": file_of(tmp_path / "key", content)})
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a file without an end")
+def test_a_file_without_an_end() -> None:
+    assert "too large" in refusal({"OLLAMA_API_KEY_FILE": "/dev/zero"})
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    assert "non-ASCII" in refusal({"OLLAMA_API_KEY_FILE": file_of(tmp_path / "key", b"\xff\xfe" * 10)})
+
+
+@pytest.mark.parametrize("key", [KEY, ""])
+def test_both_sources_at_once(key: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path / "key", KEY.encode())
+    for text in (
+        refusal({"OLLAMA_API_KEY": key, "OLLAMA_API_KEY_FILE": path}),
+        refusal({}, ollama_api_key=key, ollama_api_key_file=path),
+        refusal({}, ollama_api_key=MASKED, ollama_api_key_file=path),
+    ):
+        assert "unset one of them" in text
+
+
+def test_the_option_wins_over_the_environment(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "key", b"sk-another-0123456789")
+    environ = {"OLLAMA_API_KEY": KEY, "OLLAMA_API_KEY_FILE": path}
+    assert settings(environ, ollama_api_key=KEY[::-1]).ring.find(KEY[::-1].encode())
+    assert settings(environ, ollama_api_key=KEY[::-1]).ring.find(KEY.encode()) is None
+    assert settings(environ, ollama_api_key_file=path).ring.find(b"sk-another-0123456789")
+
+
+@pytest.mark.parametrize("short", ["x", "fifteen-letters"])
+def test_a_short_key_works_with_a_warning_that_does_not_tell_it(short: str) -> None:
+    found = settings({"OLLAMA_API_KEY": short})
+    assert found.ring.find(short.encode())
+    assert [warning.replace(short, "?") for warning in found.warnings] == list(found.warnings) or short == "x"
+    assert "OLLAMA_API_KEY: the key has fewer than 16 characters" in found.warnings[0]
+
+
+def test_a_key_of_16_characters_is_no_reason_to_warn() -> None:
+    assert settings({"OLLAMA_API_KEY": "sixteen-letters-"}).warnings == ()
+
+
+def test_a_key_that_was_taken_and_hidden_still_holds() -> None:
+    taken = sha256(KEY.encode()).digest()
+    found = read(FakeOptions(ollama_api_key=MASKED), {"OLLAMA_API_KEY": "another-0123456789"}, taken)
+    assert found.ring.find(KEY.encode())
+    assert found.ring.find(b"another-0123456789") is None
+    assert found.ring.find(MASKED.encode()) is None
+
+
+def test_the_mask_of_a_key_that_nobody_took_is_no_key() -> None:
+    assert "holds no key" in refusal({}, ollama_api_key=MASKED)
+    assert "OLLAMA_API_KEY:" in refusal({"OLLAMA_API_KEY": MASKED})
+
+
+def key_from(secret: str) -> bytes | str:
+    """The digest of that key, or why it is refused."""
+    try:
+        return read_key(FakeOptions(), {"OLLAMA_API_KEY": secret})[0]
+    except SettingsError as error:
+        return str(error)
+
+
+@given(st.text())
+def test_any_text_is_a_key_or_refused_in_one_line_without_it(text: str) -> None:
+    found = key_from(KEY + text)
+    if isinstance(found, str):
+        assert KEY not in found
+        assert found.isprintable()
+    else:
+        assert found == sha256((KEY + text).encode()).digest()
+
+
+# The mode.
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "reverse:http://127.0.0.1:11434",
+        "reverse:https://gpu:443",
+        "reverse:http://[::1]:11434",
+        "reverse:http://a:1@8081",
+    ],
+)
+def test_the_right_modes(mode: str) -> None:
+    assert settings(mode=[mode])
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:11434", "gpu", "[::1]:11434", "localhost:11434@8081", "http:gpu:1"])
+def test_an_endpoint_without_a_scheme(endpoint: str) -> None:
+    text = refusal(mode=[f"reverse:{endpoint}"])
+    assert f"write reverse:http://{endpoint}" in text
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        *("regular", "regular@8080", "transparent", "socks5", "wireguard", "local", "local:ollama", "dns", "tun"),
+        *("upstream:http://127.0.0.1:11434", "REVERSE:http://a:1", "reverse", ""),
+        *(f"reverse:{scheme}://127.0.0.1:11434" for scheme in ("tcp", "tls", "udp", "dtls", "quic", "dns", "http3")),
+        *("reverse:HTTP://127.0.0.1:11434", "reverse: http://127.0.0.1:11434", "reverse:://a", "reverse:x-http://a"),
+    ],
+)
+def test_a_mode_without_a_gate_in_it(mode: str) -> None:
+    text = refusal(mode=[mode])
+    assert "reverse:http://" in text
+
+
+@pytest.mark.parametrize(
+    "modes",
+    [[], ["reverse:http://a:1", "regular@1"], ["socks5", "reverse:http://a:1"], ["reverse:http://a:1"] * 2],
+)
+def test_any_other_number_of_modes_than_one(modes: list[str]) -> None:
+    assert refusal(mode=modes).startswith(f"{len(modes)} modes are set")
+
+
+# What must not be set.
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("ignore_hosts", [".*"], "passes connections through"),
+        ("allow_hosts", ["ollama"], "passes connections through"),
+        ("tcp_hosts", [".*"], "passes connections through"),
+        ("udp_hosts", [".*"], "passes connections through"),
+        ("stream_large_bodies", "1m", "streams every body already"),
+        ("body_size_limit", "1m", "set ollama_max_body instead"),
+        ("proxy_debug", True, "credentials"),
+    ],
+)
+def test_an_option_of_mitmproxys_that_opens_the_door_or_breaks_a_stream(name: str, value: object, why: str) -> None:
+    text = refusal(**{name: value})
+    assert f"the option {name} can't be used here" in text
+    assert why in text
+    assert text.endswith("Remove it")
+
+
+def test_eager_connections() -> None:
+    assert "set it to lazy" in refusal(connection_strategy="eager")
+
+
+def test_requests_that_are_not_validated() -> None:
+    assert "remove it" in refusal(validate_inbound_headers=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("ollama_api_kye", "ollama_api_key"),
+        ("ollama_apikey", "ollama_api_key"),
+        ("olama_api_key", "ollama_api_key"),
+        ("ollama-api-key", "ollama_api_key"),
+        ("OLLAMA_API_KEY", "ollama_api_key"),
+        ("Ollama_Max_Body", "ollama_max_body"),
+        ("ollama_max_conections", "ollama_max_connections"),
+        ("ollama_", "ollama_"),
+        ("ollama_zzz", "ollama_"),
+    ],
+)
+def test_a_misspelt_option_is_an_error_that_knows_what_was_meant(name: str, meant: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        check_names({name: "whatever"})
+    assert f"no option {name}; did you mean {meant}" in str(caught.value)
+    assert "mitmdump --options" in str(caught.value)
+    assert "whatever" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [f"ollama_api_key:{KEY}", f"ollama_api_key {KEY}", f"ollama_api_key\n{KEY}"])
+def test_a_key_that_was_written_into_the_name_of_an_option_is_not_told(text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        check_names({text: None})
+    assert KEY not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert "did you mean ollama_api_key" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["block_list", "x", "", "web_password", "my_script_option"])
+def test_options_that_are_not_ours_are_left_to_others(name: str) -> None:
+    check_names({name: "whatever"})
+
+
+def test_misspelt_options_are_found_when_everything_is_read() -> None:
+    options = FakeOptions()
+    options.deferred["ollama_max_hed"] = "1"
+    with pytest.raises(SettingsError, match="ollama_max_head"):
+        read(options, ENVIRON)
+
+
+# Numbers, sizes and names.
+
+INTEGERS = [option.name for option in OPTIONS if option.type is int]
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize("value", [-1, -(2**40)])
+def test_a_bound_below_zero(name: str, value: int) -> None:
+    assert f"{name} is {value}: it must be at least" in refusal(**{name: value})
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_a_bound_of_zero_is_none_but_for_two(name: str) -> None:
+    if name in ("ollama_max_connections_per_client", "ollama_grace_period"):
+        assert settings(**{name: 0})
+    else:
+        assert f"{name} is 0: it must be at least 1" in refusal(**{name: 0})
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_every_number_that_is_set_arrives(name: str) -> None:
+    found, attribute = settings(**{name: 77}), name.removeprefix("ollama_")
+    bounds = {"max_head": "head", "max_header_count": "fields", "max_target": "target"}
+    assert getattr(found.bounds, bounds[attribute]) == 77 if attribute in bounds else getattr(found, attribute) == 77
+
+
+@pytest.mark.parametrize(
+    ("specs", "sizes"),
+    [
+        ([], {}),
+        (["infer=64m"], {RouteClass.INFER: 64 * 1024**2}),
+        (
+            ["infer=1", "embed=2k", "blob=3G", "push=4MB"],
+            {"infer": 1, "embed": 2048, "blob": 3 * 1024**3, "push": 4 * 1024**2},
+        ),
+        (["infer=0"], {RouteClass.INFER: 0}),
+        (["infer = 5 k"], {RouteClass.INFER: 5120}),
+        (["infer=1", "infer=2"], {RouteClass.INFER: 2}),
+        (["all=1k"], dict.fromkeys(RouteClass, 1024)),
+        (["blob=2g", "all=1k"], dict.fromkeys(RouteClass, 1024) | {RouteClass.BLOB: 2 * 1024**3}),
+    ],
+)
+def test_sizes(specs: list[str], sizes: dict[RouteClass, int]) -> None:
+    assert read_sizes(specs) == sizes
+    assert settings(ollama_max_body=specs).max_body == sizes
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("", "infer", "infer=", "=1m", "infer:1m", "1m", "chat=1m", "INFER=1m", "infer=1x", "infer=-1", "infer=1.5m"),
+        *("infer=1m,embed=1m", "infer==1", "infer=0x10", "infer=unlimited", "infer=1\n", "infer=1mm", "infer=1_000"),
+        *("infer=\N{ARABIC-INDIC DIGIT FIVE}", "infer=" + "9" * 13, "infer=\x1b[2J"),
+    ],
+)
+def test_a_size_that_is_none(spec: str) -> None:
+    text = refusal(ollama_max_body=[spec])
+    assert "CLASS=SIZE, such as infer=64m" in text
+    assert "blob" in text
+
+
+@given(st.text(max_size=20) | st.from_regex(r"[a-z]{2,6}=[0-9]{0,13}[kmgKMGb]{0,2}", fullmatch=True))
+def test_any_text_is_a_size_or_refused(spec: str) -> None:
+    try:
+        sizes = read_sizes([spec])
+    except SettingsError as error:
+        sizes, spec = {}, str(error)
+    assert all(size >= 0 for size in sizes.values())
+    assert spec.isprintable()
+
+
+@pytest.mark.parametrize(
+    "name", ["Authorization", "x-api-key", "Connection", "Host", "te", "content-length", "a b", ""]
+)
+def test_a_header_that_can_not_be_forwarded(name: str) -> None:
+    assert refusal(ollama_forward_headers=["accept", name]).startswith("ollama_forward_headers: ")
+
+
+def test_a_header_that_can() -> None:
+    assert settings(ollama_forward_headers=["X-Trace"]).forward == FORWARDED | {b"x-trace"}
+
+
+@pytest.mark.parametrize(("value", "target"), [(None, None), ("", None), ("-", "-"), ("log", "log")])
+def test_where_the_access_log_goes(value: str | None, target: str | None) -> None:
+    assert settings(ollama_access_log=value).access_log == target
+
+
+def test_a_certificate_means_tls() -> None:
+    assert settings(certs=["*=cert.pem"]).tls
