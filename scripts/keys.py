@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +42,7 @@ PATIENCE = 30
 """Seconds to wait for another writer."""
 MAX_PUBLIC_KEY = 64 * 1024
 DURATION = re.compile(r"([0-9]{1,5})([mhdw])")
+NUMBER = re.compile(r"-?[0-9]{1,18}")
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 LIMITS = {"requests_per_minute": "/min", "concurrent_requests": " at once", "tokens_per_day": " tokens/day"}
 OPTIONS_OF_LIMITS = {
@@ -96,14 +98,15 @@ def read(file: Path) -> tuple[str, tuple[Key, ...]]:
     data, _ = keys_file.read(file)
     if not data.strip():
         return "", ()
-    return data.decode("utf-8-sig", "replace"), keys_file.parse(data, str(file))
+    keys = keys_file.parse(data, str(file))
+    return data.decode("utf-8-sig"), keys
 
 
-def existing(file: Path) -> tuple[tuple[Key, ...], tuple[str, ...]]:
-    """(the keys in a file that has to be there, warnings). Raises Problem or KeysFileError."""
+def existing(file: Path) -> Path:
+    """The file, if it is there. Raises Problem."""
     if not file.exists():
         raise Problem(f"there is no {file}: `scripts/keys add NAME` makes it, --file PATH names another")
-    return keys_file.load(file)
+    return file
 
 
 def change(file: Path, name: str, edit: Callable[[str, Sequence[str]], str]) -> None:
@@ -295,12 +298,7 @@ def expiry(text: str) -> object:
 
 
 def limit(text: str) -> object:
-    try:
-        return keys_file.limit(int(text))
-    except keys_file.Fault:
-        raise
-    except ValueError:
-        return keys_file.limit(text)
+    return keys_file.limit(int(text) if NUMBER.fullmatch(text) else text)
 
 
 def public_key(text: str) -> str:
@@ -372,15 +370,13 @@ def add(arguments: argparse.Namespace) -> Answer:
 
 
 def revoke(arguments: argparse.Namespace) -> Answer:
-    file, name = arguments.file, arguments.name
-    existing(file)
+    file, name = existing(arguments.file), arguments.name
     change(file, name, lambda text, names: without(text, known(name, names)))
     return Answer({"file": str(file), "name": name}, "", [f"{name} is no longer in {file}"])
 
 
 def rotate(arguments: argparse.Namespace) -> Answer:
-    file, name = arguments.file, arguments.name
-    existing(file)
+    file, name = existing(arguments.file), arguments.name
     key, digest = make_key()
     until = in_future(arguments.grace) if arguments.grace else None
 
@@ -402,8 +398,8 @@ def rotate(arguments: argparse.Namespace) -> Answer:
 
 
 def show(arguments: argparse.Namespace) -> Answer:
-    keys, warnings = existing(arguments.file)
-    facts = [describe([key for key in keys if key.principal.name == name]) for name in owners(keys)]
+    keys, warnings = keys_file.load(existing(arguments.file))
+    facts = [describe(list(group)) for _, group in groupby(keys, lambda key: key.principal.name)]
     rows = [("NAME", "KIND", "SCOPES", "MODELS", "LIMITS", "EXPIRES"), *(row(fact) for fact in facts)]
     return Answer(facts, aligned(rows) if facts else "", warnings)
 
@@ -443,7 +439,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def check(arguments: argparse.Namespace) -> Answer:
     file = arguments.file
-    keys, warnings = existing(file)
+    keys, warnings = keys_file.load(existing(file))
     names = owners(keys)
     if arguments.name is None:
         count = f"{len(names)} key{'' if len(names) == 1 else 's'}"
@@ -531,7 +527,7 @@ def main() -> int:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Whoever reads a list may stop in the middle.
     arguments = parse(sys.argv[1:])
     try:
-        answer = arguments.run(arguments)
+        answer: Answer = arguments.run(arguments)
     except keys_file.KeysFileError as error:
         faults = error.faults
     except Problem as problem:

@@ -85,14 +85,6 @@ def test_http_1_1(tls: Gate, upstream: Upstream, cert: Path) -> None:
             assert parse(wire.read_all()).status == 401
 
 
-def test_http_1_1_refused_before_the_body(tls: Gate, upstream: Upstream, cert: Path) -> None:
-    data = head("POST", "/api/chat", "Content-Length: 2000000000")
-    with upstream.untouched(), logged(tls), TlsWire(tls.port, cert, data, "http/1.1") as wire:
-        wire.send(bytes(100_000))
-        assert parse(wire.read_all()).status == 401
-        assert_gone(wire)
-
-
 def test_a_tls_client_at_a_plain_gate(gate: Gate, cert: Path) -> None:
     """A fatal alert, at once."""
     begun = time.monotonic()
@@ -118,15 +110,13 @@ NO_HELLO: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("half", [True, False])
 @pytest.mark.parametrize("what", NO_HELLO)
-def test_a_handshake_that_is_none(tls: Gate, upstream: Upstream, what: str, half: bool) -> None:
+def test_a_handshake_that_is_none(tls: Gate, upstream: Upstream, what: str) -> None:
     """The connection ends at once, and the log holds none of what was sent."""
     before = tls.rss, len(tls.output)
     with upstream.untouched(), Wire(tls.port) as wire, suppress(ConnectionError):
         wire.send(NO_HELLO[what])
-        if half:
-            wire.socket.shutdown(socket.SHUT_WR)
+        wire.socket.shutdown(socket.SHUT_WR)
         wire.read_all()
     assert tls.rss - before[0] < 5 << 20
     assert len(tls.output) - before[1] < 1000
@@ -167,15 +157,23 @@ def test_refused(tls: Gate, upstream: Upstream, cert: Path) -> None:
 
 
 def test_refused_before_the_body(tls: Gate, upstream: Upstream, cert: Path) -> None:
-    """Answered, reset without an error (RFC 9113 section 8.1), and gone."""
-    with upstream.untouched(), logged(tls), H2(tls.port, cert) as client:
+    """Answered, reset without an error (RFC 9113 section 8.1), and gone; in HTTP/1.1 too."""
+    data = head("POST", "/api/chat", "Content-Length: 2000000000")
+    with (
+        upstream.untouched(),
+        logged(tls, 2),
+        TlsWire(tls.port, cert, data, "http/1.1") as wire,
+        H2(tls.port, cert) as client,
+    ):
+        wire.send(bytes(100_000))
+        assert parse(wire.read_all()).status == 401
         stream = client.request("POST", "/api/chat", ("expect", "100-continue"), body=None, key=False)
         assert client.status(stream) == 401
         client.body(stream)
         assert client.until(h2.events.StreamReset, stream).error_code == h2.errors.ErrorCodes.NO_ERROR
         client.until_closed()
         assert not client.has(h2.events.InformationalResponseReceived)
-        assert_gone(client.wire)
+        assert_gone(wire, client.wire)
 
 
 def test_refused_while_the_body_is_sent(tls: Gate, upstream: Upstream, cert: Path) -> None:
@@ -304,16 +302,16 @@ def test_what_h2_would_keep(tls: Gate, upstream: Upstream, cert: Path, what: str
 
 
 def test_a_window_that_stays_shut(brief: Gate, upstream: Upstream, cert: Path) -> None:
-    """A stranger who leaves no room for the answer is cut all the same."""
-    with upstream.untouched(), logged(brief), H2(brief.port, cert, window=0) as client:
-        assert client.status(client.request("GET", "/", key=False)) == 401
-        client.until_closed()
-
-
-def test_a_friend_whose_window_stays_shut(brief: Gate, upstream: Upstream, cert: Path) -> None:
-    with logged(brief), H2(brief.port, cert, window=0) as client:
-        assert client.status(client.request("GET", "/api/tags")) == 200
-        client.until_closed()
+    """Who leaves no room for the answer is cut all the same, with a key and without."""
+    with (
+        logged(brief, 2),
+        H2(brief.port, cert, window=0) as stranger,
+        H2(brief.port, cert, window=0) as friend,
+    ):
+        assert stranger.status(stranger.request("GET", "/", key=False)) == 401
+        assert friend.status(friend.request("GET", "/api/tags")) == 200
+        stranger.until_closed()
+        friend.until_closed()
     wait_until(lambda: not upstream.open_connections, "the connection upstream to end")
 
 

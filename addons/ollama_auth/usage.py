@@ -240,8 +240,8 @@ class Tally:
         self.ended |= kind in _ENDS or found.get("done") == b"true"
 
     def _count(self, found: dict[str, bytes]) -> None:
-        unsaid = 0 if found.get("done") == b"true" else None
-        prompt, completion = _number(found.get("prompt"), unsaid), _number(found.get("completion"), unsaid)
+        unsaid = b"0" if found.get("done") == b"true" else b""
+        prompt, completion = _number(found.get("prompt", unsaid)), _number(found.get("completion", unsaid))
         if self.stream and "choice" in found and not prompt and not completion:
             return  # a placeholder: /v1/completions puts one in every chunk with a choice
         if prompt is not None:
@@ -250,8 +250,8 @@ class Tally:
             self.usage.completion_tokens = completion
 
 
-def _number(raw: bytes | None, default: int | None) -> int | None:
-    return int(raw) if raw and raw.isdigit() and len(raw) <= MAX_DIGITS else default
+def _number(raw: bytes) -> int | None:
+    return int(raw) if raw.isdigit() and len(raw) <= MAX_DIGITS else None
 
 
 def _text(raw: bytes | None) -> str | None:
