@@ -113,7 +113,7 @@ def change(file: Path, name: str, edit: Callable[[str, Sequence[str]], str]) -> 
     """Puts the text that `edit` makes of a file's text and names in its place, unless that changes more than `name`."""
     target = Path(os.path.realpath(file))
     with locked(target):
-        text, before = read(target)
+        text, before = read(file)
         after = edit(text, owners(before))
         if "\r\n" in text:
             after = re.sub("\r?\n", "\r\n", after)
@@ -225,6 +225,8 @@ def without(text: str, name: str) -> str:
     end = len(body) if index else next(place for place, (key, _) in enumerate(body) if key)
     if end and tail and all(isinstance(item, Whitespace) for _, item in (body[end - 1], tail[0])):
         del tail[0]  # One blank line is enough.
+    if not keys:
+        del body[end]  # It would be written as keys = [], below which no key can be added.
     body[end:end] = tail
     after = document.as_string()
     return after if after.strip() else HEADER
@@ -454,7 +456,10 @@ def what_if(arguments: argparse.Namespace, who: Principal) -> Answer:
     found = route(arguments.method.upper().encode(), arguments.path.encode())
     denial = policy.check_route(who, found, time.time())
     if denial is None and arguments.model is not None:
-        denial = policy.check_models(who, [arguments.model])
+        model = models.reference(arguments.model)
+        if model is None:
+            raise Problem("MODEL is no name of a model: write it as `ollama list` does")
+        denial = policy.check_models(who, [model])
     request = " ".join(filter(None, [arguments.method.upper(), arguments.path, arguments.model]))
     facts = {"name": who.name, "request": request, "class": found.route_class, "allowed": denial is None}
     if denial:
@@ -523,8 +528,6 @@ def add_options_of_add(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> int:
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Whoever reads a list may stop in the middle.
     arguments = parse(sys.argv[1:])
     try:
         answer: Answer = arguments.run(arguments)
@@ -557,4 +560,6 @@ def tell(as_json: bool, facts: object, text: str, notes: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    if sys.platform != "win32":
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Whoever reads a list may stop in the middle.
     sys.exit(main())

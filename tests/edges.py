@@ -35,9 +35,9 @@ def log_lines(gate: Gate) -> list[dict[str, Any]]:
     return [json.loads(line) for line in gate.lines if line.startswith('{"time"')]
 
 
-def assert_sound(gate: Gate, upstream: Upstream | None = None) -> None:
+def assert_sound(gate: Gate, upstream: Upstream | None = None, *, running: bool = True) -> None:
     """Nothing raised, no request was logged twice, and no connection upstream is left."""
-    assert gate.process.poll() is None, gate.output
+    assert (gate.process.poll() is None) == running, gate.output
     for words in CRASHED:
         assert words not in gate.output, gate.output
     ids = [line["id"] for line in log_lines(gate) if len(line["id"]) == 16]  # Others are what a client chose.

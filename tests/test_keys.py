@@ -2,13 +2,14 @@
 
 import hashlib
 import hmac
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_auth.credentials import MAX_SECRET
-from ollama_auth.keys import Key, KeyFault, KeyRing, Principal, digest, fingerprint
+from ollama_auth.keys import DEFAULT_SCOPES, Key, KeyFault, KeyRing, Principal, Scope, digest, fingerprint
 
 KEY = "sk-ollama-0123456789abcdef"
 ANNA, BEN = Principal("anna"), Principal("ben")
@@ -65,6 +66,75 @@ def test_what_can_be_printed_of_a_key_is_no_digest() -> None:
     assert "anna" in repr(key)
     assert digest(KEY).hex() not in f"{key!r} {KeyRing([key])!r}"
     assert repr(digest(KEY)) not in f"{key!r} {KeyRing([key])!r}"
+
+
+def test_the_one_key_of_the_environment_may_do_everything() -> None:
+    default = Principal("default")
+    assert default.scopes == set(Scope)
+    assert default.models is None
+    assert default.expires is default.requests_per_minute is default.concurrent_requests is None
+    assert default.tokens_per_day is None
+
+
+def test_a_key_of_a_file_may_use_models_and_change_nothing() -> None:
+    assert sorted(DEFAULT_SCOPES) == ["embed", "infer", "list"]
+
+
+def test_who_has_expired_is_still_known() -> None:
+    gone = Principal("gone", expires=time.time() - 1)
+    assert KeyRing([Key(digest(KEY), gone)]).find(KEY.encode()) is gone
+
+
+@pytest.mark.parametrize(("seconds", "found"), [(-1, None), (0, None), (60, ANNA)])
+def test_a_replaced_key_is_known_until_its_time_and_not_after(seconds: float, found: Principal | None) -> None:
+    both = KeyRing([Key(digest("the-new-key-of-anna"), ANNA), Key(digest(KEY), ANNA, until=time.time() + seconds)])
+    assert both.find(KEY.encode()) is found
+    assert both.find(b"the-new-key-of-anna") is ANNA
+
+
+def test_a_replaced_key_ends_while_the_ring_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    until = time.time() + 60
+    replaced = KeyRing([Key(digest(KEY), ANNA, until=until)])
+    monkeypatch.setattr(time, "time", lambda: until)
+    assert replaced.find(KEY.encode()) is None
+
+
+def test_a_public_key_is_found_and_is_no_secret() -> None:
+    public = bytes(range(32))
+    both = KeyRing([Key(None, ANNA, public), Key(digest(KEY), BEN)])
+    assert both.find_ssh(public) is ANNA
+    assert both.find_ssh(bytes(32)) is both.find_ssh(digest(KEY)) is both.find_ssh(b"") is None
+    assert both.find(public) is None
+    assert both.find(KEY.encode()) is BEN
+
+
+def test_a_ring_counts_its_keys_and_knows_their_owners_by_name() -> None:
+    keys = [Key(digest(KEY), ANNA), Key(digest("old-key-of-anna"), ANNA, until=1.0), Key(None, BEN, bytes(32))]
+    assert len(KeyRing(keys)) == 3
+    assert KeyRing(keys).principals == {"anna": ANNA, "ben": BEN}
+    assert not KeyRing([])
+
+
+@pytest.mark.parametrize("known_by", [(digest(KEY), None), (None, bytes(32))])
+def test_a_key_cannot_be_that_of_two(known_by: tuple[bytes | None, bytes | None]) -> None:
+    secret, public = known_by
+    with pytest.raises(KeyFault, match="anna and ben have the same key; give each"):
+        KeyRing([Key(secret, ANNA, public), Key(secret, BEN, public)])
+
+
+def test_ten_thousand_keys_are_looked_up_as_fast_as_ten() -> None:
+    def lookup(count: int) -> float:
+        many = KeyRing(Key(digest(f"key-number-{n}"), Principal(str(n))) for n in range(count))
+        best = 1.0
+        for _ in range(20):
+            start = time.perf_counter()
+            for _ in range(200):
+                many.find(b"key-number-7")
+                many.find(b"nobody's key")
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    assert lookup(10_000) < 5 * lookup(10)
 
 
 def test_a_digest_is_sha256() -> None:

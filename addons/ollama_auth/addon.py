@@ -32,7 +32,7 @@ from mitmproxy.utils import asyncio_utils, human
 
 from . import credentials, headers, keys, settings
 from .access_log import AccessLog
-from .connections import Connections, Drain, Link, close_left
+from .connections import Connections, Link, close_left
 from .edge import ClientTls, Farewell, GateLayer
 from .exchange import Admission, Exchange, Refusal, keeping
 from .head import Bounds, Head, HeadError, check_fields, values
@@ -48,6 +48,8 @@ TLS_ALERT = bytes.fromhex("15 03 01 00 02 02 28")
 """A fatal handshake_failure alert (RFC 8446 section 6): what a TLS client understands."""
 UPSTREAM_CONNECTIONS = 256
 """At once for one client connection; mitmproxy's five would let HTTP/2 streams wait for each other."""
+BACKLOG = 4096
+"""Connections that may wait to be accepted; the kernel has a limit of its own."""
 RETRY_SECONDS = 5
 A_DAY = 24 * 60 * 60
 
@@ -199,6 +201,7 @@ class Gate:
     def running(self) -> None:
         asyncio_utils.create_task(self.connections.sweep(), name="gate sweep", keep_ref=True)
         raise_file_limit()
+        widen_backlog()
         servers = ctx.master.addons.get("proxyserver").servers
         where = " and ".join({human.format_address(address) for server in servers for address in server.listen_addrs})
         upstream = ctx.options.mode[0].removeprefix("reverse:").partition("@")[0]
@@ -444,7 +447,7 @@ class Gate:
                 loop.add_signal_handler(signum, impatient.set)
         await ctx.master.addons.get("proxyserver").servers.update([])
         for link in self.connections:
-            link.tell(Drain())
+            link.drain()
         busy = sum(len(link.exchanges) for link in self.connections)
         if busy:
             logger.log(ALERT, "ollama_auth: stopping; %d requests have up to %d s to end", busy, grace)
@@ -533,6 +536,16 @@ def raise_file_limit() -> None:
 
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def widen_backlog() -> None:
+    """asyncio lets 100 connections wait to be accepted; of a burst, the others would try again after a second."""
+    for instance in ctx.master.addons.get("proxyserver").servers:
+        for server in instance._servers:
+            with suppress(AttributeError, OSError):
+                for listener in server.sockets:
+                    with listener.dup() as own:
+                        own.listen(BACKLOG)
 
 
 def unsent(transport: asyncio.Transport) -> int:

@@ -142,6 +142,13 @@ class Link:
         if transport and transport.handler:
             transport.handler.cancel("closed by the gate")
 
+    def drain(self) -> None:
+        """Begin nothing new: end it where nothing has begun, or tell the layers."""
+        if self.speaker is None:
+            self.cut()
+        else:
+            self.tell(Drain())
+
     def expire(self, now: float) -> None:
         """End it: with a word where somebody can say it, the hard way where not, or where the word did not help."""
         if self.speaker is None or self.told:

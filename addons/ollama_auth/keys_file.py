@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,6 +31,7 @@ _FIELD = re.compile(r"[A-Za-z_]{1,24}")
 _YEAR_10000 = 253_402_300_800  # Seconds since 1970, as all times here.
 # RFC 8709 section 4: the type, then the 32 bytes of the key, each behind its length in four bytes.
 _SSH_PREFIX = b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20"
+_SSH_BLOB = re.compile(r"[A-Za-z0-9+/]{68}(?!\S)")  # Both together, in base64.
 _PLAIN_KEY = {"api_key", "apikey", "key", "password", "secret", "token", "value"}
 _DIGEST_WANTED = "store the digest of a key, as `printf %s THE_KEY | sha256sum` prints it, and never the key itself"
 
@@ -110,7 +111,7 @@ def parse(data: bytes, where: str) -> tuple[Key, ...]:
         tables = _tables(document.pop("keys", []))
     except Fault as fault:
         raise KeysFileError([f"{where}: {fault}"]) from None
-    faults = [f"{where}: {_misplaced(field)}" for field in document]
+    faults = [f"{where}: {_misplaced(field, value)}" for field, value in document.items()]
     keys: list[Key] = []
     seen: dict[object, int] = {}
     for number, table in enumerate(tables, 1):
@@ -153,17 +154,17 @@ def _tables(found: object) -> list[Mapping[str, Any]]:
     return found
 
 
-def _misplaced(field: str) -> str:
+def _misplaced(field: str, value: object) -> str:
     if field in FIELDS:
         return f"{field} stands above the first key; begin each key with a line [[keys]]"
-    return _unknown(field)
+    return _unknown(field, value, ["keys"])
 
 
-def _unknown(field: str) -> str:
-    if field.lower() in _PLAIN_KEY:
+def _unknown(field: str, value: object, fields: Collection[str]) -> str:
+    if field.lower() in _PLAIN_KEY and isinstance(value, str):
         return f"{field} seems to hold a key; {_DIGEST_WANTED}"
-    close = get_close_matches(field.lower(), FIELDS, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(FIELDS)}"
+    close = get_close_matches(field.lower()[:64], fields, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(fields)}"
     return f"there is no field {field if _FIELD.fullmatch(field) else 'of such a name'}; {hint}"
 
 
@@ -173,7 +174,7 @@ def _values(table: Mapping[str, object]) -> tuple[dict[str, Any], list[str]]:
     faults: list[str] = []
     for field, value in table.items():
         if field not in FIELDS:
-            faults.append(_unknown(field))
+            faults.append(_unknown(field, value, FIELDS))
             continue
         try:
             values[field] = FIELDS[field](value)
@@ -243,11 +244,8 @@ def ssh_key(value: object) -> bytes:
     kind, _, rest = line.partition(" ")
     if kind != "ssh-ed25519" or not rest.strip() or len(line.splitlines()) > 1:
         raise Fault("is not one line `ssh-ed25519 AAAA... comment`; copy it from ~/.ollama/id_ed25519.pub")
-    try:
-        blob = base64.b64decode(rest.split()[0], validate=True)
-    except ValueError:
-        blob = b""
-    if not blob.startswith(_SSH_PREFIX) or len(blob) != len(_SSH_PREFIX) + 32:
+    blob = base64.b64decode(rest.split()[0]) if _SSH_BLOB.match(rest.lstrip()) else b""
+    if not blob.startswith(_SSH_PREFIX):
         raise Fault("is not whole; copy the line of the public key again")
     return blob.removeprefix(_SSH_PREFIX)
 
@@ -260,7 +258,7 @@ def _scope(value: object) -> Scope:
     try:
         return Scope(value)  # type: ignore[arg-type]
     except ValueError:
-        close = get_close_matches(value.lower(), Scope, n=1) if isinstance(value, str) else []
+        close = get_close_matches(value.lower()[:64], Scope, n=1) if isinstance(value, str) else []
         hint = f"did you mean {close[0]}?" if close else f"the scopes are {', '.join(Scope)}"
         raise Fault(f"is no scope; {hint}") from None
 

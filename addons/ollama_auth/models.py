@@ -17,9 +17,9 @@ from urllib.parse import unquote_to_bytes
 
 from .routes import Route, RouteClass
 
-MAX_MARKS = 1_000_000
-"""Brackets, braces, quotes and colons in a JSON body. Far more than text and images have; what would take a second and
-a hundred megabytes to read is refused unread."""
+MAX_MARKS = 2_000_000
+"""Brackets, braces, quotes, colons and commas in a JSON body: far more than honest ones have. What would take seconds
+and hundreds of megabytes to read is refused unread."""
 MAX_PARTS = 100
 """Parts of a form."""
 
@@ -225,7 +225,7 @@ def asked(route: Route, query: bytes, content_type: bytes, body: bytes) -> Asked
         raise BodyError(403, "which model this path uses is not known here")
     value = _Object.first(body)
     names = [_named(text, field.read) for field in _FIELDS[path] if (text := value.one_of(field))]
-    # For cloud models /v1 looks first, and at the key `model` in exactly these letters.
+    # /v1 looks for a cloud model first, under the key `model` in exactly these letters.
     names += [name for text in value.exactly("model") if is_cloud(text) and (name := reference(text))]
     if path == _CREATE and any(map(value.has, _REFUSED)):
         raise BodyError(400, "modelfile, path and remote_host are not taken here: name the model in `from`")
@@ -260,10 +260,8 @@ def _no_constant(_: str) -> None:
 
 
 def _no_dict(pairs: list[tuple[str, Any]]) -> "_Object":
-    """Of an object only what may be of interest is kept: that is little, whatever a client sends."""
-    return _Object(
-        (lower, key, value) for key, value in pairs if len(key) <= _LONGEST and (lower := _fold(key)) in _KEYS
-    )
+    """Of an object what may be of interest is kept."""
+    return _Object([(_fold(key), key, value) for key, value in pairs if len(key) <= _LONGEST])
 
 
 _DECODER = json.JSONDecoder(
@@ -284,7 +282,7 @@ class _Object(list[tuple[str, str, Any]]):
     @classmethod
     def first(cls, body: bytes) -> "_Object":
         """The first JSON value of a body, which has to be an object. Raises BodyError."""
-        if sum(map(body.count, (b"[", b"{", b'"', b":"))) > MAX_MARKS:
+        if sum(map(body.count, (b"[", b"{", b'"', b":", b","))) > MAX_MARKS:
             raise BodyError(413, "the request body is too intricate to be read")
         try:
             value, _ = _DECODER.raw_decode(body.decode().lstrip(" \t\n\r"))

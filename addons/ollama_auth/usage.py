@@ -229,7 +229,7 @@ class Tally:
         finish = _word(found.get("choice", found.get("finish")))
         usage.finish_reason = finish if finish and finish != "in_progress" else usage.finish_reason
         self._count(found)
-        if found.get("failure", b"null") != b"null":
+        if "failure" in found:
             usage.error = _word(found["failure"]) or "error"
         elif "failed" in found or kind == "error":
             usage.error = "error"

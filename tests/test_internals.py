@@ -1,0 +1,302 @@
+"""What the edge leans on inside mitmproxy, h11 and h2, and which of our lines to look at again when it changes.
+
+A release that changes a line of this fails here before it can fail at the door. Read the change (`git diff` between
+the two releases), review what stands on the right, then write the new table:
+`PYTHONPATH=addons python tests/test_internals.py`.
+"""
+
+import asyncio
+import hashlib
+import inspect
+import warnings
+from collections.abc import Iterator
+from importlib import import_module, metadata
+from operator import attrgetter
+from pathlib import Path
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import pytest
+
+from ollama_auth import connections, edge, http1, http2, messages
+
+TABLE = """
+mitmproxy.proxy.layers.http
+    1ece202e595d HttpLayer.__init__                             edge.GateLayer
+    6ba31883cc7a HttpLayer._handle_event                        edge.GateLayer._dispatch
+    1095f6e1581d HttpLayer.event_to_child                       edge.GateLayer
+    654959c6e745 HttpLayer.make_stream                          edge.GateLayer.make_stream
+    1aa1c63e3175 HttpLayer.get_connection                       edge.GateLayer.get_connection
+    deed6282affc HttpLayer.register_connection                  edge.GateLayer.get_connection
+    bc1cae775a49 HttpClient._handle_event                       edge.Upstream._handle_event
+    705fed26f72e GetHttpConnection                              edge.GateLayer.get_connection
+    9892a5f6b47b HttpStream.__init__                            edge.GateStream
+    e3cbfef7310a HttpStream._handle_event                       edge.GateStream._handle_event
+    3706d5d5ce01 HttpStream.state_wait_for_request_headers      edge.GateStream._go
+    45459c1bbd8b HttpStream.state_consume_request_body          edge.GateStream._go
+    46f03368a2a5 HttpStream.start_request_stream                edge.GateStream.start_request_stream
+    c98f7f715cef HttpStream.state_stream_request_body           edge.GateStream.state_stream_request_body
+    10e32e91b294 HttpStream.state_wait_for_response_headers     edge.GateStream.state_wait_for_response_headers
+    b0de9e9a5ee2 HttpStream.start_response_stream               edge.GateStream.start_response_stream
+    3fb6320300d3 HttpStream.state_stream_response_body          edge.GateStream.state_stream_response_body
+    d581bc106152 HttpStream.send_response                       edge.GateStream.send_response
+    ad9969744785 HttpStream.flow_done                           edge.GateStream.send_response
+    236ca0a7b9fd HttpStream.check_body_size                     settings.check_mitmproxy
+    ef0a126eef45 HttpStream.check_invalid                       edge.GateStream.check_invalid
+    368cad352d1e HttpStream.check_killed                        edge.GateStream.abandoned
+    59fc3b2eeeab HttpStream.handle_protocol_error               edge.GateStream.handle_protocol_error
+    ddc7bc72f4d2 HttpStream.make_server_connection              edge.GateStream.make_server_connection
+    e7cec257ce91 validate_request                               head.parse_head
+mitmproxy.proxy.layers.http._base
+    50ea73c6dc3e HttpEvent                                      messages.Refuse
+    52857cce0a83 ReceiveHttp                                    http1.Http1Edge
+mitmproxy.proxy.layers.http._events
+    0275818f0142 RequestHeaders                                 messages.Arrival
+    1345b2457dd6 ResponseProtocolError                          messages.Failure
+    b0ab2fe20d6f ErrorCode                                      edge.trouble
+mitmproxy.proxy.layers.http._http1
+    2ac8db3e43ae Http1Connection._handle_event                  http1.Http1Edge._handle_event
+    888ce4138382 Http1Connection.start                          http1.Http1Edge._handle_event
+    aece271029af Http1Connection.read_body                      http1.Body.read_body
+    c99d0494a840 Http1Connection.wait                           http1.Http1Edge._handle_event
+    7c8d996749eb Http1Connection.done                           http1.Http1Edge.done
+    dc5ed395ce4f Http1Connection.mark_done                      http1.Http1Edge.mark_done
+    508efbb58d5d Http1Server.__init__                           http1.Http1Edge
+    cc218a1337c0 Http1Server.send                               http1.Http1Edge.send
+    3fe0945216bc Http1Server.read_headers                       http1.Http1Edge.read_headers
+    94fd7ea388c8 Http1Server.mark_done                          http1.Http1Edge.mark_done
+    35d961e20d48 Http1Client.send                               http1.Http1Upstream.send
+    415454c5fa8b Http1Client.read_headers                       http1.Http1Upstream.read_headers
+    9b076acda459 make_body_reader                               http1.Http1Edge.arrive
+mitmproxy.proxy.layers.http._http2
+    1614b5711609 Http2Connection.__init__                       http2.Http2Edge
+    26e8192aca68 Http2Connection.is_closed                      http2.Http2Edge.stop_reading
+    ada9ae25ced6 Http2Connection.is_open_for_us                 http2.Http2Edge.unanswered
+    a7f4a7a71d31 Http2Connection._handle_event                  http2.Http2Edge._handle_event
+    f6b6a52b1254 Http2Connection.handle_h2_event                http2.Http2Edge.handle_h2_event
+    461f5e7de9c9 Http2Connection.protocol_error                 http2.Http2Edge.protocol_error
+    44b76ed198e7 Http2Connection.close_connection               http2.Http2Edge.done
+    ba15fa365111 Http2Connection.done                           http2.Http2Edge.done
+    fbaceff7e0df Http2Server.__init__                           http2.Http2Edge
+    7282fa18e70a Http2Server._handle_event                      http2.Http2Edge._handle_event
+    d24a023c678d Http2Server.handle_h2_event                    http2.Http2Edge.handle_h2_event
+    c61b5fbe92c7 format_h2_response_headers                     http2.Http2Edge.refuse
+    464eb8bb2fd7 parse_h2_request_headers                       edge.head_of
+mitmproxy.proxy.layers.http._http_h2
+    f983b7220f47 BufferedH2Connection                           http2.Http2Edge
+mitmproxy.proxy.layer
+    e98dedd896fb Layer                                          edge.GateStream.handle_event
+    3cbcbafad282 NextLayer                                      addon.Gate.next_layer
+mitmproxy.proxy.layers.modes
+    42407c2beaa5 ReverseProxy                                   addon.Gate.next_layer
+mitmproxy.addons.next_layer
+    d277fef31bbe NextLayer.next_layer                           addon.Gate.next_layer
+mitmproxy.proxy.tunnel
+    a0a2a31af17d TunnelLayer                                    edge.ClientTls
+mitmproxy.proxy.layers.tls
+    3878cd7c942a TLSLayer.start_tls                             edge.ClientTls.start_tls
+    62d6d57d43dd TLSLayer.tls_interact                          edge.ClientTls.tls_interact
+    85c0e6b656c3 TLSLayer.receive_data                          edge.ClientTls.receive_data
+    35a29a1b0b0c TLSLayer.send_data                             edge.ClientTls.send_data
+    d9b1161f42db TLSLayer.send_close                            edge.ClientTls.send_close
+    a0ee021f92f6 ClientTLSLayer.receive_handshake_data          edge.ClientTls.receive_handshake_data
+    04a3a2530293 ClientTLSLayer.on_handshake_error              edge.ClientTls.on_handshake_error
+mitmproxy.addons.tlsconfig
+    41a266755820 alpn_select_callback                           edge.ClientTls.start_tls
+mitmproxy.proxy.server
+    ffb8e6c9e6c6 ConnectionHandler.__init__                     addon.Gate.client_connected
+    01f1b7cc991c ConnectionHandler.handle_client                addon.Gate.client_disconnected
+    5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.Link.connect_within
+    95c3f93e9824 ConnectionHandler.handle_connection            connections.close_left
+    6b5743460456 ConnectionHandler.drain_writers                connections.Link.hold
+    0d1e6b0aa6e4 ConnectionHandler.on_timeout                   connections.Link.cut
+    9ac797016052 ConnectionHandler.hook_task                    connections.close_left
+    a2b42657ebe8 ConnectionHandler.server_event                 connections.Link.tell
+    c0d10cc05dd6 ConnectionHandler.close_connection             connections.Link.cut
+    f498a46ab1b0 ConnectionIO                                   connections.Link.transport
+mitmproxy.proxy.mode_servers
+    10e340d70b3f ProxyConnectionHandler                         addon.Gate.client_connected
+    21eea06f208c ServerInstance.handle_stream                   addon.Gate.client_connected
+    d565bfefd6af AsyncioServerInstance                          addon.Gate.drain
+mitmproxy.addons.proxyserver
+    6c950fbed489 Servers                                        addon.Gate.drain
+    d79bb91554a8 Proxyserver.register_connection                addon.Gate.client_connected
+    1fc787ebda12 Proxyserver.server_connect                     addon.Gate.server_connect
+mitmproxy.addonmanager
+    b710a0ed043c Loader.add_option                              addon.Gate.load
+    01ddcca314ee AddonManager.register                          addon.Gate.installed
+    2e93aab2204a AddonManager.remove                            addon.Gate.done
+    6d4907744905 AddonManager.get                               addon.Gate.installed
+    b763c59bc499 AddonManager.trigger_event                     addon.Gate.done
+    131805324403 AddonManager.invoke_addon                      addon.Gate.done
+    212818268a95 AddonManager.invoke_addon_sync                 addon.Gate.done
+    f2052c18340e safecall                                       addon.Gate.judge
+mitmproxy.addons.script
+    f6f07b85c252 Script                                         addon.OllamaAuth
+mitmproxy.addons.errorcheck
+    bc0b8e23f833 ErrorCheck                                     addon.Gate.open
+mitmproxy.optmanager
+    26ca8b7a2d9b OptManager.process_deferred                    settings.check_names
+mitmproxy.master
+    45c44c14f8f7 Master.run                                     addon.Gate.done
+    c3e2a2606576 Master.done                                    addon.Gate.drain
+mitmproxy.tools.main
+    bea9540bf91c run                                            addon.Gate.drain
+mitmproxy.net.http.http1.read
+    bf258f07286c expected_http_body_size                        http1.Http1Edge.end_of_response
+    d53e49909657 connection_close                               http1.Http1Edge.mark_done
+    7f1f014abc5e read_response_head                             http1.Http1Upstream.read_headers
+mitmproxy.net.http.http1.assemble
+    e034304c8d89 assemble_request_head                          http1.Http1Upstream.send
+    ce2b0b0a77f3 assemble_response_head                         http1.Http1Edge.send_head
+mitmproxy.net.http.validate
+    e7647a947043 validate_headers                               edge.GateStream.check_invalid
+h11._readers
+    4d2629eeaaf3 ChunkedReader                                  http1.Body.next_part
+    fdf438f5ca7e ContentLengthReader                            http1.Body.next_part
+h11._receivebuffer
+    108c4355eb3b ReceiveBuffer                                  http1.Http1Edge
+h2.frame_buffer
+    22fe5e16e85f FrameBuffer                                    http2.Http2Edge.hoards
+"""
+"""Digest of the source, what it is, what of ours leans on it; below the module it is in."""
+
+ATTRIBUTES = """
+mitmproxy.connection:Client id peername sockname proxy_mode transport_protocol state error alpn alpn_offers sni tls
+mitmproxy.connection:Server id address state error via sni tls alpn connected transport_protocol
+mitmproxy.proxy.context:Context client server options layers fork
+mitmproxy.proxy.layer:Layer context _paused _paused_event_queue
+mitmproxy.proxy.layers.http:HttpLayer streams connections waiting_for_establishment command_sources
+mitmproxy.proxy.layers.http:HttpStream flow stream_id
+mitmproxy.proxy.layers.http._http1:Http1Connection buf request response request_done response_done body_reader state
+mitmproxy.proxy.layers.http._http2:Http2Connection h2_conn streams
+mitmproxy.proxy.server:ConnectionHandler transports client max_conns
+mitmproxy.flow:Flow client_conn server_conn live error comment metadata
+mitmproxy.http:HTTPFlow request response
+mitmproxy.http:Message stream headers trailers
+mitmproxy.addonmanager:AddonManager chain lookup get register
+mitmproxy.tls:TlsData conn context
+mitmproxy.proxy.server_hooks:ServerConnectionHookData server client
+mitmproxy.proxy.events:ConnectionEvent connection
+mitmproxy.proxy.commands:ConnectionCommand connection
+mitmproxy.proxy.commands:CloseTcpConnection half_close
+h2.connection:H2Connection close_connection data_to_send reset_stream send_headers acknowledge_received_data
+h2.settings:SettingCodes MAX_CONCURRENT_STREAMS MAX_HEADER_LIST_SIZE MAX_FRAME_SIZE
+h2.settings:Settings acknowledge
+OpenSSL.SSL:Connection shutdown get_state_string
+"""
+
+
+class Row(NamedTuple):
+    digest: str
+    theirs: str
+    ours: str
+
+
+def table() -> Iterator[Row]:
+    module = ""
+    for line in TABLE.strip().splitlines():
+        if line.startswith(" "):
+            digest, name, ours = line.split()
+            yield Row(digest, f"{module}:{name}", ours)
+        else:
+            module = line
+
+
+def find(name: str) -> Any:
+    """What `module:Class.member` names."""
+    module, _, path = name.partition(":")
+    with warnings.catch_warnings(action="ignore"):  # Those of others, when they are imported.
+        return attrgetter(path)(import_module(module))
+
+
+def digest(theirs: str) -> str:
+    return hashlib.sha256(inspect.getsource(find(theirs)).encode()).hexdigest()[:12]
+
+
+def release(theirs: str) -> str:
+    package = theirs.split(".")[0].partition(":")[0]
+    return f"{package} {metadata.version(package)}"
+
+
+@pytest.mark.parametrize("row", list(table()), ids=lambda row: row.theirs)
+def test_it_is_what_it_was(row: Row) -> None:
+    review = f"review ollama_auth.{row.ours}, then write the new digest (see the top of this file)"
+    try:
+        found = digest(row.theirs)
+    except (AttributeError, ImportError, OSError, TypeError) as error:
+        pytest.fail(f"{release(row.theirs)} has no {row.theirs} any more ({error}): {review}")
+    if found != row.digest:
+        pytest.fail(f"{release(row.theirs)} has changed {row.theirs}: {review}")
+
+
+@pytest.mark.parametrize("row", list(table()), ids=lambda row: row.theirs)
+def test_what_leans_on_it_is_there(row: Row) -> None:
+    """The right side of the table is kept, too."""
+    module, _, path = row.ours.partition(".")
+    attrgetter(path)(import_module(f"ollama_auth.{module}"))
+
+
+@pytest.mark.parametrize("line", ATTRIBUTES.strip().splitlines(), ids=lambda line: line.split()[0])
+def test_attributes(line: str) -> None:
+    """Each is an attribute of the class, or set when one is made."""
+    name, *attributes = line.split()
+    owner = find(name)
+    known = {word for base in owner.__mro__ for word in getattr(base, "__annotations__", ())}
+    made = inspect.getsource(owner)
+    for attribute in attributes:
+        assert attribute in known or hasattr(owner, attribute) or f"self.{attribute} =" in made, (
+            f"{release(name)}: {name} has no {attribute}"
+        )
+
+
+OURS = [
+    member
+    for module in (connections, edge, http1, http2, messages)
+    for member in vars(module).values()
+    if isinstance(member, type) and member.__module__ == module.__name__
+]
+
+
+def overridden() -> Iterator[tuple[str, FunctionType, FunctionType, str]]:
+    """(name, our method, theirs, where theirs is)"""
+    for cls in OURS:
+        for name, method in vars(cls).items():
+            for base in cls.__mro__[1:]:
+                if base.__module__.startswith("mitmproxy") and name in vars(base):
+                    theirs = vars(base)[name]
+                    written = name == "__init__" or not name.startswith("__")  # By us, and not by dataclasses.
+                    if written and isinstance(method, FunctionType) and isinstance(theirs, FunctionType):
+                        yield f"{cls.__name__}.{name}", method, theirs, f"{base.__module__}:{base.__qualname__}.{name}"
+                    break
+
+
+@pytest.mark.parametrize("case", list(overridden()), ids=lambda case: case[0])
+def test_each_method_that_is_overridden_is_in_the_table(case: tuple[str, FunctionType, FunctionType, str]) -> None:
+    """And takes what theirs takes, under the same names."""
+    name, ours, theirs, where = case
+    rows = {row.theirs for row in table()}
+    assert where in rows or where.rpartition(".")[0] in rows, f"{name} overrides {where}: put that into the table"
+    if ours.__name__ != "__init__":
+        taken = [list(inspect.signature(method).parameters) for method in (ours, theirs)]
+        assert [n.lstrip("_") or "event" for n in taken[0]] == [n.lstrip("_") or "event" for n in taken[1]], name
+
+
+def test_a_reader_that_is_full() -> None:
+    """asyncio's, of which Link.release asks whether it has paused its transport itself."""
+    assert "self._paused" in inspect.getsource(asyncio.StreamReader.feed_data)
+    assert "self._paused" in inspect.getsource(asyncio.StreamReader._maybe_resume_transport)  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    """Write the table anew."""
+    path = Path(__file__)
+    text = path.read_text()
+    for row in table():
+        name = row.theirs.partition(":")[2]
+        text = text.replace(f"{row.digest} {name} ", f"{digest(row.theirs)} {name} ")
+    path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,735 @@
+"""The models a request names are those that Ollama would use; what could be read in two ways is refused.
+
+What Go reads was seen with Go 1.27's encoding/json and mime/multipart, and Ollama's own types/model and modelref.
+"""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ollama_auth.models import (
+    MAX_MARKS,
+    MAX_PARTS,
+    Asked,
+    BodyError,
+    allowed,
+    asked,
+    canonical,
+    check_pattern,
+    filter_listing,
+    is_cloud,
+    is_listing,
+    reference,
+    takes_model,
+)
+from ollama_auth.routes import _ROUTES, Route, RouteClass, route
+
+# Names.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("llama3.2", "llama3.2:latest"),
+        ("llama3.2:latest", "llama3.2:latest"),
+        ("LLAMA3.2:Latest", "llama3.2:latest"),
+        ("library/llama3.2", "llama3.2:latest"),
+        ("registry.ollama.ai/library/llama3.2", "llama3.2:latest"),
+        ("Registry.Ollama.AI/Library/Llama3.2:LATEST", "llama3.2:latest"),
+        ("https://registry.ollama.ai/library/llama3.2", "llama3.2:latest"),
+        ("http:///library/m", "m:latest"),
+        ("m:8b-q4_K_M", "m:8b-q4_k_m"),
+        ("alice/m", "alice/m:latest"),
+        ("hf.co/alice/m:Q4", "hf.co/alice/m:q4"),
+        ("http://localhost:5000/alice/m", "localhost:5000/alice/m:latest"),
+        ("localhost:5000/alice/m:8b", "localhost:5000/alice/m:8b"),
+        ("_m", "_m:latest"),
+        ("m:local", "m:local"),
+        ("m:cloud", "m:cloud"),
+        ("m" * 80, "m" * 80 + ":latest"),
+        ("h" * 350 + "/n/m", "h" * 350 + "/n/m:latest"),
+    ],
+)
+def test_the_canonical_name(text: str, expected: str) -> None:
+    assert canonical(text) == expected
+    assert canonical(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " ", ":", "m:", ":8b", "/", "/m", "m/", "a//b", "//m", "http://m", "http://n/m", "a/b/c/d", "h:5000/m"),
+        *("m:8b:9b", "m@sha256:ab", "-m", ".m", "m:-x", "m m", " m", "m ", "m\n", "m\0", "m*", "*", "n.n/m", "mé"),
+        *("\N{KELVIN SIGN}", "m\N{KELVIN SIGN}", "\N{FULLWIDTH LATIN SMALL LETTER M}", "m:\N{ARABIC-INDIC DIGIT ONE}"),
+        *(
+            "m" * 81,
+            "m:" + "t" * 81,
+            "n" * 81 + "/m",
+            "h" * 351 + "/n/m",
+            "../m",
+            "x/../m",
+            "..",
+            "m:..",
+            "x://y://h/n/m",
+        ),
+        *("\ud800", "m" * 1_000_000, "/" * 100_000, ":" * 100_000),
+    ],
+)
+def test_what_is_no_name(text: str) -> None:
+    assert canonical(text) is None
+    assert not allowed(["*", "*:*", "*/*", "*/*/*:*"], text)
+
+
+@given(st.text() | st.text("aA0_-.:/ @é", max_size=12))
+def test_any_text_has_a_canonical_name_or_none(text: str) -> None:
+    name = canonical(text)
+    assert name is None or (canonical(name) == name and name == name.lower() and name.isascii() and len(name) < 600)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("m", "m:latest"),
+        (" m\n", "m:latest"),
+        ("\u2003m:8b\x85", "m:8b"),
+        ("m:local", "m:latest"),
+        ("m:8b:LOCAL", "m:8b"),
+        ("m: local ", "m:latest"),
+        ("m:cloud", "m:cloud"),
+        ("m:CLOUD", "m:cloud"),
+        ("m: cloud ", "m:cloud"),
+        ("m:8b:cloud", "m:8b-cloud"),
+        ("m:8b-cloud", "m:8b-cloud"),
+        ("M:8B-Cloud ", "m:8b-cloud"),
+        ("n/m:8b:cloud", "n/m:8b-cloud"),
+        ("h:5000/n/m-cloud", "h:5000/n/m-cloud:latest"),
+        ("m:locally", "m:locally"),
+        ("m-cloud", "m-cloud:latest"),
+        ("m:cloudy", "m:cloudy"),
+        ("", None),
+        (" \t", None),
+        ("\x1cm", None),
+        ("\u200bm", None),
+        ("m:", None),
+        (":cloud", None),
+        ("m:-cloud", None),
+        ("m:local:cloud", None),
+        ("m:cloud:local", None),
+        ("m:8b-cloud:cloud", None),
+        ("m :cloud", None),
+        ("m\0:cloud", None),
+    ],
+)
+def test_what_a_request_refers_to(text: str, expected: str | None) -> None:
+    assert reference(text) == expected
+
+
+@given(st.sampled_from(["m:cloud", "m:8b:cloud", "m:8b-CLOUD", " m:8b-cloud", "n/m: cloud", "m:8b", "m", "m:local"]))
+def test_a_cloud_model_is_one_however_it_is_written(text: str) -> None:
+    name = reference(text)
+    assert name
+    assert is_cloud(text) is is_cloud(name) is ("cloud" in text.lower())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "m", "cloud", "m-cloud", "cloud/m", "m:cloudy", "h:5000/n/m-cloud", "m:local", "é"]
+)
+def test_what_is_no_cloud_model(text: str) -> None:
+    assert not is_cloud(text)
+
+
+# Patterns.
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "expected"),
+    [
+        ("llama3.2", "llama3.2", True),
+        ("llama3.2", "llama3.2:latest", True),
+        ("llama3.2", "registry.ollama.ai/library/LLAMA3.2", True),
+        ("LLama3.2:Latest", "llama3.2", True),
+        ("llama3.2", "llama3.2:1b", False),
+        ("llama3.2", "llama3.20", False),
+        ("llama3.2", "llama312", False),
+        ("llama3.2", "alice/llama3.2", False),
+        ("llama3.2", "evil.example/library/llama3.2", False),
+        ("llama3.2:1b", "llama3.2:1b", True),
+        ("llama3.2:1b", "llama3.2", False),
+        ("llama3.2:*", "llama3.2", True),
+        ("llama3.2:*", "llama3.2:1b", True),
+        ("llama3.2:*", "llama3.2-vision:1b", False),
+        ("llama3.2:1b*", "llama3.2:1b-q4", True),
+        ("llama3.2:*-q4", "llama3.2:1b-q8", False),
+        ("qwen*", "qwen", True),
+        ("qwen*", "qwen2.5-coder:7b", True),
+        ("qwen*", "alice/qwen2.5", False),
+        ("qwen*", "hf.co/library/qwen2.5", False),
+        ("qwen*:7b", "qwen2.5:7b", True),
+        ("qwen*:7b", "qwen2.5:14b", False),
+        ("*", "anything:8b", True),
+        ("*", "alice/anything", False),
+        ("*:latest", "anything:8b", False),
+        ("*/*", "alice/anything:8b", True),
+        ("*/*", "anything", True),
+        ("*/*", "hf.co/alice/anything", False),
+        ("*/llama3.2", "alice/llama3.2", True),
+        ("*/llama3.2", "alice/llama3.2:1b", False),
+        ("alice/*", "alice/m:8b", True),
+        ("alice/*", "bob/m:8b", False),
+        ("hf.co/*/*", "hf.co/alice/m:q4", True),
+        ("hf.co/*/*", "hf.cox/alice/m:q4", False),
+        ("hf*/alice/m", "hf.co:443/alice/m", True),
+        ("*/*/*", "evil.example:5000/a/b:c", True),
+        ("gpt-oss:20b-cloud", "gpt-oss:20b-cloud", True),
+        ("gpt-oss:20b", "gpt-oss:20b-cloud", False),
+        ("*coder*", "qwen2.5-coder:7b", True),
+        ("a*b*c", "axxbyyc", True),
+        ("a*b*c", "axxcyyb", False),
+    ],
+)
+def test_what_a_pattern_allows(pattern: str, name: str, expected: bool) -> None:
+    assert check_pattern(pattern) is None
+    assert allowed((pattern,), name) is expected
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("", " ", "m ", " m", "m:", ":*", "/m", "*/", "a/b/c/d", "*/*/*/*", "http://h/n/m", "*://h/n/m", "m:8b:cloud"),
+        *("qwen?", "qwen[23]", "qwen\\*", "{a,b}", "m*\n", "mé*", "m;x", "m,n", "!m", "-m", "m" * 81),
+    ],
+)
+def test_a_faulty_pattern_is_said_to_be_one_and_matches_nothing(pattern: str) -> None:
+    assert check_pattern(pattern)
+    assert not any(allowed((pattern,), name) for name in ("m", "qwen2", pattern, "h/n/m"))
+
+
+def test_no_pattern_allows_nothing_and_one_of_several_is_enough() -> None:
+    assert not allowed((), "m")
+    assert allowed(("a", "m*"), "mistral")
+
+
+part = st.text("ab*", min_size=1, max_size=4)
+
+
+@given(
+    st.builds("{}/{}/{}:{}".format, part, part, part, part),
+    st.lists(st.text("abc", min_size=1, max_size=4), min_size=4, max_size=4),
+)
+def test_a_pattern_matches_part_by_part(pattern: str, parts: list[str]) -> None:
+    """Against a matcher that is as slow as it is simple."""
+
+    def matches(pattern: str, text: str) -> bool:
+        if not pattern:
+            return not text
+        if pattern[0] == "*":
+            return any(matches(pattern[1:], text[i:]) for i in range(len(text) + 1))
+        return text[:1] == pattern[0] and matches(pattern[1:], text[1:])
+
+    expected = all(map(matches, pattern.replace(":", "/").split("/"), parts))
+    assert allowed((pattern,), "{}/{}/{}:{}".format(*parts)) is expected
+
+
+@given(st.text(max_size=10), st.text(max_size=10))
+def test_any_text_is_a_pattern_or_matches_nothing(pattern: str, name: str) -> None:
+    assert not (allowed((pattern,), name) and check_pattern(pattern))
+
+
+# Requests.
+
+
+def ask(method: str, path: str, body: bytes = b"", query: bytes = b"", content_type: bytes = b"") -> Asked:
+    return asked(route(method.encode(), path.encode()), query, content_type, body)
+
+
+def names(path: str, body: Any, method: str = "POST") -> tuple[str, ...]:
+    raw = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    return ask(method, path, raw).names
+
+
+def refusal(path: str, body: str | bytes, **more: bytes) -> BodyError:
+    with pytest.raises(BodyError) as caught:
+        ask("POST", path, body if isinstance(body, bytes) else body.encode(), **more)
+    assert caught.value.message.isprintable()
+    assert not caught.value.message.endswith(".")
+    return caught.value
+
+
+KNOWN = [(method, path, found) for (method, path), found in _ROUTES.items()]
+MODEL = [
+    *(f"/api/{name}" for name in ("generate", "chat", "embed", "embeddings")),
+    *(f"/v1/{name}" for name in ("chat/completions", "completions", "embeddings", "responses", "messages")),
+]
+
+
+@pytest.mark.parametrize("path", MODEL)
+def test_routes_that_read_model_alone(path: str) -> None:
+    assert names(path, {"model": "M:8B", "name": "other"}) == ("m:8b",)
+    assert refusal(path, '{"name": "m"}').status == 400
+    assert refusal(path, '{"model": ""}').status == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", f"/api/{name}") for name in ("show", "pull", "push", "create")] + [("DELETE", "/api/delete")],
+)
+def test_routes_that_read_name_where_model_is_empty(method: str, path: str) -> None:
+    assert names(path, {"model": "m"}, method) == ("m:latest",)
+    assert names(path, {"name": "n"}, method) == ("n:latest",)
+    assert names(path, {"name": "n", "model": "m"}, method) == ("m:latest",)
+    assert names(path, {"name": "n", "model": ""}, method) == ("n:latest",)
+    assert names(path, {"name": "n", "model": None}, method) == ("n:latest",)
+    with pytest.raises(BodyError):
+        names(path, {"name": "", "model": None}, method)
+
+
+def test_a_copy_has_two_names() -> None:
+    assert names("/api/copy", {"source": "a", "destination": "b:8b", "model": "x"}) == ("a:latest", "b:8b")
+    assert names("/api/copy", {"source": "a", "destination": "A:latest"}) == ("a:latest",)
+    for body in ('{"source": "a"}', '{"destination": "a"}', '{"source": "a", "destination": "é"}'):
+        assert refusal("/api/copy", body).status == 400
+
+
+def test_what_a_model_is_created_from() -> None:
+    assert ask("POST", "/api/create", b'{"model": "m", "files": {"model": "sha256:00"}}') == Asked(("m:latest",))
+    assert ask("POST", "/api/create", b'{"model": "m", "from": ""}') == Asked(("m:latest",))
+    made = ask("POST", "/api/create", b'{"model": "m", "FROM": "hf.co/a/b"}')
+    assert made == Asked(("m:latest", "hf.co/a/b:latest"), pulls=True)
+
+
+@pytest.mark.parametrize("key", ["modelfile", "Modelfile", "path", "remote_host", "REMOTE_HO\u017fT"])
+@pytest.mark.parametrize("value", ['"x"', "1", "0", "[1]", '{"model": 1}'])
+def test_no_other_way_to_say_what_a_model_is_created_from(key: str, value: str) -> None:
+    assert refusal("/api/create", f'{{"model": "m", "{key}": {value}}}').status == 400
+    assert names("/api/create", f'{{"model": "m", "{key}": null}}') == ("m:latest",)
+    assert names("/api/create", f'{{"model": "m", "{key}": ""}}') == ("m:latest",)
+
+
+def test_where_local_is_a_tag_and_where_it_is_none() -> None:
+    assert names("/api/chat", {"model": "m:local"}) == ("m:latest",)
+    assert names("/api/pull", {"model": "m:local"}) == ("m:latest",)
+    assert names("/api/delete", {"model": "m:local"}, "DELETE") == ("m:latest",)
+    assert names("/api/push", {"model": "m:local"}) == ("m:local",)
+    assert names("/api/copy", {"source": "m:local", "destination": "n:local"}) == ("m:local", "n:local")
+    assert names("/api/create", {"model": "m:local", "from": "n:local"}) == ("m:local", "n:latest")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ('{"model":"nope","MODEL":"tiny"}', "tiny"),  # Seen: it runs tiny.
+        ('{"MODEL":"nope","model":"tiny"}', "tiny"),
+        ('{"mOdEl":"tiny"}', "tiny"),
+        ('{"\\u006dodel":"tiny"}', "tiny"),
+        ('{"model":"a","model":"b","model":"tiny"}', "tiny"),
+        ('{"model":"tiny","model":null}', "tiny"),
+        ('{"model":"tiny","Model":null,"prompt":{"model":"x"},"messages":[{"model":"y"}]}', "tiny"),
+        ('{"model":"tiny"}{"model":"evil"}', "tiny"),
+        ('{"model":"tiny"} and more', "tiny"),
+        ('{"model":"tiny"}\0\0', "tiny"),
+        (' \t\r\n{"model":"tiny"}', "tiny"),
+        ('{"model":"tiny","model ":"x"," model":"x","mode\u0131":"x","\uff4dodel":"x","models":"x"}', "tiny"),
+        ('{"model":"tiny","x":1e999,"y":-0.0,"z":' + "9" * 10_000 + "}", "tiny"),
+        ('{"model":"tiny","\\ud800":"\\udc00"}', "tiny"),
+        ('{"model":"\\u0074iny"}', "tiny"),
+        ('{"model":"\\/tiny","model":"tiny"}', "tiny"),
+        ('{"model":"tiny","name":5}', "tiny"),
+        ('{"' + "k" * 100_000 + '":1,"model":"tiny"}', "tiny"),
+    ],
+)
+def test_json_as_go_reads_it(body: str, expected: str) -> None:
+    assert names("/api/generate", body) == (f"{expected}:latest",)
+
+
+@pytest.mark.parametrize("key", ["source", "\u017fource", "\\u017fOURCE", "SOURCE"])
+def test_the_two_letters_beyond_ascii_that_go_folds(key: str) -> None:
+    assert names("/api/copy", f'{{"source":"a","{key}":"evil","destination":"b"}}') == ("evil:latest", "b:latest")
+
+
+@pytest.mark.parametrize("key", ["sour\u00e7e", "\u00dfource", "s\u00f6urce", "source\u200b", "\u24e2ource"])
+def test_no_other_letter_is_folded(key: str) -> None:
+    assert names("/api/copy", f'{{"source":"a","{key}":"x","destination":"b"}}') == ("a:latest", "b:latest")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(
+            "",
+            " ",
+            "x",
+            "null",
+            "1",
+            '"m"',
+            "[]",
+            '[{"model":"m"}]',
+            "{",
+            "{}",
+            '{"model"}',
+            '{"model":}',
+            "{'model':'m'}",
+        ),
+        *('{"model":"m",}', '{model:"m"}', '{"model":"m"', '{"model":"m\\"}', '{"model":"\n"}', '{"model":"\\x"}'),
+        *('{"model":"m","x":NaN}', '{"model":"m","x":Infinity}', '{"model":"m","x":-Infinity}', '{"model":"m","x":01}'),
+        *(
+            '{"model":"m","x":+1}',
+            '{"model":"m","x":.5}',
+            '{"model":"m","x":1.}',
+            '{"model":"m","x":0x1}',
+            '//\n{"model":"m"}',
+        ),
+        *('{"model":1}', '{"model":true}', '{"model":["m"]}', '{"model":{"model":"m"}}', '{"model":1,"model":"m"}'),
+        *('{"model":"m","MODEL":[]}', '{"model":"a/b/c/d"}', '{"model":"\\ud800"}', '{"model":"m\\u0000"}'),
+        *(
+            '\ufeff{"model":"m"}',
+            '\x0b{"model":"m"}',
+            '\xa0{"model":"m"}',
+            '{"model":"m","x":tru}',
+            '{"model":"m" "x":1}',
+        ),
+        *("[" * 100_000, '{"model":"m","x":' + "[" * 100_000 + "]" * 100_000 + "}", '{"x":' * 100_000),
+        *(
+            b"\xff",
+            b'{"model":"m\xff"}',
+            b'{"model":"m","\xed\xa0\x80":1}',
+            b'{"model":"m"}\xff',
+            b'{"model":"\xc0\xaf"}',
+        ),
+        *('{"model":"m"}'.encode(coding) for coding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig")),
+        *(b"(\xb5/\xfd\x04\x00", b"\x1f\x8b\x08\x00", b"model=m", b"\0" * 100),
+    ],
+)
+def test_a_body_that_is_refused(body: str | bytes) -> None:
+    assert refusal("/api/chat", body).status == 400
+
+
+def test_a_body_that_would_take_long_is_refused_unread() -> None:
+    assert refusal("/api/chat", '{"model":"m","x":[' + "[]," * (MAX_MARKS // 2) + "1]}").status == 413
+
+
+def test_a_large_body_with_little_structure_is_read() -> None:
+    body = json.dumps({"messages": [{"content": "é\\", "images": ["A" * 1_000_000]}] * 10, "model": "m"})
+    assert names("/api/chat", body) == ("m:latest",)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ('{"model":"big:cloud","MODEL":"m"}', {"m:latest", "big:cloud"}),
+        ('{"MODEL":"m","model":" big:20b:cloud "}', {"big:20b-cloud"}),
+        ('{"model":"m","MODEL":"big:cloud"}', {"big:cloud"}),
+        ('{"model":"other","MODEL":"m"}', {"m:latest"}),
+        ('{"model":"big:cloud","model":"m"}', {"m:latest"}),
+        ('{"model":"big:cloud","model":null,"MODEL":"m"}', {"m:latest"}),
+    ],
+)
+def test_a_cloud_model_that_only_the_first_reader_sees(body: str, expected: set[str]) -> None:
+    """On /v1 Ollama looks for cloud models in a map, whose keys have a case, before its handler looks in a struct."""
+    assert set(names("/v1/chat/completions", body)) == expected
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+@pytest.mark.parametrize(
+    ("tools", "expected"),
+    [
+        ('"tools":[{"type":"web_search"}]', True),
+        ('"tools":[{"type":"web_search_20250305","name":"web_search"}]', True),
+        ('"TOOL\u017f":[{"TYPE":" web_search"}]', True),
+        ('"tools":[{"type":"web_search"}],"tools":[{}]', True),
+        ('"tools":[{},{"type":"function","type":"web_search"}]', True),
+        ('"tools":[{"type":"function","name":"web_search"}]', False),
+        ('"tools":[{"name":"f","input_schema":{"type":"web_search"}}]', False),
+        ('"tools":null', False),
+        ('"tools":["web_search",1,[]]', False),
+        ('"tools":"web_search"', False),
+        ('"messages":[{"type":"web_search"}]', False),
+    ],
+)
+def test_a_tool_that_searches_the_web_with_the_operators_account(path: str, tools: str, expected: bool) -> None:
+    body = f'{{"model":"m",{tools}}}'.encode()
+    assert ask("POST", path, body) == Asked(("m:latest",), searches=expected)
+    assert not ask("POST", "/api/chat", body).searches
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("m", "m:latest"), ("M:8b", "m:8b"), ("m%3A8b", "m:8b"), ("%20m:local", "m:latest"), ("m:cloud", "m:cloud")],
+)
+def test_the_model_in_a_path(path: str, expected: str) -> None:
+    assert ask("GET", f"/v1/models/{path}").names == (expected,)
+    assert ask("HEAD", f"/v1/models/{path}?x", b'{"model": "other"}').names == (expected,)
+
+
+@pytest.mark.parametrize("path", ["%ff", "%C3%A9", "..", "m%00", "a:b:c", "-", "%20", "m@x"])
+def test_a_path_with_no_model_in_it(path: str) -> None:
+    with pytest.raises(BodyError) as caught:
+        ask("GET", f"/v1/models/{path}")
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(("method", "path", "found"), KNOWN)
+def test_each_route_that_takes_a_model_has_a_reader(method: bytes, path: bytes, found: RouteClass) -> None:
+    """A new route in the table of routes is refused here until somebody says where its model is."""
+    taker = route(method, path)
+    assert taker.route_class is found
+    if not takes_model(taker):
+        assert asked(taker, b"model=m", b"text/plain", b"\xff") == Asked()
+    else:
+        with pytest.raises(BodyError) as caught:
+            asked(taker, b"", b"", b"")
+        assert caught.value.status == 400
+
+
+def test_a_route_without_a_reader_is_refused() -> None:
+    new = Route(RouteClass.INFER, route(b"POST", b"/api/chat").dialect, b"/api/new")
+    with pytest.raises(BodyError) as caught:
+        asked(new, b"", b"", b'{"model": "m"}')
+    assert caught.value.status == 403
+
+
+paths = st.sampled_from([route(method, path) for method, path, _ in KNOWN])
+keys = st.sampled_from(["model", "MODEL", "name", "from", "source", "destination", "tools", "type", "x", "\u017fource"])
+texts = st.sampled_from(["m", "M:8b", "n/m:cloud", "a b", "", "é", "\ud800"]) | st.text(max_size=5)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=6,
+)
+objects = st.lists(st.tuples(keys, values), max_size=5)
+
+
+def dump(pairs: list[tuple[str, Any]]) -> bytes:
+    return b"{" + b",".join(json.dumps(key).encode() + b":" + json.dumps(value).encode() for key, value in pairs) + b"}"
+
+
+@given(paths, st.binary(max_size=20), st.binary(max_size=60), st.binary(max_size=60) | objects.map(dump))
+def test_any_request_names_valid_models_or_is_refused(path: Route, query: bytes, ctype: bytes, body: bytes) -> None:
+    with suppress(BodyError):
+        assert all(canonical(name) == name for name in asked(path, query, ctype, body).names)
+
+
+@given(objects)
+def test_against_a_reader_that_is_written_as_the_rule_is_told(pairs: list[tuple[str, Any]]) -> None:
+    last: Any = ""
+    for key, value in pairs:
+        if key.lower() == "model" and value is not None:
+            last = value if isinstance(value, str) and isinstance(last, str) else 0
+    expected = reference(last) if isinstance(last, str) else None
+    exact = ([value for key, value in pairs if key == "model"] or [None])[-1]
+    also = {reference(exact)} if isinstance(exact, str) and is_cloud(exact) and reference(exact) else set()
+    if expected is None:
+        assert refusal("/api/chat", dump(pairs)).status == 400
+    else:
+        assert set(names("/api/chat", dump(pairs))) == {expected} | also
+
+
+# Forms.
+
+BOUNDARY = b"----formdata-undici-0123"
+FORM = b"multipart/form-data; boundary=" + BOUNDARY
+SAYS = b"Content-Disposition: form-data; "
+AUDIO = SAYS + b'name="file"; filename="a.wav"\r\nContent-Type: audio/wav\r\n\r\nRIFF\r\n\r\n\0\xff'
+NAME = SAYS + b'name="model"\r\n\r\n'
+M = NAME + b"m"
+
+
+def form(*parts: bytes, start: bytes = b"", end: bytes = b"--\r\n", boundary: bytes = BOUNDARY) -> bytes:
+    return start + b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts) + b"--" + boundary + end
+
+
+def transcribe(body: bytes, content_type: bytes = FORM, query: bytes = b"") -> tuple[str, ...]:
+    return ask("POST", "/v1/audio/transcriptions", body, query, content_type).names
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        form(AUDIO, NAME + b"M"),
+        form(M, AUDIO),
+        form(M, AUDIO, end=b"--"),
+        form(AUDIO, b'content-disposition:form-data;name="model"\r\nContent-Type: text/plain\r\n\r\n m:local '),
+        # As .NET sends it.
+        form(SAYS + b"name=model\r\n\r\nm", SAYS + b"name=file; filename=a; filename*=utf-8''a%20b\r\n\r\nx"),
+        form(b"Content-Length: 1\r\nContent-Transfer-Encoding: 8bit\r\n" + M),
+        form(M, SAYS + b'name="Model"\r\n\r\nother'),
+        form(M, SAYS + b'name="prompt"\r\n\r\n'),
+        form(M, AUDIO + b"\r\n--\r\n" + NAME + b"other"),
+    ],
+)
+def test_the_model_in_a_form(body: bytes) -> None:
+    assert transcribe(body) == ("m:latest",)
+
+
+@pytest.mark.parametrize("content_type", [b'Multipart/Form-Data;boundary="%s"', b"multipart/form-data ; boundary=%s"])
+def test_the_content_type_of_a_form(content_type: bytes) -> None:
+    assert transcribe(form(M), content_type % BOUNDARY) == ("m:latest",)
+
+
+ODD_TYPES = rb"""
+application/json
+multipart/form-data
+multipart/form-data; boundary=
+multipart/form-data; boundary=x
+multipart/mixed; boundary=b
+multipart/form-data; boundary=x; boundary=b
+multipart/form-data; boundary=b; boundary=b
+multipart/form-data; charset=utf-8; boundary=b
+multipart/form-data, boundary=b
+multipart/form-data; boundary="b
+multipart/form-data; boundary="\b"
+multipart/form-data; boundary*=utf-8''b
+multipart/form-data; boundary=b b
+multipart/form-data; BOUNDARY=b
+"""
+
+
+@pytest.mark.parametrize("content_type", ODD_TYPES.splitlines())
+def test_a_content_type_that_is_refused(content_type: bytes) -> None:
+    with pytest.raises(BodyError):
+        transcribe(form(M, boundary=b"b"), content_type)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"x", b"--", form(), form(AUDIO), form(NAME), form(NAME + b"a/b/c/d"), form(NAME + b"\xff")),
+        *(form(M, M), form(M, NAME + b"b"), form(M)[:-4], form(M)[:-2] + b"x", form(M) + form(M)),
+        *(form(M, start=b"\r\n"), form(M, start=b"preamble\r\n"), form(M, end=b""), form(M, end=b"\r\n")),
+        *(form(M, end=b"--\r\nepilogue"), form(M, end=b"-- \r\n"), form(M, end=b"--\n"), form(M, end=b"x")),
+        *(form(M).replace(b"\r\n", b"\n"), form(M).replace(b"\r\n\r\n", b"\n\n"), form(M + b"--" + BOUNDARY)),
+        form(M + b"\r\n--" + BOUNDARY + b" \r\n" + NAME + b"b"),
+        form(M + b"\r\n--" + BOUNDARY + b"x"),
+        form(M + b"\n--" + BOUNDARY + b"\n" + NAME + b"b"),
+        form(b"\r\n\r\na", M),
+        form(b"\r\na", M),
+        form(M, b"no header at all"),
+        form(M, b"Content-Type: text/plain\r\n\r\nx"),
+        form(M, b"X-Other: x\r\n" + AUDIO),
+        form(SAYS + b'name="x"\r\n' + M),
+        form(M, AUDIO.replace(b"audio/wav", b"audio/wav\n" + NAME.replace(b"\r\n\r\n", b"\n\n") + b"evil")),
+        form(M, AUDIO.replace(b"audio/wav", b"audio/wav\r\n folded")),
+        form(b"Content-Transfer-Encoding: quoted-printable\r\n" + NAME + b"=6d"),
+        form(b"Content-Transfer-Encoding: base64\r\n" + NAME + b"bQ=="),
+        form(SAYS + b'name="model"\0\r\n\r\nm'),
+        form(SAYS + b"name=\xff\r\n\r\nm", M),
+        form(M, *[SAYS + b'name="x"\r\n\r\n'] * MAX_PARTS),
+    ],
+)
+def test_a_form_that_is_refused(body: bytes) -> None:
+    with pytest.raises(BodyError) as caught:
+        transcribe(body)
+    assert caught.value.status == 400
+
+
+ODD_DISPOSITIONS = rb"""inline
+attachment; name="model"
+form-data
+form-data name="model"
+form-data; name="model
+form-data; name="model";
+form-data; name="model"; x=y
+form-data; name='model'
+form-data; name="mode\l"
+form-data; name=" model"
+form-data; name=""
+form-data; NAME="model"
+form-data; name*=utf-8''model
+form-data; name*0="mo"; name*1="del"
+form-data; name="x"; name="model"
+form-data; filename="x"; name="model"
+form-data; name="model"; filename="x"
+form-data; name="model"; filename=""
+form-data; name="model"; filename*=utf-8''x
+form-data; name="file"; filename="a\"; name="model"
+"""
+
+
+@pytest.mark.parametrize("disposition", ODD_DISPOSITIONS.splitlines())
+def test_a_part_whose_name_could_be_read_in_two_ways_is_refused(disposition: bytes) -> None:
+    with pytest.raises(BodyError):
+        transcribe(form(b"Content-Disposition: " + disposition + b"\r\n\r\nm"))
+
+
+@pytest.mark.parametrize(
+    "query", [b"model=evil", b"x=1&model=evil", b"mode%6C=evil", b"model", b"+=1;model=x", b"%6dodel="]
+)
+def test_the_query_of_a_form_comes_first_in_go_and_is_refused(query: bytes) -> None:
+    with pytest.raises(BodyError):
+        transcribe(form(NAME + b"m"), query=query)
+
+
+@pytest.mark.parametrize("query", [b"", b"x=model", b"Model=x", b"models=x", b"+model=x", b"%ff", b"&&;=&"])
+def test_other_queries_of_a_form(query: bytes) -> None:
+    assert transcribe(form(NAME + b"m"), query=query) == ("m:latest",)
+
+
+@given(
+    st.lists(st.sampled_from([b"--b", b"--", b"\r\n", b"\n", NAME, b"m", b'"', b";", b" "]), max_size=12).map(b"".join)
+)
+def test_any_body_is_a_form_with_one_model_or_refused(body: bytes) -> None:
+    try:
+        found = transcribe(body, b"multipart/form-data; boundary=b")
+    except BodyError:
+        return
+    assert found == ("m:latest",)
+    assert body.startswith(b"--b\r\n")
+
+
+# Listings.
+
+TAGS = (
+    b'{"models":[{"name":"a:latest","model":"a:latest","size":1,"details":{"families":["x"]}},'
+    b'{"name":"b:8b","model":"b:8b","size":20000000000000000001}],"more":"\xc3\xa9"}'
+)
+OPENAI = b'{"object":"list","data":[{"id":"a:latest","created":1795426772},{"id":"b:8b","object":"model"}]}\n'
+LISTINGS = [("/api/tags", "models", TAGS), ("/api/ps", "models", TAGS), ("/v1/models", "data", OPENAI)]
+
+
+@pytest.mark.parametrize(("path", "key", "body"), LISTINGS)
+@pytest.mark.parametrize("kept", [["a:latest"], ["b:8b"], []])
+def test_a_listing_with_the_allowed_models_alone(path: str, key: str, body: bytes, kept: list[str]) -> None:
+    whole = json.loads(body)
+    filtered = json.loads(filter_listing(path.encode(), body, kept.__contains__))
+    assert filtered == whole | {key: [model for model in whole[key] if (model.get("name") or model["id"]) in kept]}
+
+
+@pytest.mark.parametrize(("path", "key", "body"), LISTINGS)
+def test_a_listing_of_which_all_is_allowed_stays_as_it_is(path: str, key: str, body: bytes) -> None:
+    assert filter_listing(path.encode(), body, lambda name: True) == body
+    for empty in (b'{"%s": []}', b'{ "object":"list", "%s":null }\n'):
+        assert filter_listing(path.encode(), empty % key.encode(), lambda name: False) == empty % key.encode()
+
+
+def test_each_name_of_a_listed_model_must_be_allowed() -> None:
+    body = b'{"models":[{"name":"a","model":"b"},{"name":"a"},{"model":"a"}]}'
+    assert json.loads(filter_listing(b"/api/tags", body, "a".__eq__)) == {"models": [{"name": "a"}, {"model": "a"}]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"x", b"null", b"[]", b"1", b"{}", b'{"models":{"a":1}}', b'{"models":"name"}', b'{"models":1}'),
+        *(b'{"models":[1]}', b'{"models":["name"]}', b'{"models":[{}]}', b'{"models":[{"name":1}]}', b"[" * 100_000),
+        *(b'{"models":[null]}', b'{"models":[]}\xff', b'{"models":[]} x', b'{"models":[{"name":"a","x":NaN}]}'),
+        b'{"models":[{"name":"a"}],"x":1e999}',
+    ],
+)
+def test_what_is_no_listing(body: bytes) -> None:
+    with pytest.raises(BodyError) as caught:
+        filter_listing(b"/api/tags", body, lambda name: False)
+    assert caught.value.status == 502
+
+
+@given(st.binary(max_size=50) | objects.map(dump), st.sampled_from([b"/api/tags", b"/v1/models", b"/other"]))
+def test_any_answer_is_a_listing_or_refused(body: bytes, path: bytes) -> None:
+    with pytest.raises(BodyError):
+        filter_listing(path, body, lambda name: True)
+
+
+def test_which_answers_are_listings() -> None:
+    listings = {(method, path) for method, path, _ in KNOWN if is_listing(route(method, path))}
+    assert listings == {(m, p) for m in (b"GET", b"HEAD") for p in (b"/api/tags", b"/api/ps", b"/v1/models")}
