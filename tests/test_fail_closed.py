@@ -46,7 +46,7 @@ def assert_open(gate: Gate, upstream: Upstream) -> None:
 STAGES = {
     "the parser of credentials": ("ollama_auth.credentials", "parse"),
     "the key ring": ("ollama_auth.keys", "KeyRing.find"),
-    "the routes": ("ollama_auth.addon", "route"),
+    "the routes": ("ollama_auth.judge", "route"),
     "the headers": ("ollama_auth.headers", "split"),
     "the target": ("ollama_auth.headers", "clean_target"),
     "the request id": ("ollama_auth.exchange", "Exchange.take_id"),

@@ -30,18 +30,23 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.tls import TlsData
 from mitmproxy.utils import asyncio_utils, human
 
-from . import credentials, headers, keys, settings
+from . import cors, keys_file, models, policy, settings
 from .access_log import AccessLog
+from .cli_signature import Replays
 from .connections import Connections, Link, close_left
 from .edge import ClientTls, Farewell, GateLayer
-from .exchange import Admission, Exchange, Refusal, keeping
-from .head import Bounds, Head, HeadError, check_fields, values
-from .responses import Answer, error, render, retry_after, unauthorized
-from .routes import Dialect, route
+from .exchange import Admission, Claim, Exchange, Refusal, keeping
+from .head import Bounds, Head, HeadError
+from .judge import RETRY_SECONDS, Judge, Memory
+from .limits import LEASE, Exceeded, Limiter, LimitsFault, StorageAway, limited
+from .messages import Reservation
+from .responses import Answer, error, render, retry_after
+from .routes import Dialect
+from .throttle import Throttle
+from .usage import UsageReader
 
 logger = logging.getLogger(__name__)
 
-METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
 TLS_RECORD = 0x16
 """The first byte of a TLS handshake (RFC 8446 section 5.1); no HTTP method begins with it."""
 TLS_ALERT = bytes.fromhex("15 03 01 00 02 02 28")
@@ -50,8 +55,11 @@ UPSTREAM_CONNECTIONS = 256
 """At once for one client connection; mitmproxy's five would let HTTP/2 streams wait for each other."""
 BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel has a limit of its own."""
-RETRY_SECONDS = 5
 A_DAY = 24 * 60 * 60
+MAX_FAULTS = 20
+"""Lines of the log about one keys file."""
+WATCH = 0.5
+"""Seconds between two looks at the keys file."""
 
 # What makes mitmproxy safe and right as a gate, unless the user set it.
 _DEFAULTS: dict[str, Any] = {
@@ -98,6 +106,9 @@ class Gate:
         self.draining = False
         self.removed = False
         self.taken: bytes | None = None
+        self.judging: Judge | None = None
+        self.memory = Memory(Throttle(), Replays())
+        self.limiter: Limiter | None = None
         self.bounds = Bounds()
         self.head_timeout: float = 10
         self.idle_timeout: float = 120
@@ -145,7 +156,8 @@ class Gate:
         try:
             self.take(self.read())
         except settings.SettingsError as fault:
-            logger.error("ollama_auth: %s", fault)
+            for line in str(fault).splitlines()[:MAX_FAULTS]:
+                logger.error("ollama_auth: %s", line)
         if self.settings is None:
             return
         self.holders.add(id(holder))
@@ -175,13 +187,27 @@ class Gate:
     def take(self, new: settings.Settings) -> None:
         """Put settings in force, all of them or none."""
         old = self.settings
+        limiter = self._limiter_for(new)
         if old is None or old.access_log != new.access_log:
             self.log = self._open_log(new.access_log)
-        self.settings = new
+        self.settings, self.limiter = new, limiter
         self.bounds, self.head_timeout, self.idle_timeout = new.bounds, new.head_timeout, new.idle_timeout
+        self.memory.throttle.most = new.max_wrong_keys
+        self.judging = Judge(new, self.memory)
         for warning in new.warnings:
             if old is None or warning not in old.warnings:
                 logger.warning("ollama_auth: %s", warning)
+
+    def _limiter_for(self, new: settings.Settings) -> Limiter | None:
+        old = self.settings
+        if old and self.limiter and old.limits_storage == new.limits_storage:
+            return self.limiter
+        if new.limits_storage is None and not any(map(limited, new.ring.principals.values())):
+            return None
+        try:
+            return Limiter(new.limits_storage)
+        except LimitsFault as fault:
+            raise settings.SettingsError(str(fault)) from fault
 
     def _open_log(self, target: str | None) -> AccessLog:
         emit: Callable[[str], None] | None = None
@@ -200,12 +226,54 @@ class Gate:
 
     def running(self) -> None:
         asyncio_utils.create_task(self.connections.sweep(), name="gate sweep", keep_ref=True)
+        asyncio_utils.create_task(self.watch_keys(), name="gate keys", keep_ref=True)
+        if hasattr(signal, "SIGHUP"):
+            with suppress(NotImplementedError, RuntimeError, ValueError):
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.hang_up)
         raise_file_limit()
         widen_backlog()
         servers = ctx.master.addons.get("proxyserver").servers
         where = " and ".join({human.format_address(address) for server in servers for address in server.listen_addrs})
         upstream = ctx.options.mode[0].removeprefix("reverse:").partition("@")[0]
         logger.log(ALERT, "ollama_auth: guarding %s, listening on %s", upstream, where or "nothing")
+
+    async def watch_keys(self) -> None:
+        """Read the keys file again when it was changed, however that was done; renew what running requests hold."""
+        taken, seen, renewed = self.keys_stamp(), self.keys_stamp(), time.monotonic()
+        while True:
+            last, seen = seen, self.keys_stamp()
+            if seen == last != taken:  # Changed, and not being written any more.
+                taken = seen
+                await self.reload_keys()
+            if self.limiter and time.monotonic() - renewed > LEASE / 3:
+                renewed = time.monotonic()
+                with suppress(StorageAway):
+                    await self.limiter.renew()
+            await asyncio.sleep(WATCH)
+
+    def keys_stamp(self) -> object:
+        """What changes when the keys file does."""
+        path = self.settings.keys_file if self.settings else None
+        return path, keys_file.stamp(path) if path else None
+
+    def hang_up(self) -> None:
+        """SIGHUP: read the keys file now."""
+        asyncio_utils.create_task(self.reload_keys(), name="gate keys", keep_ref=True)
+
+    async def reload_keys(self) -> None:
+        """Take the keys file as it is now; where it is faulty, keep the old keys and say so."""
+        if self.settings is None or self.settings.keys_file is None:
+            return
+        try:
+            # In a thread: 10,000 keys take half a second.
+            self.take(await asyncio.to_thread(settings.read, ctx.options, os.environ, self.taken))
+        except settings.SettingsError as fault:
+            for line in str(fault).splitlines()[:MAX_FAULTS]:
+                logger.error("ollama_auth: the keys stay as they were: %s", line)
+        except Exception as fault:
+            self.crashed(fault)
+        else:
+            logger.log(ALERT, "ollama_auth: the keys file was read again: %d keys", len(self.settings.ring))
 
     # A connection.
 
@@ -265,64 +333,71 @@ class Gate:
 
     # A request.
 
-    def judge(self, head: Head, link: Link) -> tuple[Exchange, Admission | Refusal]:
-        """May it go upstream? Whatever raises on the way: no."""
+    def judge(self, head: Head, link: Link) -> tuple[Exchange, Admission | Claim | Refusal]:
+        """May it go upstream? A Claim waits for its body or its turn. Whatever raises on the way: no."""
         exchange = Exchange(link.address, head.method.decode("ascii", "replace"))
         try:
             verdict = self._judge(head, exchange, link)
         except Exception as fault:
-            answer = self.crashed(fault)
-            verdict = Refusal("error", answer)
+            verdict = Refusal("error", self.crashed(fault))
         if isinstance(verdict, Refusal):
             exchange.reason, exchange.status = verdict.reason, verdict.answer.status
         else:
-            link.admitted = True
             link.exchanges[id(exchange)] = exchange
         return exchange, verdict
 
-    def _judge(self, head: Head, exchange: Exchange, link: Link) -> Admission | Refusal:
-        known = self.settings.ring.find if self.settings else None
-        exchange.take_id(head.fields, known)
-        here = origin_form(head.target, link.client.sockname)
-        exchange.route = route(head.method, head.target if here is None else here)
-        dialect = exchange.route.dialect
-        request_id = (b"x-request-id", exchange.id.encode())
+    def _judge(self, head: Head, exchange: Exchange, link: Link) -> Admission | Claim | Refusal:
+        if self.settings is None or self.judging is None or not self.holders or self.removed:
+            return self._not_ready(exchange)
+        claim = self.judging.head(head, exchange, link)
+        if isinstance(claim, Refusal):
+            return claim
+        exchange.claim = claim
+        return claim if claim.reads_body or claim.limited else self._admit(claim, link)
 
-        def refuse(reason: str, status: int, message: str, *extra: tuple[bytes, bytes]) -> Refusal:
-            return Refusal(reason, error(status, message, dialect, request_id, *extra))
-
-        def challenge(reason: str, message: str) -> Refusal:
-            return Refusal(reason, unauthorized(message, dialect, request_id, sent=reason != "missing"))
-
-        limits = self.settings
-        exchange.path = headers.mask_path(exchange.route.path, known)
-        if limits is None or not self.holders or self.removed:
-            return refuse("closed", 503, "the gateway is not ready", retry_after(RETRY_SECONDS))
-        fault = unfit(head, limits.bounds)
-        if fault:
-            return refuse("malformed", fault.status, fault.message)
-        if here is None:
-            return refuse("malformed", 421, "this is not a proxy: send the path alone as the request target")
-        fields, exchange.stripped = headers.split(head.fields, limits.forward, known)
+    def judge_body(self, exchange: Exchange, body: bytes, link: Link) -> Admission | Claim | Refusal:
+        """The body of a Claim that waited for it is here."""
         try:
-            secret = credentials.parse(head.fields)
-        except credentials.CredentialError as why:
-            return challenge(why.reason, why.message)
-        principal = limits.ring.find(secret)
-        if principal is None:
-            exchange.key = f"unknown:{keys.fingerprint(secret)}"
-            return challenge("unknown", "the key is not known here")
-        exchange.key = principal.name
-        max_body = limits.max_body.get(exchange.route.route_class)
-        if max_body is not None and head.body > max_body:
-            return refuse("body too large", 413, f"the request body is larger than {max_body} bytes")
+            claim = exchange.claim
+            if claim is None or self.judging is None:
+                return self._not_ready(exchange)
+            refusal = self.judging.body(exchange, claim, body) if claim.reads_body else None
+            return refusal or (claim if claim.limited else self._admit(claim, link))
+        except Exception as fault:
+            return Refusal("error", self.crashed(fault))
+
+    async def ollama_reserve(self, reservation: Reservation) -> None:
+        """A hook of our own: a Claim of a principal who may do only so much takes its turn."""
+        exchange, link = reservation.exchange, reservation.link
+        claim, judging, limits = exchange.claim, self.judging, self.settings
+        if claim is None or judging is None or limits is None or self.limiter is None:
+            return
         try:
-            target, removed = headers.clean_target(here, secret)
-        except ValueError:
-            exchange.path = headers.MASKED_PATH
-            return refuse("key in path", 400, "the key is in the path of the URL: take it for known to others")
-        exchange.stripped += removed
-        return Admission(principal.name, target, headers.without(fields, secret), max_body)
+            granted = await self.limiter.enter(claim.principal, str(id(exchange)))
+        except StorageAway as fault:
+            self.connections.trouble(f"the storage of limits does not answer ({fault})")
+            if not limits.open_without_limits:
+                away = retry_after(RETRY_SECONDS)
+                reservation.verdict = judging.refuse(exchange, "limits away", 503, "limits can't be counted now", away)
+                return
+        else:
+            if isinstance(granted, Exceeded):
+                exchange.extra = limit_fields(granted.limit, 0, granted.retry_after)
+                text = f"the limit of this key is used up: {granted.name} is {granted.limit}"
+                fields = (retry_after(granted.retry_after), *exchange.extra)
+                reservation.verdict = judging.refuse(exchange, granted.name, 429, text, *fields)
+                return
+            exchange.entered = True
+            exchange.extra = limit_fields(*granted.requests) if granted.requests else ()
+        reservation.verdict = self._admit(claim, link)
+
+    def _admit(self, claim: Claim, link: Link) -> Admission:
+        link.admitted = True
+        return Admission(claim)
+
+    def _not_ready(self, exchange: Exchange) -> Refusal:
+        fields = (b"x-request-id", exchange.id.encode()), retry_after(RETRY_SECONDS)
+        return Refusal("closed", error(503, "the gateway is not ready", Dialect.OLLAMA, *fields))
 
     def malformed(self, fault: HeadError, link: Link | None) -> Answer:
         """The answer to a head that is none, and its line in the log."""
@@ -344,20 +419,48 @@ class Gate:
         assert flow.response
         exchange.status = flow.response.status_code
         exchange.first_byte = time.monotonic()
+        fields = cors.strip(flow.response.headers.fields) if self.settings and self.settings.cors_origins else None
+        if fields is not None:
+            flow.response.headers.fields = (*fields, *exchange.cors)
         flow.response.headers["X-Request-Id"] = exchange.id
+        flow.response.headers.fields += exchange.extra
+        if exchange.claim and exchange.claim.filtered and exchange.status == 200:
+            return  # It is read whole, and rewritten: see rewrite().
+        if exchange.claim and exchange.claim.principal.tokens_per_day is not None and exchange.route:
+            get = flow.response.headers.get
+            kinds = get("content-type", ""), get("content-encoding", "")
+            exchange.usage = UsageReader(exchange.route, *kinds, exchange.status)
         count = exchange.response_chunk
         flow.response.stream = keeping(flow.response, count) if self.watched else count
+
+    def rewrite(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
+        """Take out of a list what its reader may not use; an Answer in its place where it can't be read."""
+        claim = exchange.claim
+        if not (claim and claim.filtered and flow.response and exchange.status == 200 and exchange.route):
+            return None
+        try:
+            body = models.filter_listing(
+                exchange.route.path, flow.response.raw_content or b"", policy.usable(claim.principal)
+            )
+        except models.BodyError as fault:
+            exchange.status = None
+            return self.failed(exchange, "upstream broken", fault.status)
+        headers = flow.response.headers
+        headers.pop("transfer-encoding", None)
+        headers["content-length"] = str(len(body))
+        flow.response.raw_content = body
+        exchange.bytes_out = len(body)
+        return None
 
     def failed(self, exchange: Exchange, reason: str, status: int) -> Answer:
         """It went wrong after the admission; the answer is for a client that has seen nothing of one."""
         exchange.reason = exchange.reason or reason
         exchange.status = exchange.status or status or None
-        dialect = exchange.route.dialect if exchange.route else Dialect.OLLAMA
-        request_id = (b"x-request-id", exchange.id.encode())
+        fields = ((b"x-request-id", exchange.id.encode()), *exchange.cors)
         text, extra = FAILURES.get(reason, ("the request failed", ()))
         if reason.startswith("upstream"):
             logger.warning("ollama_auth: %s: %s (request %s)", reason, text, exchange.id)
-        return error(status or 502, text, dialect, request_id, *extra)
+        return error(status or 502, text, exchange.dialect, *fields, *extra)
 
     def end(self, exchange: Exchange, link: Link | None) -> None:
         """An exchange is over: one line, whatever ended it, and only one."""
@@ -366,7 +469,27 @@ class Gate:
         exchange.ended = time.monotonic()
         if link:
             link.exchanges.pop(id(exchange), None)
-        self.log.write(exchange)
+        if exchange.entered or exchange.usage:
+            asyncio_utils.create_task(self.settle(exchange), name="limits", keep_ref=True)
+        if exchange.noise:
+            self.connections.trouble(f"wrong keys from {exchange.client} are not looked at any more")
+        else:
+            self.log.write(exchange)
+
+    async def settle(self, exchange: Exchange) -> None:
+        """Count what an exchange used, and give back its place."""
+        claim, limiter = exchange.claim, self.limiter
+        if claim is None or limiter is None:
+            return
+        try:
+            if exchange.usage:
+                used = exchange.usage.finish(clean=exchange.reason is None)
+                await limiter.spend(claim.principal, (used.prompt_tokens or 0) + (used.completion_tokens or 0))
+        except StorageAway as fault:
+            self.connections.trouble(f"the storage of limits does not answer ({fault})")
+        finally:
+            with suppress(StorageAway):
+                await limiter.leave(claim.principal, str(id(exchange)))
 
     def crashed(self, fault: Exception) -> Answer:
         """One of our own lines raised. The log gets where and what, but no message: it may hold what a client sent."""
@@ -485,38 +608,12 @@ FAILURES: dict[str, tuple[str, tuple[tuple[bytes, bytes], ...]]] = {
 }
 
 
-def unfit(head: Head, bounds: Bounds) -> HeadError | None:
-    """What no client may ask of this server, with or without a key."""
-    if head.method not in METHODS:
-        return HeadError(405, "this method is not served here")
-    if {value.strip().lower() for value in values(head.fields, b"upgrade")} - {b"h2c"}:
-        # An upgrade to h2c, which Java's client offers with every first request, is ignored: RFC 9113 section 3.1.
-        return HeadError(400, "this server upgrades to no other protocol")
-    if {value.lower() for value in values(head.fields, b"expect")} - {b"100-continue"}:
-        return HeadError(417, "the only expectation met here is 100-continue")
-    if head.version == b"HTTP/2.0":
-        try:
-            check_fields(head.fields, head.target, bounds, ended=head.body == 0)
-        except HeadError as fault:
-            return fault
-    return None
-
-
-def origin_form(target: bytes, here: tuple[str, int] | None) -> bytes | None:
-    """The path and query of a request target (RFC 9112 section 3.2), or None where it is not of this server.
-
-    The absolute form is taken for the address that the client connected to, and for no other name: of more than that
-    a gate does not know whether it is its own, and everything else is somebody who takes it for a proxy.
-    """
-    if target.startswith(b"/"):
-        return target
-    scheme, _, rest = target.partition(b"://")
-    authority, slash, path = rest.partition(b"/")
-    if not here or scheme.lower() not in (b"http", b"https"):
-        return None
-    host = f"[{here[0]}]" if ":" in here[0] else here[0]
-    names = {host, "localhost"} if here[0] in ("127.0.0.1", "::1") else {host}
-    return slash + path or b"/" if authority.lower() in {f"{name}:{here[1]}".encode() for name in names} else None
+def limit_fields(limit: int, remaining: int, reset: int) -> tuple[tuple[bytes, bytes], ...]:
+    """The RateLimit fields of draft-ietf-httpapi-ratelimit-headers: of requests, in a window of a minute."""
+    return (
+        (b"ratelimit-policy", b'"requests";q=%d;w=60' % limit),
+        (b"ratelimit", b'"requests";r=%d;t=%d' % (remaining, reset)),
+    )
 
 
 def check_version(have: str) -> None:

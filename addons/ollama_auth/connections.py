@@ -88,6 +88,11 @@ class Link:
         """No request is under way, so that nothing is lost if it is closed."""
         return not self.exchanges and (self.speaker is None or self.speaker.idle)
 
+    @property
+    def sockname(self) -> tuple[str, int] | None:
+        """The address of ours that the client connected to."""
+        return self.client.sockname
+
     def tell(self, event: events.Event) -> None:
         """Hand an event to the layers of this connection."""
         asyncio_utils.create_task(

@@ -44,12 +44,12 @@ from mitmproxy.proxy.layers.http._http2 import Http2Client
 from OpenSSL import SSL
 
 from .connections import CONNECT_TIMEOUT, Drain, Expire, Link
-from .exchange import Admission, Exchange, Refusal
+from .exchange import Admission, Claim, Exchange, Refusal
 from .head import CHUNKED, Head, values
 from .headers import FORWARDED
 from .http1 import Http1Edge, Http1Upstream
 from .http2 import Http2Edge, Settle
-from .messages import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, Refuse
+from .messages import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, OllamaReserveHook, Refuse, Reservation
 
 MAX_CLIENT_HELLO = 64 * 1024
 """Bytes before TLS has begun, where mitmproxy would take 16 MB."""
@@ -152,7 +152,9 @@ class GateStream(HttpStream):
         """Bytes of body that the head of the request announced."""
         self.repeatable = False
         """It has no body, and sending it twice does no harm (RFC 9110 section 9.2.2)."""
-        self.wants_continue = False
+        self.wants_continue = self.continued = False
+        self.held: tuple[RequestHeaders, Head]
+        self.held_body = bytearray()
         self.retriable = False
 
     def handle_event(self, event: events.Event) -> Commands:
@@ -175,11 +177,68 @@ class GateStream(HttpStream):
     def state_wait_for_request_headers(self, event: RequestHeaders) -> Commands:
         head = event.head if isinstance(event, Arrival) and event.head else head_of(event)
         self.exchange, verdict = self.gate.judge(head, self.parent.link)
+        if isinstance(verdict, Claim):
+            yield from self._hold(event, head, verdict)
+        else:
+            yield from self._follow(verdict, event, head)
+
+    def _follow(self, verdict: Admission | Refusal, event: RequestHeaders, head: Head) -> Commands:
         if isinstance(verdict, Admission):
             self.admission = verdict
             yield from self._go(event, head, verdict)
         else:
+            self.exchange.reason, self.exchange.status = verdict.reason, verdict.answer.status
             yield from self._refuse(event, head, verdict)
+
+    def _hold(self, event: RequestHeaders, head: Head, claim: Claim) -> Commands:
+        """Nothing goes upstream yet: the key may not use every model, or may do only so much."""
+        self.held = event, head
+        self.held_body = bytearray()
+        if not claim.reads_body or event.end_stream:
+            yield from self._decide()
+            return
+        self.client_state = self.state_hold_request_body
+        if expects_continue(head):
+            yield from self._continue()
+
+    def state_hold_request_body(self, event: Any) -> Commands:
+        """The body that is judged is the body that is sent: kept whole, up to a bound, until it is here."""
+        claim = self.exchange.claim
+        if isinstance(event, RequestEndOfMessage):
+            yield from self._decide()
+        elif isinstance(event, RequestData):
+            self.exchange.bytes_in += len(event.data)
+            if claim and claim.max_body is not None and self.exchange.bytes_in > claim.max_body:
+                answer = self.gate.failed(self.exchange, "body too large", 413)
+                yield from self._follow(Refusal("body too large", answer), *self.held)
+            else:
+                self.held_body += event.data
+
+    def _decide(self) -> Commands:
+        """The body is here, or none is needed: judge it, wait for a turn, and go or not."""
+        whole = self.client_state == self.state_hold_request_body
+        verdict = self.gate.judge_body(self.exchange, bytes(self.held_body), self.parent.link)
+        if isinstance(verdict, Claim):
+            reservation = Reservation(self.exchange, self.parent.link)
+            yield OllamaReserveHook(reservation)
+            verdict = reservation.verdict or Refusal("error", self.gate.crashed(PermissionError("no verdict")))
+        if self.abandoned:
+            self._leave()
+            return
+        body, self.held_body = bytes(self.held_body), bytearray()
+        self.exchange.bytes_in = 0  # Counted again as it goes upstream.
+        yield from self._follow(verdict, *self.held)
+        if whole and self.admission:
+            if body:
+                yield from self.client_state(RequestData(self.stream_id, body))
+            yield from self.client_state(RequestEndOfMessage(self.stream_id))
+
+    def _leave(self) -> None:
+        """The client has left before anything went upstream."""
+        self.client_state = self.server_state = self.state_errored
+        self.exchange.reason = self.exchange.reason or "client left"
+        self.gate.end(self.exchange, self.parent.link)
+        self.parent.streams.pop(self.stream_id, None)
 
     def _refuse(self, event: RequestHeaders, head: Head, refusal: Refusal) -> Commands:
         self.client_state = self.server_state = self.state_errored
@@ -199,7 +258,7 @@ class GateStream(HttpStream):
         self._readdress(request, admission)
         self.length = head.body
         self.repeatable = event.end_stream and head.method in (b"GET", b"HEAD", b"OPTIONS")
-        self.wants_continue = head.version != b"HTTP/1.0" and bool(values(head.fields, b"expect"))
+        self.wants_continue = expects_continue(head) and not self.continued
         self.gate.begin(self.exchange, self.flow)
         yield HttpRequestHeadersHook(self.flow)
         if (yield from self.check_killed(True)):
@@ -213,8 +272,8 @@ class GateStream(HttpStream):
     def _readdress(self, request: http.Request, admission: Admission) -> None:
         """Make it a request to the upstream: its address, its name, origin form, and the headers that were admitted."""
         host = request.host_header
-        request.headers.fields = admission.fields
-        request.data.path = admission.target
+        request.headers.fields = admission.claim.fields
+        request.data.path = admission.claim.target
         request.data.authority = b""
         server = self.context.server
         assert server.address
@@ -249,14 +308,18 @@ class GateStream(HttpStream):
             self.client_state = self.state_errored
             return
         if self.wants_continue:
-            go_on = http.Response.make(100)
-            go_on.headers.clear()
-            yield SendHttp(ResponseHeaders(self.stream_id, go_on), self.context.client)
+            yield from self._continue()
         yield SendHttp(RequestHeaders(self.stream_id, self.flow.request, end_stream=False), self.context.server)
         self.client_state = self.state_stream_request_body
 
+    def _continue(self) -> Commands:
+        self.continued = True
+        go_on = http.Response.make(100)
+        go_on.headers.clear()
+        yield SendHttp(ResponseHeaders(self.stream_id, go_on), self.context.client)
+
     def state_stream_request_body(self, event: Any) -> Commands:
-        limit = self.admission.max_body if self.admission else 0
+        limit = self.admission.claim.max_body if self.admission else 0
         if limit is not None and isinstance(event, RequestData) and self.exchange.bytes_in + len(event.data) > limit:
             yield from self._stop("body too large", 413)
         elif isinstance(event, RequestEndOfMessage) and self.length not in (CHUNKED, self.exchange.bytes_in):
@@ -295,6 +358,11 @@ class GateStream(HttpStream):
             self.parent.link.speaker.throttle(self.stream_id, self.context.server)
 
     def send_response(self, already_streamed: bool = False) -> Commands:
+        if not already_streamed and (answer := self.gate.rewrite(self.exchange, self.flow)):
+            self.client_state = self.server_state = self.state_errored
+            self.flow.live = False
+            yield SendHttp(Refuse(self.stream_id, answer), self.context.client)
+            return
         yield from super().send_response(already_streamed)
         if self.server_state == self.state_done and self.client_state == self.state_stream_request_body:
             # Answered before all of the request was sent: the answer is whole, and nobody wants the rest.
@@ -322,6 +390,9 @@ class GateStream(HttpStream):
         return False
 
     def handle_protocol_error(self, event: RequestProtocolError | ResponseProtocolError) -> Commands:
+        if self.admission is None:
+            self._leave()
+            return
         if isinstance(event, Dead) and self.retriable and self.repeatable and not self.flow.response:
             yield from self._retry()
             return
@@ -407,6 +478,11 @@ class Farewell(layer.Layer):
             if self.words:
                 yield commands.SendData(self.context.client, self.words)
             yield commands.CloseConnection(self.context.client)
+
+
+def expects_continue(head: Head) -> bool:
+    """The client waits for 100 Continue before it sends the body."""
+    return head.version != b"HTTP/1.0" and bool(values(head.fields, b"expect"))
 
 
 def head_of(event: RequestHeaders) -> Head:

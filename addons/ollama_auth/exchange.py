@@ -11,8 +11,11 @@ from mitmproxy.http import Message
 
 from .head import Fields, values
 from .headers import Known, is_secret
+from .keys import Principal
+from .limits import limited
 from .responses import Answer
-from .routes import Route
+from .routes import Dialect, Route
+from .usage import UsageReader
 
 MAX_KEPT = 4 * 1024 * 1024
 """Bytes of a streamed body that are kept for a viewer of flows."""
@@ -20,16 +23,32 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
-    """What a request must carry to go upstream. Made in one line of `addon.py` and nowhere else."""
+class Claim:
+    """What a request would be upstream, and what has still to be asked before it may go there."""
 
-    principal: str
+    principal: Principal
     target: bytes
     """The request target as it is sent upstream."""
     fields: Fields
     """The header fields as they are sent upstream, without Host."""
     max_body: int | None = None
     """Bytes; None is no limit."""
+    reads_body: bool = False
+    """Its body names a model that the principal may not be allowed to use."""
+    filtered: bool = False
+    """Its response lists models, of which the principal may see some."""
+
+    @property
+    def limited(self) -> bool:
+        """The principal may do only so much of it."""
+        return limited(self.principal)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What a request must carry to go upstream. Made in one line of `addon.py` and nowhere else."""
+
+    claim: Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +78,16 @@ class Exchange:
     stripped: tuple[str, ...] = ()
     status: int | None = None
     reason: str | None = None
+    claim: Claim | None = None
+    entered: bool = False
+    """It counts among the concurrent requests of its principal."""
+    usage: UsageReader | None = None
+    cors: Fields = ()
+    """What its response says to a browser about who may read it."""
+    extra: Fields = ()
+    """What its response says about limits."""
+    noise: bool = False
+    """One of so many of its kind that they are counted and not logged."""
     bytes_in: int = 0
     bytes_out: int = 0
 
@@ -67,6 +96,11 @@ class Exchange:
         sent = values(fields, b"x-request-id")
         if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]) and not is_secret(sent[0], known):
             self.id = sent[0].decode("ascii")
+
+    @property
+    def dialect(self) -> Dialect:
+        """Whose words its errors are put in."""
+        return self.route.dialect if self.route else Dialect.OLLAMA
 
     def request_chunk(self, data: bytes) -> bytes:
         """Count and pass on what the client sends (for `flow.request.stream`)."""
@@ -79,6 +113,8 @@ class Exchange:
             if self.first_byte is None:
                 self.first_byte = monotonic()
             self.bytes_out += len(data)
+            if self.usage:
+                self.usage.feed(data)
         return data
 
 

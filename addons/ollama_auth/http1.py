@@ -199,6 +199,8 @@ class Http1Edge(Body, Http1Server):
     def mark_done(self, *, request: bool = False, response: bool = False) -> Commands:
         self.request_done |= request
         self.response_done |= response
+        if self.state in (self.linger, self.done):
+            return  # Refused when its body had been read.
         if not self.response_done:
             self.state = self.wait
             if len(self.buf) > MAX_PIPELINED:

@@ -45,6 +45,12 @@ class Granted:
     requests: tuple[int, int, int] | None = None
 
 
+def limited(principal: Principal) -> bool:
+    """A principal who may do only so much."""
+    limits = (principal.requests_per_minute, principal.concurrent_requests, principal.tokens_per_day)
+    return limits != (None, None, None)
+
+
 class Limiter:
     """Counts what principals do, in memory (`url` None) or at `redis://…`, `rediss://…`, `redis+sentinel://…`."""
 
@@ -121,13 +127,10 @@ class Limiter:
             async with _answering():
                 await self._leases.give_back(principal.name, request_id)
 
-    async def keep(self) -> None:
-        """Renew the leases of requests that run long, for ever."""
-        while True:
-            await asyncio.sleep(LEASE / 3)
-            with contextlib.suppress(StorageAway):
-                async with _answering():
-                    await self._leases.renew()
+    async def renew(self) -> None:
+        """Say that the requests at work still are, at least every LEASE seconds. Raises StorageAway."""
+        async with _answering():
+            await self._leases.renew()
 
 
 class Leases:

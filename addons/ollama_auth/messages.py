@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mitmproxy import http
-from mitmproxy.proxy import layer
+from mitmproxy.proxy import commands, layer
 from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._events import RequestHeaders, ResponseProtocolError
 
 from .connections import Link
-from .exchange import Admission, Exchange, Refusal
+from .exchange import Admission, Claim, Exchange, Refusal
 from .head import Bounds, Head, HeadError
 from .responses import Answer
 
@@ -34,8 +34,14 @@ class Gate(Protocol):
     def watched(self) -> bool:
         """Somebody looks at flows, so that those refused are worth building."""
 
-    def judge(self, head: Head, link: Link) -> tuple[Exchange, Admission | Refusal]:
-        """May this request go upstream?"""
+    def judge(self, head: Head, link: Link) -> tuple[Exchange, Admission | Claim | Refusal]:
+        """May this request go upstream? A Claim waits for its body, or for its turn, or for both."""
+
+    def judge_body(self, exchange: Exchange, body: bytes, link: Link) -> Admission | Claim | Refusal:
+        """The body of a Claim is here. A Claim that is left waits for its turn: see ReserveHook."""
+
+    def rewrite(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
+        """A response that was read whole is about to be sent: make it what its reader may see, or another one."""
 
     def malformed(self, error: HeadError, link: Link | None) -> Answer:
         """The answer to a head that is none."""
@@ -80,3 +86,19 @@ class Failure(ResponseProtocolError):
 
 class Dead(ResponseProtocolError):
     """The server closed the connection before a byte of its answer."""
+
+
+@dataclass
+class Reservation:
+    """A Claim that waits for its turn; unanswered it is refused."""
+
+    exchange: Exchange
+    link: Link
+    verdict: Admission | Refusal | None = None
+
+
+@dataclass
+class OllamaReserveHook(commands.StartHook):
+    """Asks the gate, which may have to wait for a storage: `ollama_reserve`."""
+
+    reservation: Reservation

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import headers, keys
+from . import cors, headers, keys, keys_file
 from .head import Bounds
 from .routes import RouteClass
 
@@ -20,7 +20,7 @@ MASKED = "(set, and hidden)"
 """What the option `ollama_api_key` shows once its key was taken. No key looks like this: it has white space."""
 HOW_TO_SET_A_KEY = (
     'make one with `echo "sk-ollama-$(openssl rand -hex 16)"`, then set the environment variable OLLAMA_API_KEY to it, '
-    "or OLLAMA_API_KEY_FILE to a file that holds it"
+    "or OLLAMA_API_KEY_FILE to a file that holds it, or OLLAMA_KEYS_FILE to a file of named keys"
 )
 
 
@@ -44,6 +44,9 @@ OPTIONS = (
            "can be read in the list of processes. Hidden again once it was taken."),
     Option("ollama_api_key_file", str | None, None,
            "Path of a file that holds the key, such as a Docker secret. Environment: OLLAMA_API_KEY_FILE."),
+    Option("ollama_keys_file", str | None, None,
+           "Path of a file of named keys, in TOML; scripts/keys writes it. Read again when it changes, and on SIGHUP. "
+           "Environment: OLLAMA_KEYS_FILE."),
     Option("ollama_access_log", str | None, None,
            "Where the access log goes as JSON lines: a path, or - for standard output. Unset: readable lines on "
            "standard output."),
@@ -56,6 +59,20 @@ OPTIONS = (
     Option("ollama_max_body", Sequence[str], [],
            "Largest request body of a class of requests, as CLASS=SIZE with a suffix k, m or g, such as infer=64m; "
            "413 above. Repeat for several. Classes: " + ", ".join(RouteClass) + ", or all. Unset: no limit."),
+    Option("ollama_max_judged_body", str, "32m",
+           "Largest request body that is read whole because the key in use may not use every model; 413 above."),
+    Option("ollama_limits_storage", str | None, None,
+           "Where the limits of keys are counted: a redis:// URL that several gates share. Unset: in memory."),
+    Option("ollama_limits_away", str, "closed",
+           "What becomes of requests with limits while that storage does not answer: closed (503) or open."),
+    Option("ollama_signature_window", int, 60,
+           "Seconds that the time in a signature of the stock ollama CLI may differ from ours."),
+    Option("ollama_max_wrong_keys", int | None, None,
+           "Wrong keys from one address in a minute, after which only keys that were good there before are taken and "
+           "others get 429; 0: no limit. Unset: 60 where there is a keys file, and no limit for the one key."),
+    Option("ollama_cors_origins", Sequence[str], [],
+           "Origins of web pages that may call this server from a browser, such as https://chat.example. Repeat for "
+           "several. Unset: none."),
     Option("ollama_head_timeout", int, 10, "Seconds a client has to send a request head; 408 after that."),
     Option("ollama_idle_timeout", int, 120, "Seconds a connection may idle between two requests."),
     Option("ollama_handshake_timeout", int, 10, "Seconds a client has for the TLS handshake."),
@@ -111,6 +128,13 @@ class Settings:
     max_connections_per_client: int
     grace_period: int
     tls: bool
+    keys_file: str | None
+    max_judged_body: int
+    limits_storage: str | None
+    open_without_limits: bool
+    signature_window: int
+    max_wrong_keys: int
+    cors_origins: frozenset[str]
     warnings: tuple[str, ...] = field(default=())
 
 
@@ -123,13 +147,13 @@ def read(options: Options, environ: Mapping[str, str], taken: bytes | None = Non
     check_mode(options.mode)
     check_mitmproxy(options)
     check_numbers(options)
-    digest, warnings = read_key(options, environ, taken)
+    ring, warnings = read_keys(options, environ, taken)
     try:
         forward = headers.extend(options.ollama_forward_headers)
     except headers.HeaderFault as fault:
         raise SettingsError(f"ollama_forward_headers: {fault}") from fault
     return Settings(
-        ring=keys.KeyRing([keys.Key(digest, keys.Principal("default"))]),
+        ring=ring,
         access_log=options.ollama_access_log or None,
         forward=forward,
         bounds=Bounds(options.ollama_max_head, options.ollama_max_header_count, options.ollama_max_target),
@@ -142,6 +166,13 @@ def read(options: Options, environ: Mapping[str, str], taken: bytes | None = Non
         max_connections_per_client=options.ollama_max_connections_per_client,
         grace_period=options.ollama_grace_period,
         tls=bool(options.certs),
+        keys_file=keys_file_of(options, environ),
+        max_judged_body=read_size("ollama_max_judged_body", options.ollama_max_judged_body),
+        limits_storage=options.ollama_limits_storage or None,
+        open_without_limits=read_choice("ollama_limits_away", options.ollama_limits_away, ("closed", "open")) == "open",
+        signature_window=options.ollama_signature_window,
+        max_wrong_keys=read_wrong_keys(options, environ),
+        cors_origins=read_origins(options.ollama_cors_origins),
         warnings=warnings,
     )
 
@@ -201,15 +232,75 @@ def read_sizes(specs: Sequence[str]) -> dict[RouteClass, int]:
     named: dict[str, int] = {}
     for spec in specs:
         name, _, size = spec.replace(" ", "").partition("=")
-        match = _SIZE.fullmatch(size)
-        if not match or (name != "all" and name not in set(RouteClass)):
+        if not _SIZE.fullmatch(size) or (name != "all" and name not in set(RouteClass)):
             raise SettingsError(
                 f"ollama_max_body: {spec!r} is not CLASS=SIZE, such as infer=64m; "
                 "the classes are " + ", ".join([*RouteClass, "all"])
             )
-        named[name] = int(match[1]) * _UNITS[match[2].lower()]
+        named[name] = read_size("ollama_max_body", size)
     everything = dict.fromkeys(RouteClass, named.pop("all")) if "all" in named else {}
     return everything | {RouteClass(name): size for name, size in named.items()}
+
+
+def read_size(name: str, text: str) -> int:
+    """`"32m"` -> bytes. Raises SettingsError."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise SettingsError(f"{name}: {text!r} is not a size, such as 64m; the suffixes are k, m and g")
+    return int(match[1]) * _UNITS[match[2].lower()]
+
+
+def read_choice(name: str, text: str, choices: Sequence[str]) -> str:
+    """One of the choices. Raises SettingsError."""
+    if text not in choices:
+        raise SettingsError(f"{name}: {text!r} is not one of {', '.join(choices)}")
+    return text
+
+
+def read_origins(origins: Sequence[str]) -> frozenset[str]:
+    """Origins as browsers send them. Raises SettingsError."""
+    for origin in origins:
+        if fault := cors.check_origin(origin):
+            raise SettingsError(f"ollama_cors_origins: {fault}")
+    return frozenset(origins)
+
+
+def read_wrong_keys(options: Options, environ: Mapping[str, str]) -> int:
+    """Wrong keys in a minute; 0 is no limit. Raises SettingsError."""
+    most = options.ollama_max_wrong_keys
+    if most is not None and most < 0:
+        raise SettingsError(f"ollama_max_wrong_keys is {most}: it must be at least 0")
+    return int(most if most is not None else 60 if keys_file_of(options, environ) else 0)
+
+
+def keys_file_of(options: Options, environ: Mapping[str, str]) -> str | None:
+    """Where the named keys are, if anywhere."""
+    return options.ollama_keys_file or environ.get("OLLAMA_KEYS_FILE") or None
+
+
+def read_keys(
+    options: Options, environ: Mapping[str, str], taken: bytes | None = None
+) -> tuple[keys.KeyRing, tuple[str, ...]]:
+    """(the one key and those in the file, warnings). One of the two will do. Raises SettingsError."""
+    path = keys_file_of(options, environ)
+    found: list[keys.Key] = []
+    warnings: tuple[str, ...] = ()
+    if path is None or _names_a_key(options, environ):
+        digest, warnings = read_key(options, environ, taken)
+        found.append(keys.Key(digest, keys.Principal("default")))
+    try:
+        if path is not None:
+            named, more = keys_file.load(path)
+            found += named
+            warnings += more
+        return keys.KeyRing(found), warnings
+    except (keys_file.KeysFileError, keys.KeyFault) as fault:
+        raise SettingsError(str(fault)) from None
+
+
+def _names_a_key(options: Options, environ: Mapping[str, str]) -> bool:
+    given = (options.ollama_api_key, options.ollama_api_key_file)
+    return any(value is not None for value in given) or bool({"OLLAMA_API_KEY", "OLLAMA_API_KEY_FILE"} & set(environ))
 
 
 def read_key(options: Options, environ: Mapping[str, str], taken: bytes | None = None) -> tuple[bytes, tuple[str, ...]]:

@@ -10,8 +10,6 @@ from collections.abc import Callable
 
 WINDOW = 60.0
 """Seconds in which failures are counted, and after the last of which they are forgotten."""
-MOST = 20
-"""Failures of one network in a window, before it is throttled."""
 NETWORKS = 10_000
 """Networks, and pairs of network and principal, that are remembered; the oldest are forgotten first."""
 
@@ -19,7 +17,9 @@ NETWORKS = 10_000
 class Throttle:
     """Who has failed too often lately."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, most: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most = most
+        """Failures of one network in a window, after which it is throttled; 0: never."""
         self._clock = clock
         self._failures: OrderedDict[str, tuple[float, int]] = OrderedDict()
         self._trusted: OrderedDict[tuple[str, str], None] = OrderedDict()
@@ -31,7 +31,7 @@ class Throttle:
         if now - since > WINDOW:
             since, count = now, 0
         # Once throttled, every further failure starts the window anew.
-        self._failures[network] = (now if count >= MOST else since, count + 1)
+        self._failures[network] = (now if count >= self.most else since, count + 1)
         _shorten(self._failures)
 
     def succeeded(self, network: str, principal: str) -> None:
@@ -44,7 +44,12 @@ class Throttle:
         """Seconds for which credentials from there are not taken, but for those of a principal seen there; 0: none."""
         since, count = self._failures.get(network, (0.0, 0))
         left = WINDOW - (self._clock() - since)
-        if count < MOST or left <= 0 or (principal is not None and (network, principal) in self._trusted):
+        if (
+            not self.most
+            or count < self.most
+            or left <= 0
+            or (principal is not None and (network, principal) in self._trusted)
+        ):
             return 0
         return int(left) + 1
 
