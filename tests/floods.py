@@ -35,6 +35,8 @@ HELD = 30.0
 MOST_MEMORY = 1 << 30
 """Bytes of growth at which a flood has shown what it was to show."""
 SENDERS = 8
+PER_ADDRESS = 500
+"""Connections from one address, so that none is closed for being one too many of it."""
 PIECE = bytes(1 << 16)
 GOOD = f"GET /api/version HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n".encode()
 POST = b"POST /api/chat HTTP/1.1\r\nHost: x\r\n"
@@ -89,8 +91,8 @@ class Target:
         found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
         return int(found[1]) * 1024 if found else 0
 
-    def connect(self, data: bytes = b"") -> socket.socket:
-        connection = socket.create_connection((HOST, self.port), PATIENCE)
+    def connect(self, data: bytes = b"", source: str = HOST) -> socket.socket:
+        connection = socket.create_connection((HOST, self.port), PATIENCE, source_address=(source, 0))
         connection.sendall(data)
         return connection
 
@@ -300,9 +302,10 @@ def hold(target: Target, count: int, data: bytes, *, answered: bool) -> dict[str
     with ExitStack() as stack, good_requests(target) as took:
         begun = time.monotonic()
         opened = []
-        for _ in range(count):
+        for number in range(count):
             with suppress(OSError):
-                opened.append(stack.enter_context(target.connect(data)))
+                source = f"127.0.0.{2 + number // PER_ADDRESS}"
+                opened.append(stack.enter_context(target.connect(data, source)))
         for connection in opened if answered else ():
             connection.recv(65536)
         opening = time.monotonic() - begun

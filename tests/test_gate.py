@@ -496,7 +496,7 @@ def test_no_secret_in_mitmweb(upstream: Upstream) -> None:
         send_secrets(gate)
         gate.find("Web server listening")
         for page in ("/flows", "/options", "/events", "/state", "/commands"):
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{page}?token=letmein") as response:  # noqa: S310
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{page}?token=letmein") as response:
                 text = response.read().decode()
             assert_no_secret(text)
             if page == "/flows":

@@ -175,15 +175,14 @@ def test_an_empty_list_allows_no_model_and_no_list_all() -> None:
     assert check_models(somebody(models=()), ()) is None
 
 
-@pytest.mark.parametrize("name", ["m:cloud", "m:8b-cloud", "n/m:8b:cloud", " M:CLOUD "])
-@pytest.mark.parametrize("scope", [*(EVERYTHING - {Scope.CLOUD, Scope.ALL})])
-def test_a_cloud_model_needs_the_scope_cloud(name: str, scope: Scope) -> None:
-    for models in (None, ("*:*", "*/*:*", "*/*/*:*")):
-        denial = check_models(somebody(scope, models=models), (name,))
-        assert denial
-        assert (denial.status, denial.reason) == (403, "scope" if models is None or ":8b:" not in name else "model")
-    assert check_models(somebody(scope, Scope.CLOUD), (name,)) is None
-    assert check_models(somebody(Scope.ALL), (name,)) is None
+@pytest.mark.parametrize("name", ["m:cloud", "m:8b-cloud", "n/m:8b-cloud", "M:CLOUD"])
+@pytest.mark.parametrize("scope", sorted(EVERYTHING - {Scope.CLOUD, Scope.ALL}))
+@pytest.mark.parametrize("models", [None, ("*:*", "*/*:*", "*/*/*:*")])
+def test_a_cloud_model_needs_the_scope_cloud(models: tuple[str, ...] | None, scope: Scope, name: str) -> None:
+    denial = check_models(somebody(scope, models=models), (name,))
+    assert denial == Denial(403, "scope", f"this key lacks the scope cloud, which the model {name} needs")
+    assert check_models(somebody(scope, Scope.CLOUD, models=models), (name,)) is None
+    assert check_models(somebody(Scope.ALL, models=models), (name,)) is None
 
 
 def test_a_cloud_model_must_be_on_the_list_too() -> None:

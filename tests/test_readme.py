@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ollama_auth import settings
+from ollama_auth import keys_file, settings
 from support import KEY, ROOT, Gate, Upstream, ask
 
 README = (ROOT / "README.md").read_text()
@@ -31,6 +33,13 @@ CHECKED = {
     "docker build -t ollama-auth .": "test_packaging.py lints the Dockerfile",
     "docker run --read-only -p 8081:8081 -e OLLAMA_API_KEY -e OLLAMA_ENDPOINT=http://host.docker.internal:11434 "
     "ollama-auth": "test_docker_run",
+    "scripts/keys add alice --scope infer --scope list --model llama3.2 --model 'qwen*' --expires 90d --rpm 60": (
+        "test_keys_for_everyone"
+    ),
+    "scripts/keys list": "test_keys_for_everyone",
+    "OLLAMA_KEYS_FILE=keys.toml scripts/serve": "test_keys_for_everyone",
+    "scripts/keys add my-laptop --ssh ~/.ollama/id_ed25519.pub --scope all": "test_keys_for_everyone",
+    "OLLAMA_HOST=http://127.0.0.1:8081 OLLAMA_AUTH=1 ollama run llama3.2": "test_named_keys.py signs as it does",
     "scripts/test": "this is it",
     "scripts/test tests/test_gate.py -k streaming": "test_the_test_command",
     "scripts/bench --quick": "test_scripts_exist",
@@ -83,6 +92,34 @@ def test_mitmproxys_programs(upstream: Upstream, program: str) -> None:
         assert ask(gate.port, "GET", "/").status == 401
 
 
+def test_keys_for_everyone(upstream: Upstream, tmp_path: Path) -> None:
+    """The commands, and the file that is shown."""
+    key = Ed25519PrivateKey.generate().public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    (tmp_path / ".ollama").mkdir()
+    (tmp_path / ".ollama" / "id_ed25519.pub").write_bytes(key)
+    made = ""
+    for command in COMMANDS:
+        if command.startswith("scripts/keys "):
+            words = [word.replace("~", str(tmp_path)) for word in shlex.split(command)[1:]]
+            done = subprocess.run(
+                [sys.executable, str(ROOT / "scripts" / "keys.py"), *words],
+                cwd=tmp_path,
+                env={"PATH": "/usr/bin:/bin"},
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=30,
+            )
+            made = made or done.stdout
+    found = re.search(r"sk-ollama-[0-9a-f]+", made)
+    assert found
+    with Gate(upstream.url, env={"OLLAMA_KEYS_FILE": str(tmp_path / "keys.toml")}) as gate:
+        assert ask(gate.port, "GET", "/api/tags", f"Authorization: Bearer {found[0]}").status == 200
+        assert ask(gate.port, "POST", "/api/pull", f"Authorization: Bearer {found[0]}", body=b"{}").status == 403
+    (shown,) = re.findall(r"```toml\n(.*?)```", README, re.S)
+    assert [key.principal.name for key in keys_file.parse(shown.encode(), "README")] == ["alice", "reader"]
+
+
 def test_the_version_of_mitmproxy() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text()
     assert '"mitmproxy>=12.2.2,<13"' in pyproject
@@ -115,7 +152,7 @@ def test_scripts_exist() -> None:
 def test_the_table_of_options_is_that_of_the_code() -> None:
     rows = dict(re.findall(r"^\| `(ollama_\w+)` \| (\S*) ?\|", README, re.M))
     assert rows == {
-        option.name: str(option.default) if isinstance(option.default, int) else "" for option in settings.OPTIONS
+        option.name: str(option.default) if isinstance(option.default, int | str) else "" for option in settings.OPTIONS
     }
 
 
