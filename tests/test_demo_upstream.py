@@ -23,10 +23,7 @@ pytestmark = pytest.mark.timeout(10)
 
 PATIENCE = 5.0
 ASK: Any = [{"role": "user", "content": "why is the sky blue"}]
-REPLY = (
-    'You said: "why is the sky blue". '
-    "I am only a stand-in for Ollama, but your words came all the way and back."
-)
+REPLY = 'You said: "why is the sky blue". I am only a stand-in for Ollama, but your words came all the way and back.'
 PROMPT_TOKENS, REPLY_TOKENS = 5, 31
 CHAT = json.dumps({"model": "tiny", "messages": ASK}).encode()
 
@@ -195,9 +192,7 @@ END = (
 )
 USAGE = '"usage":{"prompt_tokens":25,"completion_tokens":20,"total_tokens":45}'
 SIGNED = '"model":"tiny","system_fingerprint":"fp_ollama"'
-CHUNK = (
-    f'data: {{"id":"chatcmpl-819","object":"chat.completion.chunk","created":1795426774,{SIGNED},"choices":['
-)
+CHUNK = f'data: {{"id":"chatcmpl-819","object":"chat.completion.chunk","created":1795426774,{SIGNED},"choices":['
 TEXT = 'data: {"id":"cmpl-334","object":"text_completion","created":1795426774,"choices":['
 DONE = "data: [DONE]\n\n"
 DELTA = 'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":'
@@ -242,8 +237,7 @@ WHOLE = [
         "GET /v1/models",
         None,
         V1_JSON,
-        '{"object":"list","data":[{"id":"tiny:latest","object":"model","created":1795426772,'
-        '"owned_by":"library"}]}\n',
+        '{"object":"list","data":[{"id":"tiny:latest","object":"model","created":1795426772,"owned_by":"library"}]}\n',
     ),
     (
         "GET /v1/models/tiny",
@@ -639,9 +633,7 @@ async def test_half_a_request_is_seen(client: Client, demo: DemoUpstream) -> Non
     assert (demo.requests[0].body, demo.requests[0].complete) == (b'{"model"', False)
 
 
-async def test_the_last_requests_are_kept(
-    client: Client, demo: DemoUpstream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_last_requests_are_kept(client: Client, demo: DemoUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_upstream, "KEPT_REQUESTS", 2)
     for target in "/1", "/2", "/3":
         await client.ask(f"GET {target}")
@@ -649,9 +641,7 @@ async def test_the_last_requests_are_kept(
 
 
 @pytest.mark.parametrize("target", ["/api/chat", "/v1/messages", "/api/pull"])
-async def test_a_stream_can_be_held_after_its_first_item(
-    client: Client, demo: DemoUpstream, target: str
-) -> None:
+async def test_a_stream_can_be_held_after_its_first_item(client: Client, demo: DemoUpstream, target: str) -> None:
     demo.hold.clear()
     client.send(f"POST {target}", body_of(messages=ASK, stream=True, max_tokens=9))
     await client.head()
@@ -818,9 +808,7 @@ async def test_ollama_python_meets_an_unknown_model(ollama_client: ollama.AsyncC
 async def test_openai_python(openai_client: openai.AsyncOpenAI) -> None:
     chat = openai_client.chat.completions
     whole = await chat.create(model="demo", messages=ASK)
-    stream = await chat.create(
-        model="demo", messages=ASK, stream=True, stream_options={"include_usage": True}
-    )
+    stream = await chat.create(model="demo", messages=ASK, stream=True, stream_options={"include_usage": True})
     chunks = [chunk async for chunk in stream]
     said = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
     assert whole.choices[0].message.content == said == REPLY

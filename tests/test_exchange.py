@@ -13,8 +13,9 @@ from mitmproxy.test import tutils
 
 import ollama_auth
 from ollama_auth import exchange as module
-from ollama_auth.exchange import Admission, Exchange, keeping
+from ollama_auth.exchange import Admission, Claim, Exchange, keeping
 from ollama_auth.head import Fields
+from ollama_auth.keys import Principal
 
 ADDONS = Path(ollama_auth.__file__).parent.parent
 
@@ -33,7 +34,7 @@ def calls() -> list[tuple[str, str]]:
 
 def test_an_admission_is_constructed_in_exactly_one_place() -> None:
     made = [(name, called) for name, called in calls() if called.rpartition(".")[2] == "Admission"]
-    assert made == [("ollama_auth/addon.py", "Admission")]
+    assert made == [("ollama_auth/desk.py", "Admission")]
 
 
 def test_an_admission_is_made_in_no_other_way() -> None:
@@ -43,6 +44,7 @@ def test_an_admission_is_made_in_no_other_way() -> None:
     found = [(name, called) for name, called in calls() if called in ways]
     assert set(found) <= {
         ("ollama_auth/responses.py", "replace"),
+        ("ollama_auth/configuration.py", "replace"),
         ("ollama_auth/settings.py", "getattr"),
         ("ollama_auth/access_log.py", "getattr"),
     }
@@ -54,9 +56,11 @@ def test_an_admission_is_made_in_no_other_way() -> None:
 
 
 def test_an_admission_can_not_be_changed() -> None:
-    admission = Admission("anna", b"/", ())
+    admission = Admission(Claim(Principal("anna"), b"/", ()))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        admission.target = b"/api/delete"  # type: ignore[misc]
+        admission.claim = Claim(Principal("bert"), b"/", ())  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        admission.claim.target = b"/api/delete"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("sent", [b"a", b"0123-4567_89ab.cdef", b"A" * 64])

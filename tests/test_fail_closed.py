@@ -52,8 +52,8 @@ STAGES = {
     "the request id": ("ollama_auth.exchange", "Exchange.take_id"),
     "the record of the request": ("ollama_auth.exchange", "Exchange.__init__"),
     "the admission": ("ollama_auth.exchange", "Admission.__init__"),
-    "the verdict": ("ollama_auth.addon", "Gate.judge"),
-    "what is done before it goes upstream": ("ollama_auth.addon", "Gate.begin"),
+    "the verdict": ("ollama_auth.desk", "Desk.judge"),
+    "what is done before it goes upstream": ("ollama_auth.desk", "Desk.begin"),
     "hmac": ("hmac", "compare_digest"),
     "hashlib": ("hashlib", "sha256"),
     "reading the fields of headers": ("mitmproxy.http", "Headers.fields"),
@@ -252,7 +252,7 @@ def test_the_script_option_emptied(controlled: Controlled, upstream: Upstream) -
     "removal",
     [
         "ctx.master.addons.remove(ctx.master.addons.get('ollama_gate'))",
-        "gate = ctx.master.addons.get('ollama_gate'); gate.settings = None",
+        "gate = ctx.master.addons.get('ollama_gate'); gate.config.settings = None",
         "gate = ctx.master.addons.get('ollama_gate'); gate.holders.clear()",
     ],
 )

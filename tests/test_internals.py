@@ -130,7 +130,7 @@ mitmproxy.addonmanager
     b763c59bc499 AddonManager.trigger_event                     addon.Gate.done
     131805324403 AddonManager.invoke_addon                      addon.Gate.done
     212818268a95 AddonManager.invoke_addon_sync                 addon.Gate.done
-    f2052c18340e safecall                                       addon.Gate.judge
+    f2052c18340e safecall                                       desk.Desk.judge
 mitmproxy.addons.script
     f6f07b85c252 Script                                         addon.OllamaAuth
 mitmproxy.addons.errorcheck

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edges import Line, Script, Scripted, assert_sound, logged
-from support import BEARER, PATIENCE, Gate, Response, Upstream, Wire, ask, chat, free_port, head, parse, wait_until
+from support import BEARER, PATIENCE, Gate, Response, Upstream, Wire, ask, chat, head, parse, wait_until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -214,6 +214,24 @@ def test_a_short_body(gate: Gate, upstream: Scripted) -> None:
     assert (lines[0]["reason"], lines[0]["bytes_out"]) == ("upstream broken", 5)
 
 
+def test_a_stream_that_breaks_for_http_1_0(gate: Gate, upstream: Scripted) -> None:
+    """To which the end of the connection would be the end of the body: it is reset."""
+    more = threading.Event()
+
+    def play(peer: Line) -> None:
+        peer.head()
+        peer.send(STREAM + b"5\r\nhello\r\n")
+        more.wait(PATIENCE)
+
+    data = b"GET /api/tags HTTP/1.0\r\n" + BEARER.encode() + b"\r\n\r\n"
+    with upstream.plays(play), logged(gate) as lines, Wire(gate.port, data) as wire:
+        assert wire.read_until(b"hello").endswith(b"\r\n\r\nhello")
+        more.set()
+        with pytest.raises(ConnectionResetError):
+            wire.read_all()
+    assert lines[0]["reason"] == "upstream broken"
+
+
 def test_a_body_that_only_the_end_ends(gate: Gate, upstream: Scripted) -> None:
     """HTTP/1.0 of old: allowed, and the client's connection ends with it."""
     script = breaks(b"HTTP/1.0 200 OK\r\n\r\nhello", "closed")
@@ -357,12 +375,13 @@ def test_a_name_that_does_not_resolve() -> None:
 
 def test_an_upstream_in_tls_that_is_none(shared_upstream: Upstream) -> None:
     """It does not speak TLS, or says nothing at all: no hang."""
-    with socket.create_server(("127.0.0.1", free_port())) as silent:
-        for port in (shared_upstream.port, silent.getsockname()[1]):
-            url = f"https://127.0.0.1:{port}"
-            with Gate(url, "--set", "ollama_access_log=-", "--set", "ollama_connect_timeout=1") as gate:
-                with logged(gate):
-                    answer = get(gate)
-                assert answer.status in (502, 503, 504)
-                assert_ours(answer, answer.status)
-                assert_sound(gate)
+    options = ("--set", "ollama_access_log=-", "--set", "ollama_connect_timeout=1")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        Gate(f"https://127.0.0.1:{silent.getsockname()[1]}", *options) as waiting,
+        Gate(f"https://127.0.0.1:{shared_upstream.port}", *options) as deaf,
+    ):
+        for gate in (waiting, deaf):
+            with logged(gate):
+                assert_ours(get(gate), 503)
+            assert_sound(gate)

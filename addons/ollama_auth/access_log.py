@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from io import FileIO
+from io import FileIO, TextIOWrapper
 from pathlib import Path
 
 from .exchange import Exchange
@@ -117,6 +117,9 @@ class AccessLog:
         # Unbuffered: what a full disk refuses must not wait in a buffer to fail again.
         self._file: FileIO | None = self._path.open("ab", buffering=0) if self._path else None
         self._torn = False
+        if self._file is None and self._emit is None and isinstance(sys.stdout, TextIOWrapper):
+            # Whole lines only, also with python -u: mitmproxy prints the end of a line by itself.
+            sys.stdout.reconfigure(line_buffering=True, write_through=False)
 
     def write(self, exchange: Exchange) -> None:
         """Log one request. Never blocks, never raises OSError."""

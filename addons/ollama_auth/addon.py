@@ -4,23 +4,21 @@ Two objects. `OllamaAuth` is what the script auth.py holds; mitmproxy removes an
 changes. `Gate` is put before all other addons once and stays: while no configured OllamaAuth is there it answers every
 request 503. So the unconfigured, the broken, the reloaded and the removed addon all deny.
 
-A request walks: client_connected, next_layer (the edge is put in place), then for each request head judge (credential,
-key, route, size, headers -> an Admission or a Refusal), begin, answered, end. The edge calls those four itself, and
-lets nothing upstream without the Admission.
+A request walks: client_connected, next_layer (which puts the edge in place), then for each request head judge, at the
+`Desk`: credential, key, route, size, headers -> a Claim, an Admission or a Refusal; begin, answered, end. The edge
+calls those itself, and lets nothing upstream without the Admission; server_connect is the second lock.
 """
 
 import asyncio
 import logging
-import os
 import signal
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from mitmproxy import ctx, exceptions, http, optmanager, version
+from mitmproxy import ctx, exceptions, optmanager, version
 from mitmproxy.addonmanager import Loader
 from mitmproxy.connection import Client, ConnectionState, Server
 from mitmproxy.log import ALERT
@@ -30,20 +28,15 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.tls import TlsData
 from mitmproxy.utils import asyncio_utils, human
 
-from . import cors, keys_file, models, policy, settings
-from .access_log import AccessLog
-from .cli_signature import Replays
+from . import settings
+from .configuration import Configuration, say
 from .connections import Connections, Link, close_left
+from .desk import Desk
 from .edge import ClientTls, Farewell, GateLayer
-from .exchange import Admission, Claim, Exchange, Refusal, keeping
-from .head import Bounds, Head, HeadError
-from .judge import RETRY_SECONDS, Judge, Memory
-from .limits import LEASE, Exceeded, Limiter, LimitsFault, StorageAway, limited
+from .judge import RETRY_SECONDS
 from .messages import Reservation
-from .responses import Answer, error, render, retry_after
+from .responses import error, render, retry_after
 from .routes import Dialect
-from .throttle import Throttle
-from .usage import UsageReader
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +49,6 @@ UPSTREAM_CONNECTIONS = 256
 BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel has a limit of its own."""
 A_DAY = 24 * 60 * 60
-MAX_FAULTS = 20
-"""Lines of the log about one keys file."""
-WATCH = 0.5
-"""Seconds between two looks at the keys file."""
 
 # What makes mitmproxy safe and right as a gate, unless the user set it.
 _DEFAULTS: dict[str, Any] = {
@@ -100,18 +89,10 @@ class Gate:
 
     def __init__(self) -> None:
         self.holders: set[int] = set()
-        self.settings: settings.Settings | None = None
+        self.config = Configuration(where_lines_go)
         self.connections = Connections()
-        self.log = AccessLog()
-        self.draining = False
         self.removed = False
-        self.taken: bytes | None = None
-        self.judging: Judge | None = None
-        self.memory = Memory(Throttle(), Replays())
-        self.limiter: Limiter | None = None
-        self.bounds = Bounds()
-        self.head_timeout: float = 10
-        self.idle_timeout: float = 120
+        self.desk = Desk(self.config, self.connections, self.is_open, self.is_watched)
 
     # Starting, being configured, being held open.
 
@@ -131,6 +112,14 @@ class Gate:
         assert isinstance(gate, cls)
         return gate
 
+    def is_open(self) -> bool:
+        """A configured script of ours is loaded, and nobody has taken the gate out."""
+        return self.settings is not None and bool(self.holders) and not self.removed
+
+    def is_watched(self) -> bool:
+        """Somebody looks at flows: mitmweb, mitmproxy, or a file of flows."""
+        return ctx.master.addons.get("view") is not None or bool(ctx.options.save_stream_file)
+
     def load(self, loader: Loader) -> None:
         for option in settings.OPTIONS:
             loader.add_option(option.name, option.type, option.default, option.help)
@@ -146,7 +135,7 @@ class Gate:
         if self.settings is None:
             return  # Not opened yet: open() reads them all.
         try:
-            self.take(self.read())
+            self.config.take(self.config.read(ctx.options))
         except settings.SettingsError as fault:
             raise exceptions.OptionsError(f"ollama_auth: {fault}") from fault
 
@@ -154,10 +143,10 @@ class Gate:
         """A configured script holds the gate open. A fault at the start ends mitmproxy, which looks for errors."""
         first = self.settings is None
         try:
-            self.take(self.read())
+            check_version(version.VERSION)
+            self.config.take(self.config.read(ctx.options))
         except settings.SettingsError as fault:
-            for line in str(fault).splitlines()[:MAX_FAULTS]:
-                logger.error("ollama_auth: %s", line)
+            say(fault)
         if self.settings is None:
             return
         self.holders.add(id(holder))
@@ -175,58 +164,14 @@ class Gate:
                 "follows, restart mitmproxy"
             )
 
-    def read(self) -> settings.Settings:
-        check_version(version.VERSION)
-        found = settings.read(ctx.options, os.environ, self.taken)
-        option = ctx.options.ollama_api_key
-        if option not in (None, settings.MASKED):
-            self.taken = settings.read_key(ctx.options, os.environ)[0]
-            ctx.options.update(ollama_api_key=settings.MASKED)
-        return found
-
-    def take(self, new: settings.Settings) -> None:
-        """Put settings in force, all of them or none."""
-        old = self.settings
-        limiter = self._limiter_for(new)
-        if old is None or old.access_log != new.access_log:
-            self.log = self._open_log(new.access_log)
-        self.settings, self.limiter = new, limiter
-        self.bounds, self.head_timeout, self.idle_timeout = new.bounds, new.head_timeout, new.idle_timeout
-        self.memory.throttle.most = new.max_wrong_keys
-        self.judging = Judge(new, self.memory)
-        for warning in new.warnings:
-            if old is None or warning not in old.warnings:
-                logger.warning("ollama_auth: %s", warning)
-
-    def _limiter_for(self, new: settings.Settings) -> Limiter | None:
-        old = self.settings
-        if old and self.limiter and old.limits_storage == new.limits_storage:
-            return self.limiter
-        if new.limits_storage is None and not any(map(limited, new.ring.principals.values())):
-            return None
-        try:
-            return Limiter(new.limits_storage)
-        except LimitsFault as fault:
-            raise settings.SettingsError(str(fault)) from fault
-
-    def _open_log(self, target: str | None) -> AccessLog:
-        emit: Callable[[str], None] | None = None
-        if ctx.master.addons.get("termlog") is None:  # The full-screen mitmproxy: its event log.
-            emit = log_line
-        elif ctx.options.termlog_verbosity == "error":  # mitmdump --quiet
-            emit = no_line
-        try:
-            log = AccessLog(target, emit)
-        except OSError as fault:
-            raise settings.SettingsError(
-                f"ollama_access_log: can't write {target!r} ({fault.strerror}); name a file that can be written"
-            ) from fault
-        self.log.close()
-        return log
+    @property
+    def settings(self) -> settings.Settings | None:
+        """Those in force."""
+        return self.config.settings
 
     def running(self) -> None:
         asyncio_utils.create_task(self.connections.sweep(), name="gate sweep", keep_ref=True)
-        asyncio_utils.create_task(self.watch_keys(), name="gate keys", keep_ref=True)
+        asyncio_utils.create_task(self.config.watch(ctx.options), name="gate keys", keep_ref=True)
         if hasattr(signal, "SIGHUP"):
             with suppress(NotImplementedError, RuntimeError, ValueError):
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.hang_up)
@@ -237,43 +182,9 @@ class Gate:
         upstream = ctx.options.mode[0].removeprefix("reverse:").partition("@")[0]
         logger.log(ALERT, "ollama_auth: guarding %s, listening on %s", upstream, where or "nothing")
 
-    async def watch_keys(self) -> None:
-        """Read the keys file again when it was changed, however that was done; renew what running requests hold."""
-        taken, seen, renewed = self.keys_stamp(), self.keys_stamp(), time.monotonic()
-        while True:
-            last, seen = seen, self.keys_stamp()
-            if seen == last != taken:  # Changed, and not being written any more.
-                taken = seen
-                await self.reload_keys()
-            if self.limiter and time.monotonic() - renewed > LEASE / 3:
-                renewed = time.monotonic()
-                with suppress(StorageAway):
-                    await self.limiter.renew()
-            await asyncio.sleep(WATCH)
-
-    def keys_stamp(self) -> object:
-        """What changes when the keys file does."""
-        path = self.settings.keys_file if self.settings else None
-        return path, keys_file.stamp(path) if path else None
-
     def hang_up(self) -> None:
         """SIGHUP: read the keys file now."""
-        asyncio_utils.create_task(self.reload_keys(), name="gate keys", keep_ref=True)
-
-    async def reload_keys(self) -> None:
-        """Take the keys file as it is now; where it is faulty, keep the old keys and say so."""
-        if self.settings is None or self.settings.keys_file is None:
-            return
-        try:
-            # In a thread: 10,000 keys take half a second.
-            self.take(await asyncio.to_thread(settings.read, ctx.options, os.environ, self.taken))
-        except settings.SettingsError as fault:
-            for line in str(fault).splitlines()[:MAX_FAULTS]:
-                logger.error("ollama_auth: the keys stay as they were: %s", line)
-        except Exception as fault:
-            self.crashed(fault)
-        else:
-            logger.log(ALERT, "ollama_auth: the keys file was read again: %d keys", len(self.settings.ring))
+        asyncio_utils.create_task(self.config.reload(ctx.options), name="gate keys", keep_ref=True)
 
     # A connection.
 
@@ -285,7 +196,7 @@ class Gate:
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
         if handler is None:
             return
-        link = Link(client, handler, time.monotonic() + self.head_timeout)
+        link = Link(client, handler, time.monotonic() + self.desk.head_timeout)
         limits = self.settings
         most = limits.max_connections if limits else 100
         if not self.connections.add(link, most, limits.max_connections_per_client if limits else 0):
@@ -315,12 +226,14 @@ class Gate:
         context.server.tls = mode.scheme == "https"
         context.layers.remove(nextlayer.layer)
         if encrypted:
-            link.deadline = time.monotonic() + (self.settings.handshake_timeout if self.settings else self.head_timeout)
+            link.deadline = time.monotonic() + (
+                self.settings.handshake_timeout if self.settings else self.desk.head_timeout
+            )
             outer = ClientTls(context)
-            outer.child_layer = GateLayer(context, self, link)
+            outer.child_layer = GateLayer(context, self.desk, link)
             nextlayer.layer = outer
         else:
-            nextlayer.layer = GateLayer(context, self, link)
+            nextlayer.layer = GateLayer(context, self.desk, link)
 
     def client_disconnected(self, client: Client) -> None:
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
@@ -329,181 +242,13 @@ class Gate:
         link = self.connections.remove(client.id)
         for exchange in list(link.exchanges.values()) if link else ():
             exchange.reason = exchange.reason or "client left"
-            self.end(exchange, link)
+            self.desk.end(exchange, link)
 
-    # A request.
-
-    def judge(self, head: Head, link: Link) -> tuple[Exchange, Admission | Claim | Refusal]:
-        """May it go upstream? A Claim waits for its body or its turn. Whatever raises on the way: no."""
-        exchange = Exchange(link.address, head.method.decode("ascii", "replace"))
-        try:
-            verdict = self._judge(head, exchange, link)
-        except Exception as fault:
-            verdict = Refusal("error", self.crashed(fault))
-        if isinstance(verdict, Refusal):
-            exchange.reason, exchange.status = verdict.reason, verdict.answer.status
-        else:
-            link.exchanges[id(exchange)] = exchange
-        return exchange, verdict
-
-    def _judge(self, head: Head, exchange: Exchange, link: Link) -> Admission | Claim | Refusal:
-        if self.settings is None or self.judging is None or not self.holders or self.removed:
-            return self._not_ready(exchange)
-        claim = self.judging.head(head, exchange, link)
-        if isinstance(claim, Refusal):
-            return claim
-        exchange.claim = claim
-        return claim if claim.reads_body or claim.limited else self._admit(claim, link)
-
-    def judge_body(self, exchange: Exchange, body: bytes, link: Link) -> Admission | Claim | Refusal:
-        """The body of a Claim that waited for it is here."""
-        try:
-            claim = exchange.claim
-            if claim is None or self.judging is None:
-                return self._not_ready(exchange)
-            refusal = self.judging.body(exchange, claim, body) if claim.reads_body else None
-            return refusal or (claim if claim.limited else self._admit(claim, link))
-        except Exception as fault:
-            return Refusal("error", self.crashed(fault))
+    # A request. The edge takes it to the desk: judge, begin, answered, end.
 
     async def ollama_reserve(self, reservation: Reservation) -> None:
         """A hook of our own: a Claim of a principal who may do only so much takes its turn."""
-        exchange, link = reservation.exchange, reservation.link
-        claim, judging, limits = exchange.claim, self.judging, self.settings
-        if claim is None or judging is None or limits is None or self.limiter is None:
-            return
-        try:
-            granted = await self.limiter.enter(claim.principal, str(id(exchange)))
-        except StorageAway as fault:
-            self.connections.trouble(f"the storage of limits does not answer ({fault})")
-            if not limits.open_without_limits:
-                away = retry_after(RETRY_SECONDS)
-                reservation.verdict = judging.refuse(exchange, "limits away", 503, "limits can't be counted now", away)
-                return
-        else:
-            if isinstance(granted, Exceeded):
-                exchange.extra = limit_fields(granted.limit, 0, granted.retry_after)
-                text = f"the limit of this key is used up: {granted.name} is {granted.limit}"
-                fields = (retry_after(granted.retry_after), *exchange.extra)
-                reservation.verdict = judging.refuse(exchange, granted.name, 429, text, *fields)
-                return
-            exchange.entered = True
-            exchange.extra = limit_fields(*granted.requests) if granted.requests else ()
-        reservation.verdict = self._admit(claim, link)
-
-    def _admit(self, claim: Claim, link: Link) -> Admission:
-        link.admitted = True
-        return Admission(claim)
-
-    def _not_ready(self, exchange: Exchange) -> Refusal:
-        fields = (b"x-request-id", exchange.id.encode()), retry_after(RETRY_SECONDS)
-        return Refusal("closed", error(503, "the gateway is not ready", Dialect.OLLAMA, *fields))
-
-    def malformed(self, fault: HeadError, link: Link | None) -> Answer:
-        """The answer to a head that is none, and its line in the log."""
-        if link:
-            exchange = Exchange(link.address, status=fault.status, reason="malformed")
-            self.end(exchange, link)
-        return error(fault.status, fault.message)
-
-    def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
-        """An admitted request is about to go upstream: its body streams, and mitmproxy's viewers know whose it is."""
-        flow.metadata["ollama_key"] = exchange.key
-        flow.metadata["ollama_id"] = exchange.id
-        flow.comment = f"key: {exchange.key}"
-        count = exchange.request_chunk
-        flow.request.stream = keeping(flow.request, count) if self.watched else count
-
-    def answered(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
-        """The head of the response is here: it goes on at once, and so does every chunk behind it."""
-        assert flow.response
-        exchange.status = flow.response.status_code
-        exchange.first_byte = time.monotonic()
-        fields = cors.strip(flow.response.headers.fields) if self.settings and self.settings.cors_origins else None
-        if fields is not None:
-            flow.response.headers.fields = (*fields, *exchange.cors)
-        flow.response.headers["X-Request-Id"] = exchange.id
-        flow.response.headers.fields += exchange.extra
-        if exchange.claim and exchange.claim.filtered and exchange.status == 200:
-            return  # It is read whole, and rewritten: see rewrite().
-        if exchange.claim and exchange.claim.principal.tokens_per_day is not None and exchange.route:
-            get = flow.response.headers.get
-            kinds = get("content-type", ""), get("content-encoding", "")
-            exchange.usage = UsageReader(exchange.route, *kinds, exchange.status)
-        count = exchange.response_chunk
-        flow.response.stream = keeping(flow.response, count) if self.watched else count
-
-    def rewrite(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
-        """Take out of a list what its reader may not use; an Answer in its place where it can't be read."""
-        claim = exchange.claim
-        if not (claim and claim.filtered and flow.response and exchange.status == 200 and exchange.route):
-            return None
-        try:
-            body = models.filter_listing(
-                exchange.route.path, flow.response.raw_content or b"", policy.usable(claim.principal)
-            )
-        except models.BodyError as fault:
-            exchange.status = None
-            return self.failed(exchange, "upstream broken", fault.status)
-        headers = flow.response.headers
-        headers.pop("transfer-encoding", None)
-        headers["content-length"] = str(len(body))
-        flow.response.raw_content = body
-        exchange.bytes_out = len(body)
-        return None
-
-    def failed(self, exchange: Exchange, reason: str, status: int) -> Answer:
-        """It went wrong after the admission; the answer is for a client that has seen nothing of one."""
-        exchange.reason = exchange.reason or reason
-        exchange.status = exchange.status or status or None
-        fields = ((b"x-request-id", exchange.id.encode()), *exchange.cors)
-        text, extra = FAILURES.get(reason, ("the request failed", ()))
-        if reason.startswith("upstream"):
-            logger.warning("ollama_auth: %s: %s (request %s)", reason, text, exchange.id)
-        return error(status or 502, text, exchange.dialect, *fields, *extra)
-
-    def end(self, exchange: Exchange, link: Link | None) -> None:
-        """An exchange is over: one line, whatever ended it, and only one."""
-        if exchange.ended is not None:
-            return
-        exchange.ended = time.monotonic()
-        if link:
-            link.exchanges.pop(id(exchange), None)
-        if exchange.entered or exchange.usage:
-            asyncio_utils.create_task(self.settle(exchange), name="limits", keep_ref=True)
-        if exchange.noise:
-            self.connections.trouble(f"wrong keys from {exchange.client} are not looked at any more")
-        else:
-            self.log.write(exchange)
-
-    async def settle(self, exchange: Exchange) -> None:
-        """Count what an exchange used, and give back its place."""
-        claim, limiter = exchange.claim, self.limiter
-        if claim is None or limiter is None:
-            return
-        try:
-            if exchange.usage:
-                used = exchange.usage.finish(clean=exchange.reason is None)
-                await limiter.spend(claim.principal, (used.prompt_tokens or 0) + (used.completion_tokens or 0))
-        except StorageAway as fault:
-            self.connections.trouble(f"the storage of limits does not answer ({fault})")
-        finally:
-            with suppress(StorageAway):
-                await limiter.leave(claim.principal, str(id(exchange)))
-
-    def crashed(self, fault: Exception) -> Answer:
-        """One of our own lines raised. The log gets where and what, but no message: it may hold what a client sent."""
-        trace = fault.__traceback__
-        while trace and trace.tb_next:
-            trace = trace.tb_next
-        where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "somewhere"
-        logger.error("ollama_auth: %s at %s: the request was denied", type(fault).__name__, where)
-        return error(503, "the gateway failed to decide, so it denies", Dialect.OLLAMA, retry_after(RETRY_SECONDS))
-
-    @property
-    def watched(self) -> bool:
-        """Somebody looks at flows: mitmweb, mitmproxy, or a file of flows."""
-        return ctx.master.addons.get("view") is not None or bool(ctx.options.save_stream_file)
+        await self.desk.reserve(reservation)
 
     # The way upstream.
 
@@ -561,7 +306,7 @@ class Gate:
 
     async def drain(self) -> None:
         """Stop listening, let running requests end within the grace period, close the rest."""
-        self.draining = True
+        self.desk.draining = True
         grace = self.settings.grace_period if self.settings else 0
         impatient = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -587,8 +332,15 @@ class Gate:
         for link in self.connections:
             for exchange in list(link.exchanges.values()):
                 exchange.reason = exchange.reason or "stopped"
-                self.end(exchange, link)
-        self.log.close()
+                self.desk.end(exchange, link)
+        self.config.log.close()
+
+
+def where_lines_go() -> Callable[[str], None] | None:
+    """Who takes readable lines of the access log; None: standard output."""
+    if ctx.master.addons.get("termlog") is None:  # The full-screen mitmproxy: its event log.
+        return log_line
+    return no_line if ctx.options.termlog_verbosity == "error" else None  # mitmdump --quiet
 
 
 def log_line(line: str) -> None:
@@ -598,22 +350,6 @@ def log_line(line: str) -> None:
 
 def no_line(_: str) -> None:
     """A line of the access log for nobody."""
-
-
-FAILURES: dict[str, tuple[str, tuple[tuple[bytes, bytes], ...]]] = {
-    "upstream unreachable": ("Ollama is not reachable", (retry_after(RETRY_SECONDS),)),
-    "upstream timeout": ("Ollama does not accept connections", (retry_after(RETRY_SECONDS),)),
-    "upstream broken": ("Ollama broke off or answered something that is not HTTP", ()),
-    "body too large": ("the request body is too large", ()),
-}
-
-
-def limit_fields(limit: int, remaining: int, reset: int) -> tuple[tuple[bytes, bytes], ...]:
-    """The RateLimit fields of draft-ietf-httpapi-ratelimit-headers: of requests, in a window of a minute."""
-    return (
-        (b"ratelimit-policy", b'"requests";q=%d;w=60' % limit),
-        (b"ratelimit", b'"requests";r=%d;t=%d' % (remaining, reset)),
-    )
 
 
 def check_version(have: str) -> None:

@@ -6,6 +6,8 @@ One sweep over all of them, four times a second, instead of a timer for each: a 
 import asyncio
 import ipaddress
 import logging
+import socket
+import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -146,6 +148,14 @@ class Link:
         transport = self.handler.transports.get(self.client)
         if transport and transport.handler:
             transport.handler.cancel("closed by the gate")
+
+    def reset(self) -> None:
+        """Break it off, visibly for the client: TCP tells it of an error, and not of an end."""
+        transport = self.transport()
+        if transport:
+            own = transport.get_extra_info("socket")
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            transport.abort()
 
     def drain(self) -> None:
         """Begin nothing new: end it where nothing has begun, or tell the layers."""

@@ -244,7 +244,7 @@ class GateStream(HttpStream):
         self.client_state = self.server_state = self.state_errored
         yield SendHttp(Refuse(self.stream_id, refusal.answer.to(head.method)), self.context.client)
         self.gate.end(self.exchange, self.parent.link)
-        if self.gate.watched:
+        if self.gate.watched():
             flow = refused_flow(self.context, event.request, head, self.exchange, refusal)
             yield HttpRequestHeadersHook(flow)
             yield HttpResponseHook(flow)

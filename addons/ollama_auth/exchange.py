@@ -46,7 +46,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What a request must carry to go upstream. Made in one line of `addon.py` and nowhere else."""
+    """What a request must carry to go upstream. Made in one line of `desk.py` and nowhere else."""
 
     claim: Claim
 

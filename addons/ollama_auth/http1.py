@@ -166,6 +166,8 @@ class Http1Edge(Body, Http1Server):
         elif isinstance(event, Refuse) and not self.response:
             yield from self.end_with(event.answer)
         elif isinstance(event, (Refuse, ResponseProtocolError)):
+            if self.request and self.response and http1.expected_http_body_size(self.request, self.response) == -1:
+                self.link.reset()  # A mere end of the connection would end the body well.
             yield commands.CloseConnection(self.conn)
             self.state = self.done
         elif isinstance(event, ResponseHeaders):

@@ -1,7 +1,7 @@
 """The decision: a request head, and where that is not enough its body, -> a Claim to go upstream, or a Refusal. Pure.
 
 It asks in this order: is it a request for this server, who sends it, may they do that, is it small enough, and what of
-it may be seen upstream. A Claim becomes an Admission in one line of `addon.py`.
+it may be seen upstream. A Claim becomes an Admission in one line of `desk.py`.
 """
 
 import time

@@ -1,5 +1,6 @@
 """What the layers of the edge and the gate tell each other."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,7 +32,7 @@ class Gate(Protocol):
     @property
     def draining(self) -> bool: ...
     @property
-    def watched(self) -> bool:
+    def watched(self) -> Callable[[], bool]:
         """Somebody looks at flows, so that those refused are worth building."""
 
     def judge(self, head: Head, link: Link) -> tuple[Exchange, Admission | Claim | Refusal]:

@@ -1,0 +1,128 @@
+"""The settings in force, and what is made of them: the judge, the limiter, the access log. New ones are taken whole or
+not at all, while it runs too.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from mitmproxy.log import ALERT
+
+from . import keys_file, settings
+from .access_log import AccessLog
+from .cli_signature import Replays
+from .judge import Judge, Memory
+from .limits import LEASE, Limiter, LimitsFault, StorageAway, limited
+from .settings import Settings, SettingsError
+from .throttle import Throttle
+
+logger = logging.getLogger(__name__)
+
+MAX_FAULTS = 20
+"""Lines of the log about one keys file."""
+WATCH = 0.5
+"""Seconds between two looks at the keys file."""
+
+
+class Configuration:
+    """Nothing is in force until the first settings were taken: `settings` and `judge` are None."""
+
+    def __init__(self, emit: Callable[[], Callable[[str], None] | None]) -> None:
+        """`emit` says who takes readable lines of the access log in place of standard output."""
+        self.settings: Settings | None = None
+        self.judge: Judge | None = None
+        self.limiter: Limiter | None = None
+        self.log = AccessLog()
+        self._emit = emit
+        self._memory = Memory(Throttle(), Replays())
+        self._taken: bytes | None = None
+
+    def read(self, options: Any) -> Settings:
+        """Settings of mitmproxy's options and the environment; a key among the options is hidden there.
+
+        Raises SettingsError.
+        """
+        found = settings.read(options, os.environ, self._taken)
+        if options.ollama_api_key not in (None, settings.MASKED):
+            self._taken = settings.read_key(options, os.environ)[0]
+            options.update(ollama_api_key=settings.MASKED)
+        return found
+
+    def take(self, new: Settings) -> None:
+        """Put settings in force. Raises SettingsError; then the old ones still are."""
+        old = self.settings
+        limiter = self._limiter_for(new)
+        if old is None or old.access_log != new.access_log:
+            self.log = self._open_log(new.access_log)
+        self.settings, self.limiter = new, limiter
+        self._memory.throttle.most = new.max_wrong_keys
+        self.judge = Judge(new, self._memory)
+        for warning in new.warnings:
+            if old is None or warning not in old.warnings:
+                logger.warning("ollama_auth: %s", warning)
+
+    def _limiter_for(self, new: Settings) -> Limiter | None:
+        if self.settings and self.limiter and self.settings.limits_storage == new.limits_storage:
+            return self.limiter
+        if new.limits_storage is None and not any(map(limited, new.ring.principals.values())):
+            return None
+        try:
+            return Limiter(new.limits_storage)
+        except LimitsFault as fault:
+            raise SettingsError(str(fault)) from fault
+
+    def _open_log(self, target: str | None) -> AccessLog:
+        try:
+            log = AccessLog(target, self._emit())
+        except OSError as fault:
+            raise SettingsError(
+                f"ollama_access_log: can't write {target!r} ({fault.strerror}); name a file that can be written"
+            ) from fault
+        self.log.close()
+        return log
+
+    # The keys file.
+
+    async def watch(self, options: Any) -> None:
+        """Read the keys file again when it was changed, however that was done; renew what running requests hold."""
+        taken, seen, renewed = self._stamp(), self._stamp(), time.monotonic()
+        while True:
+            last, seen = seen, self._stamp()
+            if seen == last != taken:  # Changed, and not being written any more.
+                taken = seen
+                await self.reload(options)
+            if self.limiter and time.monotonic() - renewed > LEASE / 3:
+                renewed = time.monotonic()
+                with suppress(StorageAway):
+                    await self.limiter.renew()
+            await asyncio.sleep(WATCH)
+
+    def _stamp(self) -> object:
+        path = self.settings.keys_file if self.settings else None
+        return path, keys_file.stamp(path) if path else None
+
+    async def reload(self, options: Any) -> None:
+        """Take the keys as they are now; where they are faulty, keep the old ones and say so."""
+        if self.settings is None or self.settings.keys_file is None:
+            return
+        try:
+            # In a thread: 10,000 keys take half a second.
+            ring, warnings = await asyncio.to_thread(settings.read_keys, options, os.environ, self._taken)
+            self.take(replace(self.settings, ring=ring, warnings=warnings))
+        except SettingsError as fault:
+            say(fault, "the keys stay as they were: ")
+        except Exception as fault:
+            logger.error("ollama_auth: the keys stay as they were: %s", type(fault).__name__)
+        else:
+            logger.log(ALERT, "ollama_auth: the keys file was read again: %d keys", len(ring))
+
+
+def say(fault: SettingsError, what: str = "") -> None:
+    """Log a fault, which may have many lines."""
+    for line in str(fault).splitlines()[:MAX_FAULTS]:
+        logger.error("ollama_auth: %s%s", what, line)
