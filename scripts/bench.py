@@ -1,12 +1,14 @@
-"""Usage: scripts/bench [--quick] [--memory] [--json FILE]
+"""Usage: scripts/bench [--quick] [--memory] [--keys] [--json FILE]
 
 Measures what the gate costs, on loopback alone: a client straight to the demo upstream, through mitmdump without an
 addon that streams (bare), and through the gate (ours). All in one run, in an order that turns with each repeat;
-the figures are medians over the repeats. --memory adds 20,000 requests and 1 GiB each way.
+the figures are medians over the repeats. --memory adds 20,000 requests and 1 GiB each way. --keys adds the gate with a
+file of 10,000 named keys: one of them with scopes (scopes), one with a list of models besides (models).
 """
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 import secrets
@@ -32,6 +34,8 @@ CONNECTIONS = 16
 TOKEN_DELAY = 0.005
 GIB = 1 << 30
 PATIENCE = 300  # seconds that any one measurement may take
+MODEL = b'{"model":"demo"}'
+MANY = 10_000
 STREAM_ALL = """
 def requestheaders(flow): flow.request.stream = True
 def responseheaders(flow): flow.response.stream = True
@@ -92,9 +96,9 @@ async def drain(reader: asyncio.StreamReader, expected: int) -> int:
     return sum([len(piece) async for piece in read_body(reader, await read_head(reader, expected))])
 
 
-async def served(target: Target, count: int) -> float:
+async def served(target: Target, count: int, request_line: str = "GET /api/version", body: bytes = b"") -> float:
     """Requests a second on connections that are kept."""
-    request = target.head("GET /api/version")
+    request = target.head(request_line, len(body)) + body
 
     async def one() -> None:
         async with target.connect() as (reader, writer):
@@ -171,9 +175,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def many_keys(file: Path, scopes: str, models: str) -> None:
+    """A keys file of MANY entries; these two secrets are the last."""
+    entries = [(f"key-{number}", secrets.token_hex(16), "") for number in range(MANY - 2)]
+    scoped = 'scopes = ["infer", "embed", "list", "cloud"]\n'
+    entries += [("scopes", scopes, scoped), ("models", models, scoped + 'models = ["demo", "qwen*"]\n')]
+    file.write_text(
+        "".join(
+            f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(secret.encode()).hexdigest()}"\n{more}'
+            for name, secret, more in entries
+        )
+    )
+    file.chmod(0o600)
+
+
 @contextmanager
-def running(name: str, port: int, command: list[str], key: str = "") -> Iterator[Target]:
-    environment = os.environ | {KEY: key}
+def running(name: str, port: int, command: list[str], key: str = "", **more: str) -> Iterator[Target]:
+    environment = os.environ | {KEY: key} | more
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     try:
         for _ in range(200):
@@ -198,6 +216,7 @@ async def measure(targets: list[Target], repeats: int, requests: int, chats: int
             print(f"\rrepeat {repeat} of {repeats}: {target.name} ", end="", file=sys.stderr, flush=True)
             async with asyncio.timeout(PATIENCE):
                 rows = {"requests/s": await served(target, requests)}
+                rows["requests/s that name a model"] = await served(target, requests, "POST /api/show", MODEL)
                 if target.key:
                     rows["refusals/s"] = await refused(target, requests // 4)
                 lateness = await chat(target, chats)
@@ -235,12 +254,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repeats: to see that it works")
     parser.add_argument("--memory", action="store_true", help="measure memory too (Linux)")
+    parser.add_argument("--keys", action="store_true", help="measure what 10,000 named keys add")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (script := folder / "stream_all.py").write_text(STREAM_ALL)
-        ports = [free_port() for _ in range(3)]
+        ports = [free_port() for _ in range(5)]
         upstream = f"http://{HOST}:{ports[0]}"
         listen = [["--listen-host", HOST, "--listen-port", str(port), "--set", f"confdir={folder}"] for port in ports]
         demo = [sys.executable, str(REPOSITORY / "scripts" / "demo_upstream.py"), "--port", str(ports[0])]
@@ -252,6 +272,13 @@ def main() -> None:
             stack.enter_context(running("bare", ports[1], bare)),
             stack.enter_context(running("ours", ports[2], ours, secrets.token_hex(16))),
         ]
+        if options.keys:
+            named = (secrets.token_hex(16), secrets.token_hex(16))
+            many_keys(folder / "keys.toml", *named)
+            for name, port, arguments, key in zip(("scopes", "models"), ports[3:], listen[3:], named, strict=True):
+                command = gate_command(upstream, split([*arguments, "--set", "ollama_max_wrong_keys=0"]))
+                extra = {"OLLAMA_KEYS_FILE": str(folder / "keys.toml"), KEY: secrets.token_hex(16)}
+                targets.append(stack.enter_context(running(name, port, command, key, **extra)))
         sizes = (1, 320, 3) if options.quick else (5, 3200, 20)
         rows = asyncio.run(measure(targets, *sizes))
         if options.memory:

@@ -173,6 +173,10 @@ class Scripted:
                 self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
             self._listener = None
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """End all connections."""
         for one in self._open:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)

@@ -254,8 +254,9 @@ def test_half_open_connections_make_room(narrow: Gate, upstream: Upstream) -> No
 
 
 def test_an_idle_friend_makes_room_too(narrow: Gate, upstream: Upstream) -> None:
-    with wires(narrow.port, 6, head("GET", "/api/tags", BEARER)) as friends:
-        for friend in friends:
+    with ExitStack() as stack:
+        for _ in range(6):
+            friend = stack.enter_context(Wire(narrow.port, head("GET", "/api/tags", BEARER)))
             assert friend.read_response().status == 200
         assert ask(narrow.port, "GET", "/api/tags", BEARER).status == 200
 

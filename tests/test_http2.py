@@ -12,8 +12,20 @@ import h2.events
 import httpx
 import pytest
 
-from edges import H2, SECONDS, Scripted, TlsWire, assert_gone, assert_sound, certificate, log_lines, logged, trusting
-from support import BEARER, PATIENCE, Gate, Upstream, Wire, ask, chat, head, parse, wait_until
+from edges import (
+    H2,
+    SECONDS,
+    Line,
+    Scripted,
+    TlsWire,
+    assert_gone,
+    assert_sound,
+    certificate,
+    log_lines,
+    logged,
+    trusting,
+)
+from support import BEARER, PATIENCE, Controlled, Gate, Upstream, Wire, ask, chat, head, parse, wait_until
 
 JSON_LOG = ("--set", "ollama_access_log=-")
 HELD = b'"done":false}'
@@ -559,6 +571,38 @@ def test_breaking(broken: Gate, script: Scripted, cert: Path, data: bytes, statu
         with script.plays(lambda peer: peer.head() and peer.send(OK)):
             assert client.body(client.request("GET", "/api/tags")) == b"ok"
     assert lines[0]["reason"] == "upstream broken"
+
+
+def test_a_stream_that_has_not_heard_yet(script: Scripted, cert: Path) -> None:
+    """Its connection upstream is gone while a hook of somebody else's addon runs, and another stream looks for one."""
+
+    def play(peer: Line) -> None:
+        if b"/api/tags" in peer.head():
+            peer.send(OK)
+        peer.read_all()
+
+    with Controlled(script.url, *JSON_LOG, "--certs", str(cert)) as gate, script.plays(play):
+        gate.do("""
+            import asyncio, builtins
+            builtins.begun, builtins.go = asyncio.Event(), asyncio.Event()
+            class Slow:
+                async def request(self, flow):
+                    if flow.request.method == "POST":
+                        builtins.begun.set()
+                        await builtins.go.wait()
+            ctx.master.addons.add(Slow())
+        """)
+        with H2(gate.port, cert) as client:
+            slow = client.request("POST", "/api/chat", body=None)
+            wait_until(lambda: script.accepted == 1, "the request upstream")
+            client.data(slow, b"x", end=True)
+            wait_until(lambda: gate.do("import builtins; result = builtins.begun.is_set()") == "True", "the hook")
+            script.hang_up()
+            for _ in range(3):
+                assert client.body(client.request("GET", "/api/tags")) == b"ok"
+            gate.do("import builtins; builtins.go.set()")
+            assert client.status(slow) == 502
+        assert_sound(gate)
 
 
 def test_an_answer_before_the_body_was_sent(broken: Gate, script: Scripted, cert: Path) -> None:

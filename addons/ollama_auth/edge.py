@@ -121,8 +121,10 @@ class GateLayer(HttpLayer):
                     self.waiting_for_establishment[connection].append(event)
                     return
             elif not connection.connected:
-                del self.connections[connection]
-                self.uses.pop(connection, None)
+                # A stream that waits for something may not have heard yet that its connection is gone.
+                if not any(stream.context.server is connection for stream in self.streams.values()):
+                    del self.connections[connection]
+                    self.uses.pop(connection, None)
             elif reuse and not (one_request_each and connection.alpn != b"h2"):
                 stream = self.command_sources.pop(event)
                 yield from self.event_to_child(stream, GetHttpConnectionCompleted(event, (connection, None)))

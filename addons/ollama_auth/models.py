@@ -77,7 +77,7 @@ def is_cloud(name: str) -> bool:
 
     A model that somebody made of one under another name can't be told by it.
     """
-    return _source(name.strip(_SPACE))[1] == "cloud"
+    return _source(name)[1] == "cloud"
 
 
 def _source(text: str) -> tuple[str, str]:
