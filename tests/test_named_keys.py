@@ -252,7 +252,9 @@ def test_lists_show_what_may_be_used(named: Gate, upstream: Upstream) -> None:
     assert names(BEARER, "/api/tags", "models", "name") >= {"demo:latest", "tiny:latest"}
     assert names(bearer("dora"), "/api/tags", "models", "name") == {"demo:latest"}
     assert names(bearer("dora"), "/v1/models", "data", "id") == {"demo:latest"}
-    assert ask(named.port, "HEAD", "/api/tags", bearer("dora")).status == 200
+    answer = ask(named.port, "HEAD", "/api/tags", bearer("dora"))
+    assert answer.status == 200
+    assert answer.headers.get("content-length", "0") == "0", "it would tell how much there is besides"
     with upstream.untouched():
         assert ask(named.port, "GET", "/v1/models/tiny", bearer("dora")).status == 403
 

@@ -175,6 +175,8 @@ class Desk:
         flow.response.headers["X-Request-Id"] = exchange.id
         flow.response.headers.fields += exchange.extra
         if exchange.claim and exchange.claim.filtered and exchange.status == 200:
+            if exchange.method == "HEAD":
+                flow.response.headers.pop("content-length", None)  # It tells how much there is besides.
             return  # It is read whole, and rewritten: see rewrite().
         if exchange.claim and exchange.claim.principal.tokens_per_day is not None and exchange.route:
             get = flow.response.headers.get
@@ -187,6 +189,8 @@ class Desk:
         """Take out of a list what its reader may not use; an Answer in its place where it can't be read."""
         claim = exchange.claim
         if not (claim and claim.filtered and flow.response and exchange.status == 200 and exchange.route):
+            return None
+        if exchange.method == "HEAD":
             return None
         try:
             body = models.filter_listing(

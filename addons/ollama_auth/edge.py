@@ -84,7 +84,10 @@ class GateLayer(HttpLayer):
         elif isinstance(event, (Expire, Drain)):
             yield from self.event_to_child(self.connections[client], event)
         elif isinstance(event, events.ConnectionEvent) and event.connection not in self.connections:
-            return  # The end of a connection that was dropped from the books when it was found closed.
+            # Of a connection that was dropped from the books when it was found closed, or half of it was.
+            if isinstance(event, events.ConnectionClosed):
+                yield commands.CloseConnection(event.connection)
+            return
         else:
             yield from super()._handle_event(event)
         if client.alpn == b"h2":

@@ -76,8 +76,11 @@ class Judge:
         """Judge the body of a request whose principal may not use every model."""
         assert exchange.route
         try:
-            content_type = (values(claim.fields, b"content-type") or [b""])[-1]
-            asked = models.asked(exchange.route, claim.target.partition(b"?")[2], content_type, body)
+            types = values(claim.fields, b"content-type")
+            if len(types) > 1:
+                raise models.BodyError(400, "the request has more than one Content-Type")
+            query = claim.target.partition(b"?")[2]
+            asked = models.asked(exchange.route, query, types[0] if types else b"", body)
             denial = policy.check_asked(claim.principal, asked)
         except models.BodyError as fault:
             return self.refuse(exchange, "malformed body", fault.status, fault.message)
@@ -182,7 +185,7 @@ class Judge:
             message = "the key is in the path of the URL: take it for known to others"
             raise Refused(self.refuse(exchange, "key in path", 400, message)) from None
         exchange.stripped += removed
-        filtered = head.method == b"GET" and policy.listing_filtered(principal, exchange.route)
+        filtered = policy.listing_filtered(principal, exchange.route)
         allowed = self.settings.forward - {b"accept-encoding"} if filtered else self.settings.forward
         fields = headers.without(headers.split(head.fields, allowed)[0], secret)
         return Claim(principal, target, fields, max_body, reads_body, filtered)
