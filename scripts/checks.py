@@ -14,7 +14,8 @@ def passes(*command: str) -> bool:
 
 if __name__ == "__main__":
     failed = [" ".join(linter) for linter in LINTERS if not passes(*linter)]
-    tests_pass = passes("pytest", *sys.argv[1:])
+    # A file of tests to a process, two at a time: most of them wait for programs to start.
+    tests_pass = passes("pytest", "-n", "2", "--dist", "loadfile", *sys.argv[1:])
     if failed:
         print(f"failed: {', '.join(failed)} (see above)", file=sys.stderr)
     sys.exit(bool(failed) or not tests_pass)

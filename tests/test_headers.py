@@ -75,7 +75,7 @@ def test_what_a_client_says_belongs_to_its_connection_is_stripped(connection: by
     assert split(fields, extend(["x-mine"])) == (((b"User-Agent", b"me"),), ("x-mine",))
 
 
-@pytest.mark.parametrize("name", FRAMING)
+@pytest.mark.parametrize("name", sorted(FRAMING))
 def test_no_client_can_have_the_framing_of_a_body_taken_away(name: bytes) -> None:
     fields = ((b"Connection", name), (name, b"5"))
     assert split(fields, extend([])) == (((name, b"5"),), ())

@@ -61,6 +61,7 @@ class Link:
         "connecting",
         "deadline",
         "exchanges",
+        "gone",
         "handler",
         "holders",
         "network",
@@ -81,6 +82,8 @@ class Link:
         self.exchanges: dict[int, Exchange] = {}
         """Admitted requests that have not ended, by Python's id: a client may give two of them the same of its own."""
         self.told = False
+        self.gone = False
+        """It has ended, or is about to: nothing more goes upstream for it."""
         self.holders: dict[Connection, set[object]] = {}
         self.connecting: dict[str, asyncio.TimerHandle] = {}
         """What ends an attempt to connect upstream, by server id."""
@@ -210,6 +213,7 @@ class Connections:
         """Forget a connection that has ended, or is about to."""
         link = self._links.pop(client_id, None)
         if link:
+            link.gone = True
             self._networks[link.network] -= 1
             if not self._networks[link.network]:
                 del self._networks[link.network]

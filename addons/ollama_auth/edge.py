@@ -293,13 +293,14 @@ class GateStream(HttpStream):
     @property
     def abandoned(self) -> bool:
         """The client has left, or cancelled this, while it waited for something."""
-        return any(isinstance(event, RequestProtocolError) for event in self._paused_event_queue)
+        queue = self._paused_event_queue
+        return self.parent.link.gone or any(isinstance(event, RequestProtocolError) for event in queue)
 
     def make_server_connection(self) -> layer.CommandGenerator[bool]:
         """The only way upstream, and nobody goes it without an admission."""
         if not isinstance(self.admission, Admission):
             raise PermissionError("a request without an admission was about to go upstream")
-        if not (yield from super().make_server_connection()):
+        if self.abandoned or not (yield from super().make_server_connection()):
             return False
         if self.abandoned:
             yield commands.CloseConnection(self.context.server)
