@@ -1,4 +1,4 @@
-"""Usage: scripts/bench [--quick] [--memory] [--keys] [--json FILE]
+"""Usage: scripts/bench [--quick] [--repeats N] [--memory] [--keys] [--json FILE]
 
 Measures what the gate costs, on loopback alone: a client straight to the demo upstream, through mitmdump without an
 addon that streams (bare), and through the gate (ours). All in one run, in an order that turns with each repeat;
@@ -253,6 +253,7 @@ def table(rows: dict[str, dict[str, float]], names: list[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repeats: to see that it works")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="of each measurement (5)")
     parser.add_argument("--memory", action="store_true", help="measure memory too (Linux)")
     parser.add_argument("--keys", action="store_true", help="measure what 10,000 named keys add")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
@@ -279,7 +280,7 @@ def main() -> None:
                 command = gate_command(upstream, split([*arguments, "--set", "ollama_max_wrong_keys=0"]))
                 extra = {"OLLAMA_KEYS_FILE": str(folder / "keys.toml"), KEY: secrets.token_hex(16)}
                 targets.append(stack.enter_context(running(name, port, command, key, **extra)))
-        sizes = (1, 320, 3) if options.quick else (5, 3200, 20)
+        sizes = (1, 320, 3) if options.quick else (options.repeats, 3200, 20)
         rows = asyncio.run(measure(targets, *sizes))
         if options.memory:
             rows |= asyncio.run(measure_memory(targets[2], 20_000))

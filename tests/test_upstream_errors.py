@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edges import Line, Script, Scripted, assert_sound, logged
-from support import BEARER, PATIENCE, Gate, Response, Upstream, Wire, ask, chat, head, parse, wait_until
+from support import BEARER, PATIENCE, Gate, Response, Wire, ask, chat, head, parse, wait_until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -373,15 +373,11 @@ def test_a_name_that_does_not_resolve() -> None:
         assert_sound(gate)
 
 
-def test_an_upstream_in_tls_that_is_none(shared_upstream: Upstream) -> None:
+def test_an_upstream_in_tls_that_is_none(upstream: Scripted) -> None:
     """It does not speak TLS, or says nothing at all: no hang."""
-    options = ("--set", "ollama_access_log=-", "--set", "ollama_connect_timeout=1")
-    with (
-        socket.create_server(("127.0.0.1", 0)) as silent,
-        Gate(f"https://127.0.0.1:{silent.getsockname()[1]}", *options) as waiting,
-        Gate(f"https://127.0.0.1:{shared_upstream.port}", *options) as deaf,
-    ):
-        for gate in (waiting, deaf):
-            with logged(gate):
+    url = f"https://127.0.0.1:{upstream.port}"
+    with Gate(url, "--set", "ollama_access_log=-", "--set", "ollama_connect_timeout=1") as gate:
+        for play in (lambda peer: peer.send(OK), lambda peer: peer.read_all()):
+            with upstream.plays(play), logged(gate):
                 assert_ours(get(gate), 503)
-            assert_sound(gate)
+        assert_sound(gate)
