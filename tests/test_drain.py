@@ -124,3 +124,11 @@ def test_a_flood_while_leaving(upstream: Upstream) -> None:
             stack.enter_context(Wire(gate.port, data))
         gate.signal()
         gate.wait(SECONDS)
+
+
+def test_a_gate_to_an_https_endpoint_ends_well() -> None:
+    """mitmproxy's UDP listener, which comes with https, crashed every other one on its way out."""
+    for _ in range(4):
+        with Gate("https://127.0.0.1:9") as gate:
+            gate.signal()
+            assert gate.wait() == 0

@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ollama_auth import policy
+from ollama_auth import models, policy
 from ollama_auth.keys import Principal, Scope
 from ollama_auth.routes import _TABLE, RouteClass
 from ollama_auth.routes import route as route_of
@@ -37,13 +37,19 @@ def bearer(name: str) -> str:
     return f"Authorization: Bearer {secret(name)}"
 
 
-CLI = Ed25519PrivateKey.generate()
-PUBLIC = CLI.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+CLI, LISTED = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+
+
+def public_line(key: Ed25519PrivateKey) -> str:
+    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+PUBLIC = public_line(CLI)
 
 
 def signature(method: str, target: str, key: Ed25519PrivateKey = CLI) -> str:
     """The Authorization field as the stock CLI makes it."""
-    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode().split()[1]
+    public = public_line(key).split()[1]
     return f"Authorization: {public}:{base64.b64encode(key.sign(f'{method},{target}'.encode())).decode()}"
 
 
@@ -59,6 +65,8 @@ KEYS = "\n".join(
         entry("two", concurrent_requests=2, scopes=["all"]),
         entry("tokens", tokens_per_day=10, scopes=["all"]),
         entry("writer", scopes=["write", "list", "delete"]),
+        '[[keys]]\nname = "listed"\nscopes = ["all"]\nmodels = ["demo", "qwen*"]\n'
+        f'ssh_ed25519 = "{public_line(LISTED)}"\n',
         f'[[keys]]\nname = "laptop"\nscopes = ["all"]\nssh_ed25519 = "{PUBLIC} me@laptop"\n',
     ]
 )
@@ -177,6 +185,30 @@ def test_a_model_of_the_list(named: Gate, upstream: Upstream, model: str) -> Non
 def test_a_model_that_is_not(named: Gate, upstream: Upstream, path: str, model: str) -> None:
     with upstream.untouched():
         assert ask(named.port, "POST", path, bearer("dora"), body=chat(model)).status in (400, 403)
+
+
+WITH_MODELS = [
+    (method, path)
+    for method, path, _ in requests()
+    if path.encode() in models._FIELDS and path not in ("/api/create", "/api/copy")
+]
+
+
+@pytest.mark.parametrize("model", ["qwen3:8b", "tiny"])
+@pytest.mark.parametrize("form", [*FORMS, "signature"])
+def test_the_matrix_of_models(named: Gate, upstream: Upstream, form: str, model: str) -> None:
+    """Every route that takes a model, with every form of credential: the same list."""
+    body = json.dumps({"model": model, "stream": False}).encode()
+    for method, path in WITH_MODELS:
+        target = signed(path) if form == "signature" else path
+        credential = signature(method, target, LISTED) if form == "signature" else FORMS[form]("dora")
+        before = len(upstream.requests)
+        answer = ask(named.port, method, target, credential, body=body)
+        allowed = model != "tiny"
+        assert (answer.status == 403) is not allowed, (path, answer)
+        assert len(upstream.requests) == before + allowed, path
+        if allowed:
+            assert (upstream.last.target, upstream.last.body) == (path, body)
 
 
 TRICKS = {
