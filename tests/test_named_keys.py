@@ -263,6 +263,28 @@ def test_a_body_that_must_be_read_is_bounded(named: Gate, upstream: Upstream) ->
     assert ask(named.port, "POST", "/api/chat", BEARER, body=chat("demo", x="y" * 70_000)).status == 200
 
 
+def test_a_client_that_leaves_while_its_body_is_awaited(named: Gate, upstream: Upstream) -> None:
+    fields = (bearer("dora"), "Content-Length: 100", "X-Request-Id: left-while-held")
+    with upstream.untouched():
+        with Wire(named.port, head("POST", "/api/chat", *fields) + b'{"model":') as wire:
+            time.sleep(0.1)
+            del wire
+        assert "(client left)" in named.find("left-while-held")
+
+
+def test_held_requests_on_one_connection_one_after_the_other(named: Gate, upstream: Upstream) -> None:
+    """Pipelined, even: judged each by itself, and sent whole."""
+    good, bad = chat("demo", stream=False), chat("tiny", stream=False)
+    requests = [
+        head("POST", "/api/chat", bearer("dora"), f"Content-Length: {len(body)}") + body for body in (good, bad)
+    ]
+    before = len(upstream.requests)
+    with Wire(named.port, requests[0] + requests[0] + requests[1] + requests[0]) as wire:
+        assert [wire.read_response().status for _ in range(3)] == [200, 200, 403]
+        assert wire.read_all() == b""
+    assert [seen.body for seen in upstream.requests[before:]] == [good, good]
+
+
 def test_a_compressed_body_can_not_be_judged(named: Gate, upstream: Upstream) -> None:
     with upstream.untouched():
         fields = (bearer("dora"), "Content-Encoding: zstd")
