@@ -87,11 +87,11 @@ class FakeSpeaker:
         """Nobody answers here."""
 
 
-def link_from(address: str = "10.0.0.1", *, busy: bool = False, admitted: bool = False, deadline: float = 0) -> Link:
+def link_from(address: str = "10.0.0.1", *, busy: bool = False, known: bool = False, deadline: float = 0) -> Link:
     client = Client(peername=(address, 1), sockname=("10.0.0.2", 8081), timestamp_start=0)
     link = Link(client, cast(ConnectionHandler, FakeHandler(client)), deadline)
     link.speaker = FakeSpeaker(idle=not busy)
-    link.admitted = admitted
+    link.known = known
     return link
 
 
@@ -183,7 +183,7 @@ def test_where_all_are_at_work_there_is_no_room() -> None:
 
 
 def test_the_oldest_stranger_makes_room() -> None:
-    worker, friend, old, young = link_from(busy=True), link_from(admitted=True), link_from(), link_from()
+    worker, friend, old, young = link_from(busy=True), link_from(known=True), link_from(), link_from()
     found = filled(worker, friend, old, young)
     assert found.add(new := link_from(), 4, 0)
     assert list(found) == [worker, friend, young, new]
@@ -191,7 +191,7 @@ def test_the_oldest_stranger_makes_room() -> None:
 
 
 def test_where_there_is_no_stranger_the_oldest_that_is_idle_makes_room() -> None:
-    worker, old, young = link_from(busy=True, admitted=True), link_from(admitted=True), link_from(admitted=True)
+    worker, old, young = link_from(busy=True, known=True), link_from(known=True), link_from(known=True)
     found = filled(worker, old, young)
     assert found.add(link_from(), 3, 0)
     assert [was_cut(link) for link in (worker, old, young)] == [False, True, False]
@@ -263,14 +263,14 @@ steps = st.lists(
 def test_the_limits_hold_and_nobody_at_work_is_ever_cut(
     steps: list[tuple[str, bool, bool] | int], most: int, most_per_network: int
 ) -> None:
-    """Connections come, busy or not and admitted or not, and some of them go."""
+    """Connections come, busy or not and known or not, and some of them go."""
     found, everybody = Connections(), list[Link]()
     for step in steps:
         if isinstance(step, int):
             for link in list(found)[step : step + 1]:
                 found.remove(link.client.id)
         else:
-            everybody.append(link_from(step[0], busy=step[1], admitted=step[2]))
+            everybody.append(link_from(step[0], busy=step[1], known=step[2]))
             taken = found.add(everybody[-1], most, most_per_network)
             assert taken == (everybody[-1] in list(found))
         counts = Counter(link.network for link in found)

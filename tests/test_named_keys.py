@@ -1,5 +1,6 @@
 """Named keys over sockets: scopes, models, limits, the stock CLI's signatures, and a keys file that changes."""
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -8,10 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from certificates import make_certificate
 from ollama_auth import models, policy
 from ollama_auth.keys import Principal, Scope
 from ollama_auth.routes import _TABLE, RouteClass
@@ -283,6 +286,30 @@ def test_held_requests_on_one_connection_one_after_the_other(named: Gate, upstre
         assert [wire.read_response().status for _ in range(3)] == [200, 200, 403]
         assert wire.read_all() == b""
     assert [seen.body for seen in upstream.requests[before:]] == [good, good]
+
+
+async def test_denials_do_not_end_the_connection_of_somebody_with_a_key(upstream: Upstream, tmp_path: Path) -> None:
+    """In HTTP/2: other requests are on it."""
+    file = tmp_path / "keys.toml"
+    file.write_text(entry("dora", models=["demo"], scopes=["all"], concurrent_requests=30))
+    file.chmod(0o600)
+    args = ("--certs", str(make_certificate(tmp_path)))
+    with Gate(upstream.url, *args, env={"OLLAMA_KEYS_FILE": str(file)}) as gate:
+        client = httpx.AsyncClient(
+            http2=True,
+            verify=False,  # noqa: S501 - it is our own
+            headers={"Authorization": f"Bearer {secret('dora')}"},
+            base_url=f"https://127.0.0.1:{gate.port}",
+        )
+        async with client:
+
+            async def status(number: int) -> int:
+                answer = await client.post("/api/chat", content=chat("demo" if number % 3 else "tiny"))
+                assert answer.http_version == "HTTP/2"
+                return answer.status_code
+
+            statuses = await asyncio.gather(*map(status, range(21)))
+        assert statuses == [403 if number % 3 == 0 else 200 for number in range(21)]
 
 
 def test_a_compressed_body_can_not_be_judged(named: Gate, upstream: Upstream) -> None:

@@ -64,6 +64,7 @@ class Link:
         "gone",
         "handler",
         "holders",
+        "known",
         "network",
         "speaker",
         "told",
@@ -79,6 +80,8 @@ class Link:
         self.speaker: Speaker | None = None
         self.admitted = False
         """A request of this connection was admitted: without that it may not have a connection upstream."""
+        self.known = False
+        """A request of this connection came from somebody with a key, whatever became of it: no stranger."""
         self.exchanges: dict[int, Exchange] = {}
         """Admitted requests that have not ended, by Python's id: a client may give two of them the same of its own."""
         self.told = False
@@ -227,7 +230,7 @@ class Connections:
                 (
                     link
                     for link in self._links.values()
-                    if (not strangers or not link.admitted)
+                    if (not strangers or not link.known)
                     and (of_network is None or link.network == of_network)
                     and link.idle
                 ),

@@ -95,6 +95,7 @@ class Desk:
         if self.config.judge is None or not self.ready():
             return self._not_ready(exchange)
         claim = self.config.judge.head(head, exchange, link)
+        link.known |= exchange.identified
         if isinstance(claim, Refusal):
             return claim
         exchange.claim = claim

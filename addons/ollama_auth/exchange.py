@@ -19,6 +19,8 @@ from .usage import UsageReader
 
 MAX_KEPT = 4 * 1024 * 1024
 """Bytes of a streamed body that are kept for a viewer of flows."""
+UNKNOWN = "unknown:"
+"""What stands before the fingerprint of a key that nobody has."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -96,6 +98,11 @@ class Exchange:
         sent = values(fields, b"x-request-id")
         if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]) and not is_secret(sent[0], known):
             self.id = sent[0].decode("ascii")
+
+    @property
+    def identified(self) -> bool:
+        """It came with a key that somebody has."""
+        return self.key is not None and not self.key.startswith(UNKNOWN)
 
     @property
     def dialect(self) -> Dialect:

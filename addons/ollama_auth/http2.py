@@ -62,7 +62,7 @@ class Http2Edge(Http2Server):
     @property
     def idle(self) -> bool:
         """No request is under way, and nothing is left to send to somebody who was let in."""
-        return not self.link.exchanges and not (self.unsent and self.link.admitted)
+        return not self.link.exchanges and not (self.unsent and self.link.known)
 
     @property
     def unsent(self) -> bool:
@@ -163,11 +163,11 @@ class Http2Edge(Http2Server):
             return
         if self.link.exchanges:
             self.link.deadline, self.link.told = None, False
-        elif not self.unsent and (self.leaving or (self.refusals and not self.link.admitted)):
+        elif not self.unsent and (self.leaving or (self.refusals and not self.link.known)):
             yield from self.leave()
-        elif self.refusals and not self.link.admitted:  # Who opens no window for a refusal has less time for it.
+        elif self.refusals and not self.link.known:  # Who opens no window for a refusal has less time for it.
             self.link.deadline = min(self.link.deadline or math.inf, time.monotonic() + LINGER_SECONDS)
-        elif self.link.deadline is None or (self.unsent and self.link.admitted and not self.leaving):
+        elif self.link.deadline is None or (self.unsent and self.link.known and not self.leaving):
             self.link.deadline = time.monotonic() + self.gate.idle_timeout
 
     def leave(self) -> Commands:

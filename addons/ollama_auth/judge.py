@@ -11,7 +11,7 @@ from typing import Protocol
 from . import cli_signature, cors, credentials, headers, keys, models, policy
 from .cli_signature import Replays, SignatureError
 from .credentials import CredentialError
-from .exchange import Claim, Exchange, Refusal
+from .exchange import UNKNOWN, Claim, Exchange, Refusal
 from .head import Bounds, Fields, Head, HeadError, check_fields, values
 from .keys import Principal
 from .responses import error, retry_after, unauthorized
@@ -140,7 +140,7 @@ class Judge:
         secret = credentials.parse(head.fields)
         principal = self.settings.ring.find(secret)
         if principal is None:
-            exchange.key = f"unknown:{keys.fingerprint(secret)}"
+            exchange.key = UNKNOWN + keys.fingerprint(secret)
             raise CredentialError("unknown", "the key is not known here")
         return principal, secret
 
@@ -154,7 +154,7 @@ class Judge:
             raise CredentialError("duplicate", "a signed request holds no other key")
         principal = self.settings.ring.find_ssh(signature.key)
         if principal is None:
-            exchange.key = f"unknown:{keys.fingerprint(signature.key)}"
+            exchange.key = UNKNOWN + keys.fingerprint(signature.key)
             raise CredentialError("unknown", "the public key is not known here")
         try:
             cli_signature.verify(signature, head.method, here, time.time(), self.settings.signature_window)
