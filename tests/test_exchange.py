@@ -154,3 +154,9 @@ def test_nothing_is_kept_of_a_body_that_is_too_large(chunks: list[bytes], monkey
     chunk = keeping(message, bytes)
     assert [chunk(data) for data in chunks] == chunks
     assert message.raw_content is None
+
+
+def test_no_two_requests_count_as_the_same() -> None:
+    """Gates that share limits are processes of their own: an address in memory would not tell them apart."""
+    leases = {Exchange("client", id="the same").lease for _ in range(100)}
+    assert len(leases) == 100

@@ -395,6 +395,7 @@ def test_tokens_a_day(upstream: Upstream, tmp_path: Path, path: str) -> None:
         )
         assert "tokens_per_day" in over.body.decode()
         assert int(over.headers["retry-after"]) > 60
+        assert over.headers["ratelimit-policy"] == '"tokens";q=10;w=86400'
 
 
 # The stock CLI.

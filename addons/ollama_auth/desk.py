@@ -17,7 +17,7 @@ from . import cors, models, policy
 from .configuration import Configuration
 from .connections import Connections, Link
 from .exchange import Admission, Claim, Exchange, Refusal, keeping
-from .head import Bounds, Head, HeadError
+from .head import Bounds, Fields, Head, HeadError
 from .judge import RETRY_SECONDS
 from .limits import Exceeded, StorageAway
 from .messages import Reservation
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 BYTES_A_TOKEN = 4
 """Of English text, about: to charge a prompt whose tokens Ollama did not tell."""
 
+WINDOWS = {"requests_per_minute": (b"requests", 60), "tokens_per_day": (b"tokens", 24 * 60 * 60)}
+"""What a limit counts, and in how many seconds."""
 FAILURES: dict[str, tuple[str, tuple[tuple[bytes, bytes], ...]]] = {
     "upstream unreachable": ("Ollama is not reachable", (retry_after(RETRY_SECONDS),)),
     "upstream timeout": ("Ollama does not accept connections", (retry_after(RETRY_SECONDS),)),
@@ -119,7 +121,7 @@ class Desk:
         if claim is None or judging is None or limits is None or self.config.limiter is None:
             return
         try:
-            granted = await self.config.limiter.enter(claim.principal, str(id(exchange)))
+            granted = await self.config.limiter.enter(claim.principal, exchange.lease)
         except StorageAway as fault:
             self.connections.trouble(f"the storage of limits does not answer ({fault})")
             if not limits.open_without_limits:
@@ -128,7 +130,7 @@ class Desk:
                 return
         else:
             if isinstance(granted, Exceeded):
-                exchange.extra = limit_fields(granted.limit, 0, granted.retry_after)
+                exchange.extra = limit_fields(granted.name, granted.limit, 0, granted.retry_after)
                 text = f"the limit of this key is used up: {granted.name} is {granted.limit}"
                 fields = (retry_after(granted.retry_after), *exchange.extra)
                 reservation.verdict = judging.refuse(exchange, granted.name, 429, text, *fields)
@@ -137,7 +139,7 @@ class Desk:
             if exchange.ended is not None:  # The client has left meanwhile.
                 await self._settle(exchange)
                 return
-            exchange.extra = limit_fields(*granted.requests) if granted.requests else ()
+            exchange.extra = limit_fields("requests_per_minute", *granted.requests) if granted.requests else ()
         reservation.verdict = self._admit(exchange, claim, link)
 
     def _admit(self, exchange: Exchange, claim: Claim, link: Link) -> Admission | Refusal:
@@ -246,7 +248,7 @@ class Desk:
             self.connections.trouble(f"the storage of limits does not answer ({fault})")
         finally:
             with suppress(StorageAway):
-                await limiter.leave(claim.principal, str(id(exchange)))
+                await limiter.leave(claim.principal, exchange.lease)
 
     def crashed(self, fault: Exception) -> Answer:
         """One of our own lines raised. The log gets where and what, but no message: it may hold what a client sent."""
@@ -258,9 +260,12 @@ class Desk:
         return error(503, "the gateway failed to decide, so it denies", Dialect.OLLAMA, retry_after(RETRY_SECONDS))
 
 
-def limit_fields(limit: int, remaining: int, reset: int) -> tuple[tuple[bytes, bytes], ...]:
-    """The RateLimit fields of draft-ietf-httpapi-ratelimit-headers: of requests, in a window of a minute."""
+def limit_fields(name: str, limit: int, remaining: int, reset: int) -> Fields:
+    """The RateLimit fields of draft-ietf-httpapi-ratelimit-headers, for a limit that has a window."""
+    if name not in WINDOWS:
+        return ()
+    unit, seconds = WINDOWS[name]
     return (
-        (b"ratelimit-policy", b'"requests";q=%d;w=60' % limit),
-        (b"ratelimit", b'"requests";r=%d;t=%d' % (remaining, reset)),
+        (b"ratelimit-policy", b'"%s";q=%d;w=%d' % (unit, limit, seconds)),
+        (b"ratelimit", b'"%s";r=%d;t=%d' % (unit, remaining, reset)),
     )

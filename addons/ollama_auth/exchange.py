@@ -83,6 +83,8 @@ class Exchange:
     claim: Claim | None = None
     entered: bool = False
     """It counts among the concurrent requests of its principal."""
+    lease: str = field(default_factory=lambda: secrets.token_hex(16))
+    """What it counts as: a name of its own among all gates, which a client can't choose."""
     usage: UsageReader | None = None
     cors: Fields = ()
     """What its response says to a browser about who may read it."""
