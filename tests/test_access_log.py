@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth import access_log
+from ollama_auth import line_writer
 from ollama_auth.access_log import (
+    MAX_MODEL,
     MAX_NAMES,
     MAX_PATH,
     AccessLog,
@@ -30,6 +31,7 @@ from ollama_auth.access_log import (
 )
 from ollama_auth.exchange import Exchange
 from ollama_auth.routes import route
+from ollama_auth.usage import UsageReader
 
 FIELDS = ["time", "id", "client", "key", "method", "path", "status", "reason", "stripped"]
 FIELDS += ["bytes_in", "bytes_out", "duration_ms", "ttft_ms"]
@@ -80,6 +82,56 @@ def test_what_does_not_apply_is_left_out() -> None:
     nothing = Exchange("10.0.0.1", id="id", time=0.0, started=100.0)
     assert set(record(nothing)) == {"time", "id", "client", "bytes_in", "bytes_out", "duration_ms"}
     assert as_text(nothing) == "1970-01-01T00:00:00.000Z id 10.0.0.1 - - - - in=0 out=0 0.0ms"
+
+
+USAGE_FIELDS = ["prompt_tokens", "completion_tokens", "complete"]
+
+
+def answered(usage: bytes, **more: Any) -> Exchange:
+    """An exchange whose answer was a stream with that last line, and took half a second from its first token on."""
+    seen = exchange(**more)
+    assert seen.route
+    seen.usage = UsageReader(seen.route, "application/x-ndjson", "", 200)
+    seen.response_chunk(b'{"model":"m","message":{"content":"a"},"done":false}\n' * 2 + usage)
+    seen.first_byte, seen.first_token, seen.last_token, seen.ended = 100.1, 100.25, 100.75, None
+    seen.finish()
+    seen.ended = 101.5
+    return seen
+
+
+WHOLE = b'{"model":"m","done":true,"prompt_eval_count":5,"eval_count":3}\n'
+
+
+def test_what_an_answer_used_follows() -> None:
+    full = record(answered(WHOLE, key="anna"))
+    assert list(full)[-3:] == USAGE_FIELDS
+    assert [full[name] for name in ("model", "stream", "ttft_ms", *USAGE_FIELDS)] == ["m", True, 250.0, 5, 3, True]
+    assert as_text(answered(WHOLE)).endswith("1500.0ms first=250.0ms model=m tokens=5+3 speed=4.0/s")
+
+
+def test_a_cut_answer_is_marked_and_its_tokens_are_an_estimate() -> None:
+    full = record(answered(b"", reason="client left"))
+    assert (full["completion_tokens"], full["complete"], full["estimated"]) == (2, False, True)
+    assert "prompt_tokens" not in full
+    assert as_text(answered(b"", reason="client left")).endswith("tokens=?+~2 speed=2.0/s incomplete")
+
+
+def test_an_answer_with_an_error_tells_of_no_tokens() -> None:
+    assert not {"stream", *USAGE_FIELDS} & set(record(answered(WHOLE, status=404)))
+
+
+def test_a_compressed_answer_is_marked() -> None:
+    seen = exchange()
+    assert seen.route
+    seen.usage, seen.ended = UsageReader(seen.route, "application/json", "gzip", 200), None
+    seen.finish()
+    assert record(seen)["compressed"] is True
+    assert "completion_tokens" not in record(seen)
+
+
+def test_the_name_of_a_model_is_bounded_and_adds_no_word() -> None:
+    assert len(str(record(exchange(model="m" * 1000))["model"])) == MAX_MODEL
+    assert as_text(exchange(model="a b\n")).endswith(" model=a\\x20b\\x0a")
 
 
 def test_a_line_to_read() -> None:
@@ -214,6 +266,23 @@ def test_json_in_a_file_that_is_appended_to(tmp_path: Path) -> None:
     assert [json.loads(line)["key"] for line in lines_of(file)] == ["anna", "ben"]
 
 
+def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    log = AccessLog(str(file))
+    log.write(exchange(key="anna"))
+    log.reopen()
+    log.write(exchange(key="ben"))
+    log.close()
+    assert [json.loads(line)["key"] for line in lines_of(file)] == ["anna", "ben"]
+    log = AccessLog(str(file))
+    file.rename(tmp_path / "old")
+    log.write(exchange(key="carl"))
+    log.reopen()
+    log.write(exchange(key="dora"))
+    log.close()
+    assert [len(lines_of(tmp_path / name)) for name in ("old", "log")] == [3, 1]
+
+
 def test_every_line_is_there_in_its_order(tmp_path: Path) -> None:
     log = AccessLog(str(tmp_path / "log"))
     for number in range(1000):
@@ -318,7 +387,7 @@ def test_a_slow_disk_costs_lines_and_never_a_request(
     disk: Disk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line is being written, one waits, and there is no room for a third."""
-    monkeypatch.setattr(access_log, "MAX_WAITING", 1)
+    monkeypatch.setattr(line_writer, "MAX_WAITING", 1)
     disk.room = 10_000
     disk.ready.clear()
     log = AccessLog("log")
@@ -337,7 +406,7 @@ def test_a_standard_output_that_takes_a_few_bytes_at_a_time(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = SimpleNamespace(write=lambda fd, data: os.write(fd, data[:7]))
-    monkeypatch.setattr(access_log, "os", few)
+    monkeypatch.setattr(line_writer, "os", few)
     log = AccessLog("-")
     for number in range(3):
         log.write(exchange(bytes_in=number))

@@ -374,6 +374,11 @@ def test_a_line_of_json(json_gate: Gate, upstream: Upstream) -> None:
         "stripped": ["authorization", "cookie"],
         "bytes_in": len(body),
         "bytes_out": len(answer.body),
+        "model": "demo",
+        "stream": True,
+        "prompt_tokens": 5,
+        "completion_tokens": len(answer.body.splitlines()) - 1,
+        "complete": True,
     }
 
 

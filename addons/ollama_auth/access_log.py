@@ -1,42 +1,30 @@
-"""One line a request: readable text by default, JSON lines when asked for. Never a header value, a query or a body.
-
-Lines are written by a thread of its own: a slow pipe or a full disk costs lines, which are counted, never a request.
-"""
+"""One line a request: readable text by default, JSON lines when asked for. Never a header value, a query or a body."""
 
 import json
-import logging
-import os
-import queue
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
-from io import FileIO, TextIOWrapper
-from pathlib import Path
 
 from .exchange import Exchange
 from .head import MAX_METHOD
-
-logger = logging.getLogger(__name__)
+from .line_writer import LineWriter
 
 type Line = Callable[[Exchange], str]
 
-MAX_WAITING = 10_000
-"""Lines that wait to be written, before further ones are dropped."""
 MAX_PATH = 256
 """Characters of a path in a line."""
 MAX_NAMES = 32
 """Names of stripped headers in a line."""
 MAX_NAME = 64
 """Characters of one of them."""
+MAX_MODEL = 128
+"""Characters of the name of a model in a line."""
 
 
 def record(exchange: Exchange) -> dict[str, object]:
     """The fields of a request that apply to it, in the order they are written."""
     ended = exchange.ended or exchange.started
     fields: dict[str, object] = {
-        "time": datetime.fromtimestamp(exchange.time, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "time": utc(exchange.time),
         "id": exchange.id,
         "client": exchange.client,
         "key": exchange.key,
@@ -44,13 +32,30 @@ def record(exchange: Exchange) -> dict[str, object]:
         "path": path(exchange),
         "status": exchange.status,
         "reason": exchange.reason,
+        "model": exchange.model[:MAX_MODEL] if exchange.model else None,
+        "stream": exchange.stream if exchange.status == 200 else None,
         "stripped": names(exchange.stripped) or None,
         "bytes_in": exchange.bytes_in,
         "bytes_out": exchange.bytes_out,
         "duration_ms": _ms(ended - exchange.started),
-        "ttft_ms": _ms(exchange.first_byte - exchange.started) if exchange.first_byte else None,
+        "ttft_ms": _ms(exchange.ttft) if exchange.ttft is not None else None,
+        **used(exchange),
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def used(exchange: Exchange) -> dict[str, object]:
+    """What an answer used: its tokens as far as they are known, and how far that is to be relied on."""
+    found = exchange.used
+    if found is None or exchange.status != 200:
+        return {}
+    return {
+        "prompt_tokens": found.prompt_tokens,
+        "completion_tokens": found.completion_tokens,
+        "complete": found.complete,
+        "estimated": found.estimated or None,
+        "compressed": found.compressed or None,
+    }
 
 
 def path(exchange: Exchange) -> str | None:
@@ -80,9 +85,26 @@ def as_text(exchange: Exchange) -> str:
     words.append(f"in={exchange.bytes_in} out={exchange.bytes_out} {fields['duration_ms']}ms")
     if "ttft_ms" in fields:
         words.append(f"first={fields['ttft_ms']}ms")
+    if exchange.model:
+        words.append("model=" + escape_name(exchange.model[:MAX_MODEL]))
+    words += tokens(exchange)
     if exchange.stripped:
         words.append("stripped=" + ",".join(map(escape_name, names(exchange.stripped))))
     return " ".join(words)
+
+
+def tokens(exchange: Exchange) -> list[str]:
+    """The words of a readable line on what an answer used: tokens in and out (~ is an estimate), tokens a second."""
+    found = exchange.used
+    if found is None or exchange.status != 200:
+        return []
+    words = []
+    if found.completion_tokens is not None:
+        prompt = "?" if found.prompt_tokens is None else found.prompt_tokens
+        words.append(f"tokens={prompt}+{'~' if found.estimated else ''}{found.completion_tokens}")
+    if exchange.stream and exchange.speed:
+        words.append(f"speed={exchange.speed:.1f}/s")
+    return words if found.complete else [*words, "incomplete"]
 
 
 def names(stripped: Sequence[str]) -> list[str]:
@@ -93,6 +115,11 @@ def names(stripped: Sequence[str]) -> list[str]:
 def escape_name(name: str) -> str:
     """The name of a header or a method, escaped as `escape` does."""
     return escape(name.encode("ascii", "replace"))
+
+
+def utc(seconds: float) -> str:
+    """Seconds since 1970 as RFC 3339 writes them, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _ms(seconds: float) -> float:
@@ -109,76 +136,22 @@ class AccessLog:
         """
         self._line: Line = as_text if target is None else as_json
         self._emit = emit if target is None else None
-        self._path = None if target in (None, "-") else Path(str(target)).expanduser()
-        self._lines: queue.Queue[str | None] = queue.Queue(MAX_WAITING)
-        self._dropped = 0
-        self._failing = False
-        self._thread: threading.Thread | None = None
-        # Unbuffered: what a full disk refuses must not wait in a buffer to fail again.
-        self._file: FileIO | None = self._path.open("ab", buffering=0) if self._path else None
-        self._torn = False
-        if self._file is None and self._emit is None and isinstance(sys.stdout, TextIOWrapper):
-            # Whole lines only, also with python -u: mitmproxy prints the end of a line by itself.
-            sys.stdout.reconfigure(line_buffering=True, write_through=False)
+        self._writer = None if self._emit else LineWriter("the access log", None if target in (None, "-") else target)
 
     def write(self, exchange: Exchange) -> None:
         """Log one request. Never blocks, never raises OSError."""
         line = self._line(exchange)
         if self._emit:
             self._emit(line)
-            return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="access log", daemon=True)
-            self._thread.start()
-        try:
-            self._lines.put_nowait(line)
-        except queue.Full:
-            self._dropped += 1
+        elif self._writer:
+            self._writer.write(line)
+
+    def reopen(self) -> None:
+        """Go on in the file of that name as it is now: the old one was moved away."""
+        if self._writer:
+            self._writer.reopen()
 
     def close(self, timeout: float = 2.0) -> None:
         """Write what waits, for at most that many seconds."""
-        if self._thread:
-            try:
-                self._lines.put(None, timeout=timeout)
-            except queue.Full:
-                return
-            self._thread.join(timeout)
-        if self._file:
-            self._file.close()
-
-    def _run(self) -> None:
-        while (line := self._lines.get()) is not None:
-            lines = [line]
-            last = False
-            while not self._lines.empty():
-                more = self._lines.get()
-                if more is None:
-                    last = True
-                    break
-                lines.append(more)
-            self._put("\n".join(lines) + "\n", len(lines))
-            if last:
-                return
-
-    def _put(self, text: str, count: int) -> None:
-        try:
-            self._write(text)
-        except (OSError, ValueError) as error:
-            self._dropped += count
-            if not self._failing:
-                self._failing = True
-                why = getattr(error, "strerror", None) or "it is closed"
-                logger.error("the access log can't be written (%s): lines are lost until it can", why)
-            return
-        if self._dropped:
-            logger.warning("the access log is written again; %d lines were lost", self._dropped)
-        self._failing, self._dropped = False, 0
-
-    def _write(self, text: str) -> None:
-        # Standard output past Python's buffer: mitmproxy's own half-written lines are in there.
-        write = self._file.write if self._file else partial(os.write, sys.stdout.fileno())
-        rest = (b"\n" if self._torn else b"") + text.encode()
-        self._torn = True
-        while rest:
-            rest = rest[write(rest) :]
-        self._torn = False
+        if self._writer:
+            self._writer.close(timeout)

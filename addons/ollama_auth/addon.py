@@ -187,8 +187,8 @@ class Gate:
         logger.log(ALERT, "ollama_auth: guarding %s, listening on %s", upstream, where or "nothing")
 
     def hang_up(self) -> None:
-        """SIGHUP: read the keys file now."""
-        asyncio_utils.create_task(self.config.reload(ctx.options), name="gate keys", keep_ref=True)
+        """SIGHUP: read the keys file and open the logs anew."""
+        asyncio_utils.create_task(self.config.hang_up(ctx.options), name="gate hang-up", keep_ref=True)
 
     # A connection.
 

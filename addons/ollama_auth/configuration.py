@@ -106,6 +106,11 @@ class Configuration:
         path = self.settings.keys_file if self.settings else None
         return path, keys_file.stamp(path) if path else None
 
+    async def hang_up(self, options: Any) -> None:
+        """SIGHUP: logs were moved away, and keys may have been changed."""
+        self.log.reopen()
+        await self.reload(options)
+
     async def reload(self, options: Any) -> None:
         """Take the keys as they are now; where they are faulty, keep the old ones and say so."""
         if self.settings is None or self.settings.keys_file is None:

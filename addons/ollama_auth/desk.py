@@ -22,11 +22,13 @@ from .judge import RETRY_SECONDS
 from .limits import Exceeded, StorageAway
 from .messages import Reservation
 from .responses import Answer, error, retry_after
-from .routes import Dialect
+from .routes import Dialect, RouteClass
 from .settings import Settings
 from .usage import UsageReader
 
 logger = logging.getLogger(__name__)
+
+type Observer = Callable[[Exchange], object]
 
 BYTES_A_TOKEN = 4
 """Of English text, about: to charge a prompt whose tokens Ollama did not tell."""
@@ -57,6 +59,10 @@ class Desk:
         self.ready = ready
         self.watched = watched
         self.draining = False
+        self.observers: tuple[Observer, ...] = ()
+        """Are shown each exchange when it has ended."""
+        self.pace: Callable[[float], object] | None = None
+        """Is told the seconds between each two tokens."""
 
     @property
     def settings(self) -> Settings | None:
@@ -145,7 +151,7 @@ class Desk:
     def _admit(self, exchange: Exchange, claim: Claim, link: Link) -> Admission | Refusal:
         if not self.ready():  # It may have waited for its body, or its turn.
             return self._not_ready(exchange)
-        link.admitted = True
+        link.admitted = exchange.admitted = True
         return Admission(claim)
 
     def _not_ready(self, exchange: Exchange) -> Refusal:
@@ -181,10 +187,11 @@ class Desk:
             if exchange.method == "HEAD":
                 flow.response.headers.pop("content-length", None)  # It tells how much there is besides.
             return  # It is read whole, and rewritten: see rewrite().
-        if exchange.claim and exchange.claim.principal.tokens_per_day is not None and exchange.route:
+        if exchange.route and exchange.route.route_class in (RouteClass.INFER, RouteClass.EMBED):
             get = flow.response.headers.get
             kinds = get("content-type", ""), get("content-encoding", "")
             exchange.usage = UsageReader(exchange.route, *kinds, exchange.status)
+            exchange.pace = self.pace
         count = exchange.response_chunk
         flow.response.stream = keeping(flow.response, count) if self.watched() else count
 
@@ -223,15 +230,26 @@ class Desk:
         """An exchange is over: one line, whatever ended it, and only one."""
         if exchange.ended is not None:
             return
-        exchange.ended = time.monotonic()
+        exchange.finish()
         if link:
             link.exchanges.pop(id(exchange), None)
-        if exchange.entered or exchange.usage:
+        for observe in self.observers:
+            self._tell(observe, exchange)
+        charged = exchange.used and exchange.claim and exchange.claim.principal.tokens_per_day is not None
+        if exchange.entered or charged:
             asyncio_utils.create_task(self._settle(exchange), name="limits", keep_ref=True)
         if exchange.noise:
             self.connections.trouble(f"wrong keys from {exchange.client} are not looked at any more")
         else:
             self.config.log.write(exchange)
+
+    @staticmethod
+    def _tell(observe: Observer, exchange: Exchange) -> None:
+        """A fault in one of those who only look on costs nobody a request."""
+        try:
+            observe(exchange)
+        except Exception as fault:
+            logger.error("ollama_auth: a request was not counted: %s", type(fault).__name__)
 
     async def _settle(self, exchange: Exchange) -> None:
         """Count what an exchange used, and give back its place."""
@@ -239,8 +257,7 @@ class Desk:
         if claim is None or limiter is None:
             return
         try:
-            if exchange.usage:
-                used = exchange.usage.finish(clean=exchange.reason is None)
+            if used := exchange.used:
                 # Who leaves before the figures come must not get the prompt for nothing.
                 prompt = exchange.bytes_in // BYTES_A_TOKEN if used.prompt_tokens is None else used.prompt_tokens
                 await limiter.spend(claim.principal, prompt + (used.completion_tokens or 0))

@@ -15,7 +15,7 @@ from .keys import Principal
 from .limits import limited
 from .responses import Answer
 from .routes import Dialect, Route
-from .usage import UsageReader
+from .usage import Usage, UsageReader
 
 MAX_KEPT = 4 * 1024 * 1024
 """Bytes of a streamed body that are kept for a viewer of flows."""
@@ -74,18 +74,28 @@ class Exchange:
     time: float = field(default_factory=wall_clock)
     started: float = field(default_factory=monotonic)
     first_byte: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
     ended: float | None = None
     key: str | None = None
     """The name of the principal, or the fingerprint of a key nobody has."""
     stripped: tuple[str, ...] = ()
     status: int | None = None
     reason: str | None = None
+    model: str | None = None
+    """As its body or its answer names it, whichever was read last."""
     claim: Claim | None = None
+    admitted: bool = False
     entered: bool = False
     """It counts among the concurrent requests of its principal."""
     lease: str = field(default_factory=lambda: secrets.token_hex(16))
     """What it counts as: a name of its own among all gates, which a client can't choose."""
     usage: UsageReader | None = None
+    """Reads the answer as it passes, where that may tell of tokens."""
+    used: Usage | None = None
+    """What it read, once the answer has ended."""
+    pace: Callable[[float], object] | None = None
+    """Is told the seconds between each two tokens of a stream."""
     cors: Fields = ()
     """What its response says to a browser about who may read it."""
     extra: Fields = ()
@@ -107,6 +117,36 @@ class Exchange:
         return self.key is not None and not self.key.startswith(UNKNOWN)
 
     @property
+    def refused(self) -> bool:
+        """It was answered with an error and did not go upstream."""
+        return not self.admitted and self.status is not None and self.status >= 400
+
+    @property
+    def stream(self) -> bool | None:
+        """Its answer came as it was made; None where it is no answer of a model."""
+        return self.usage.stream if self.usage else None
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds to the first token of a stream, else to the first byte of an answer."""
+        first = self.first_token or self.first_byte
+        return first - self.started if first else None
+
+    @property
+    def tokens(self) -> int:
+        """Of the answer, so far: events with content, until the answer tells its figure."""
+        return (self.used and self.used.completion_tokens) or (self.usage.events if self.usage else 0)
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second: of a stream from its first to its last, of another answer over all of its time."""
+        if self.first_token is not None and self.last_token is not None:
+            took, tokens = self.last_token - self.first_token, self.tokens - 1
+        else:
+            took, tokens = (self.ended or self.started) - self.started, self.tokens
+        return tokens / took if took > 0 and tokens > 0 else None
+
+    @property
     def dialect(self) -> Dialect:
         """Whose words its errors are put in."""
         return self.route.dialect if self.route else Dialect.OLLAMA
@@ -123,8 +163,31 @@ class Exchange:
                 self.first_byte = monotonic()
             self.bytes_out += len(data)
             if self.usage:
-                self.usage.feed(data)
+                self._read(self.usage, data)
         return data
+
+    def _read(self, usage: UsageReader, data: bytes) -> None:
+        before = usage.events
+        usage.feed(data)
+        tokens = usage.events - before
+        if not tokens:
+            return
+        now = monotonic()
+        if self.last_token is None:
+            self.first_token = now
+        elif self.pace:
+            for _ in range(tokens):  # Those that came together count as evenly spaced.
+                self.pace((now - self.last_token) / tokens)
+        self.last_token = now
+
+    def finish(self) -> None:
+        """It is over: read what the answer used. A second call changes nothing."""
+        if self.ended is not None:
+            return
+        self.ended = monotonic()
+        if self.usage:
+            self.used = self.usage.finish(clean=self.reason is None)
+            self.model = self.used.model or self.model
 
 
 def keeping(message: Message, pass_on: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:

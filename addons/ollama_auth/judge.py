@@ -81,6 +81,7 @@ class Judge:
                 raise models.BodyError(400, "the request has more than one Content-Type")
             query = claim.target.partition(b"?")[2]
             asked = models.asked(exchange.route, query, types[0] if types else b"", body)
+            exchange.model = asked.names[0] if asked.names else None
             denial = policy.check_asked(claim.principal, asked)
         except models.BodyError as fault:
             return self.refuse(exchange, "malformed body", fault.status, fault.message)

@@ -491,6 +491,16 @@ class UsageReader:
         self._tokens = self._form is not None and self._tally.stream and route.route_class is RouteClass.INFER
 
     @property
+    def stream(self) -> bool:
+        """It comes in events."""
+        return self._tally.stream
+
+    @property
+    def model(self) -> str | None:
+        """As far as it was told."""
+        return self._tally.usage.model
+
+    @property
     def events(self) -> int:
         """How many events with content have passed: the first of them is the first token."""
         return self._tally.usage.events
