@@ -8,8 +8,9 @@ Runs the gate on port 8081, in front of the Ollama at OLLAMA_ENDPOINT (http://12
 Everything else goes to mitmdump, such as --listen-port 9000, --listen-host 127.0.0.1, --certs cert.pem.
 
 Variables come from the environment, else from .env.local in the working directory (lines OLLAMA_…=value):
-OLLAMA_API_KEY, OLLAMA_API_KEY_FILE, OLLAMA_KEYS_FILE, OLLAMA_ENDPOINT. Where none of them names a key, one is made,
-kept in .env.local and shown once.
+OLLAMA_API_KEY, OLLAMA_API_KEY_FILE, OLLAMA_KEYS_FILE, OLLAMA_ENDPOINT, and OLLAMA_METRICS_LISTEN (where the status page
+and the metrics are: 127.0.0.1:9464 unless set; empty: nowhere). Where none of them names a key, one is made, kept in
+.env.local and shown once.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import secrets
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -34,6 +36,7 @@ ENV_FILE = Path(".env.local")
 DEFAULT_ENDPOINT = "http://127.0.0.1:11434"
 PORT = "8081"
 ENV_LINE = re.compile(r"""\s*(?:export\s+)?(\w+)\s*=\s*(?:(['"])(.*)\2|(.*?))(?:\s+#.*)?\s*""")
+WATCH, WATCH_ADDRESS = "OLLAMA_METRICS_LISTEN", ("127.0.0.1", 9464)
 KEY, KEY_FILE, KEYS_FILE = "OLLAMA_API_KEY", "OLLAMA_API_KEY_FILE", "OLLAMA_KEYS_FILE"
 
 
@@ -113,6 +116,20 @@ def split(arguments: Sequence[str]) -> Arguments:
     port = seen.listen_port or options.get("listen_port") or PORT
     scheme = "https" if seen.certs or "certs" in options else "http"
     return Arguments("--demo" in arguments, rest, options, f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
+
+
+def watching(arguments: Arguments, environment: Mapping[str, str]) -> dict[str, str]:
+    """Where the status page and the metrics are unless the user says: on this machine alone, if the port is free."""
+    if WATCH in environment or "ollama_metrics_listen" in arguments.options:
+        return {}
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(WATCH_ADDRESS)
+        except OSError:
+            print(f"ollama-auth: port {WATCH_ADDRESS[1]} is taken: {WATCH}=HOST:PORT puts the status page elsewhere")
+            return {}
+    return {WATCH: "{}:{}".format(*WATCH_ADDRESS)}
 
 
 def gate_command(upstream: str, arguments: Arguments) -> list[str]:
@@ -232,6 +249,7 @@ def serve(command_line: Sequence[str]) -> int:
         if KEY in file and os.name == "posix" and ENV_FILE.stat().st_mode & 0o077:
             print(f"ollama-auth: others may read {ENV_FILE}: chmod 600 {ENV_FILE}", file=sys.stderr)
     environment = merge(os.environ, file)
+    environment |= watching(arguments, environment)
     upstream = endpoint(environment.get("OLLAMA_ENDPOINT"))
     new_key = None
     if not {KEY, KEY_FILE, KEYS_FILE} & {*environment, *(name.upper() for name in arguments.options)}:

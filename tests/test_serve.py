@@ -1,6 +1,7 @@
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import serve
 from support import ask, free_port
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
+CLEAN["OLLAMA_METRICS_LISTEN"] = ""  # The port of the default may be taken by another test.
 SECRET = re.compile(r"sk-ollama-[0-9a-f]{32}")
 
 
@@ -173,3 +175,20 @@ def test_a_later_run_shows_no_key(tmp_path: Path) -> None:
         assert f"nothing answers at http://{nowhere} yet" in "".join(said)
         process.terminate()
         assert process.wait(timeout=20) == 0
+
+
+def test_the_status_page_is_on_this_machine_unless_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "WATCH_ADDRESS", ("127.0.0.1", free_port()))
+    there = {"OLLAMA_METRICS_LISTEN": "127.0.0.1:%d" % serve.WATCH_ADDRESS[1]}
+    assert serve.watching(serve.split([]), {}) == there
+    assert serve.watching(serve.split([]), {"OLLAMA_METRICS_LISTEN": ""}) == {}
+    assert serve.watching(serve.split(["--set", "ollama_metrics_listen=0.0.0.0:1"]), {}) == {}
+
+
+def test_a_second_one_on_a_machine_does_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(serve, "WATCH_ADDRESS", taken.getsockname())
+        assert serve.watching(serve.split([]), {}) == {}
+    assert "is taken: OLLAMA_METRICS_LISTEN=HOST:PORT puts the status page elsewhere" in capsys.readouterr().out

@@ -25,6 +25,7 @@ from mitmproxy import ctx, exceptions, optmanager, version
 from mitmproxy.addonmanager import Loader
 from mitmproxy.connection import Client, ConnectionState, Server
 from mitmproxy.log import ALERT
+from mitmproxy.net.http import url
 from mitmproxy.proxy import events, layer
 from mitmproxy.proxy.mode_specs import ReverseMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
@@ -36,8 +37,10 @@ from .configuration import Configuration, say
 from .connections import Connections, Link, close_left
 from .desk import Desk
 from .edge import ClientTls, Farewell, GateLayer
+from .exchange import Exchange
 from .judge import RETRY_SECONDS
 from .messages import Reservation
+from .observatory import Observatory
 from .responses import error, render, retry_after
 from .routes import Dialect
 
@@ -92,10 +95,11 @@ class Gate:
 
     def __init__(self) -> None:
         self.holders: set[int] = set()
-        self.config = Configuration(where_lines_go)
+        self.observatory = Observatory(self)
+        self.config = Configuration(where_lines_go, self.observatory)
         self.connections = Connections()
         self.removed = False
-        self.desk = Desk(self.config, self.connections, self.is_open, self.is_watched)
+        self.desk = Desk(self.config, self.connections, self.is_open, self.is_watched, self.observatory)
 
     # Starting, being configured, being held open.
 
@@ -183,12 +187,44 @@ class Gate:
         widen_backlog()
         servers = ctx.master.addons.get("proxyserver").servers
         where = " and ".join({human.format_address(address) for server in servers for address in server.listen_addrs})
-        upstream = ctx.options.mode[0].removeprefix("reverse:").partition("@")[0]
-        logger.log(ALERT, "ollama_auth: guarding %s, listening on %s", upstream, where or "nothing")
+        if self.settings and self.settings.metrics_listen:
+            watch = url.hostport("http", *self.settings.metrics_listen)
+            logger.log(ALERT, "ollama_auth: who uses it, and how fast it is, is shown at http://%s/", watch)
+        logger.log(ALERT, "ollama_auth: guarding %s, listening on %s", self.upstream, where or "nothing")
 
     def hang_up(self) -> None:
         """SIGHUP: read the keys file and open the logs anew."""
         asyncio_utils.create_task(self.config.hang_up(ctx.options), name="gate hang-up", keep_ref=True)
+
+    # What the observatory shows.
+
+    @property
+    def state(self) -> str:
+        """`open`, `draining` or `closed`."""
+        return "draining" if self.desk.draining else "open" if self.is_open() else "closed"
+
+    @property
+    def upstream(self) -> str:
+        """The URL of Ollama."""
+        return str(ctx.options.mode[0]).removeprefix("reverse:").partition("@")[0].rstrip("/")
+
+    @property
+    def connection_count(self) -> int:
+        """Client connections."""
+        return len(self.connections)
+
+    @property
+    def under_way(self) -> list[Exchange]:
+        """Requests that have not ended."""
+        return [exchange for link in self.connections for exchange in link.exchanges.values()]
+
+    @property
+    def trust(self) -> dict[str, Any]:
+        """How the certificate of an https upstream is checked: as mitmproxy does."""
+        return {
+            "validate_cert": not ctx.options.ssl_insecure,
+            "ca_certs": ctx.options.ssl_verify_upstream_trusted_ca,
+        }
 
     # A connection.
 
@@ -340,7 +376,7 @@ class Gate:
             for exchange in list(link.exchanges.values()):
                 exchange.reason = exchange.reason or "stopped"
                 self.desk.end(exchange, link)
-        self.config.log.close()
+        self.config.close()
 
 
 def where_lines_go() -> Callable[[str], None] | None:

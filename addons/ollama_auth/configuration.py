@@ -15,9 +15,11 @@ from mitmproxy.log import ALERT
 
 from . import keys_file, settings
 from .access_log import AccessLog
+from .audit import AuditLog
 from .cli_signature import Replays
 from .judge import Judge, Memory
 from .limits import LEASE, Limiter, LimitsFault, StorageAway, limited
+from .observatory import Observatory, ObservatoryFault
 from .settings import Settings, SettingsError
 from .throttle import Throttle
 
@@ -32,12 +34,14 @@ WATCH = 0.5
 class Configuration:
     """Nothing is in force until the first settings were taken: `settings` and `judge` are None."""
 
-    def __init__(self, emit: Callable[[], Callable[[str], None] | None]) -> None:
+    def __init__(self, emit: Callable[[], Callable[[str], None] | None], observatory: Observatory) -> None:
         """`emit` says who takes readable lines of the access log in place of standard output."""
         self.settings: Settings | None = None
         self.judge: Judge | None = None
         self.limiter: Limiter | None = None
         self.log = AccessLog()
+        self.audit: AuditLog | None = None
+        self.observatory = observatory
         self._emit = emit
         self._memory = Memory(Throttle(), Replays())
         self._taken: bytes | None = None
@@ -57,8 +61,16 @@ class Configuration:
         """Put settings in force. Raises SettingsError; then the old ones still are."""
         old = self.settings
         limiter = self._limiter_for(new)
-        if old is None or old.access_log != new.access_log:
-            self.log = self._open_log(new.access_log)
+        log = self._open_log(new.access_log) if old is None or old.access_log != new.access_log else self.log
+        audit = self._open_audit(new)
+        try:
+            self.observatory.take(new.metrics_listen)
+        except ObservatoryFault as fault:
+            raise SettingsError(f"ollama_metrics_listen: {fault}") from fault
+        for used, fresh in ((self.log, log), (self.audit, audit)):
+            if used and used is not fresh:
+                used.close()
+        self.log, self.audit = log, audit
         self.settings, self.limiter = new, limiter
         self._memory.throttle.most = new.max_wrong_keys
         self.judge = Judge(new, self._memory)
@@ -83,8 +95,25 @@ class Configuration:
             raise SettingsError(
                 f"ollama_access_log: can't write {target!r} ({fault.strerror}); name a file that can be written"
             ) from fault
-        self.log.close()
         return log
+
+    def _open_audit(self, new: Settings) -> AuditLog | None:
+        old = self.settings
+        if old and (old.audit_log, old.audit_size) == (new.audit_log, new.audit_size):
+            return self.audit
+        try:
+            return AuditLog(new.audit_log, new.audit_size) if new.audit_log else None
+        except OSError as fault:
+            raise SettingsError(
+                f"ollama_audit_log: can't write {new.audit_log!r} ({fault.strerror}); name a file that can be written"
+            ) from fault
+
+    def close(self) -> None:
+        """Write what waits to be written; nobody is shown anything any more."""
+        self.log.close()
+        if self.audit:
+            self.audit.close()
+        self.observatory.close()
 
     # The keys file.
 
@@ -109,6 +138,8 @@ class Configuration:
     async def hang_up(self, options: Any) -> None:
         """SIGHUP: logs were moved away, and keys may have been changed."""
         self.log.reopen()
+        if self.audit:
+            self.audit.reopen()
         await self.reload(options)
 
     async def reload(self, options: Any) -> None:

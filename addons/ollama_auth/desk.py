@@ -9,18 +9,21 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from mitmproxy import http
 from mitmproxy.utils import asyncio_utils
 
-from . import cors, models, policy
+from . import audit, cors, include_usage, models, policy
 from .configuration import Configuration
 from .connections import Connections, Link
 from .exchange import Admission, Claim, Exchange, Refusal, keeping
 from .head import Bounds, Fields, Head, HeadError
+from .include_usage import UsageHider
 from .judge import RETRY_SECONDS
 from .limits import Exceeded, StorageAway
 from .messages import Reservation
+from .recording import Recording
 from .responses import Answer, error, retry_after
 from .routes import Dialect, RouteClass
 from .settings import Settings
@@ -28,7 +31,17 @@ from .usage import UsageReader
 
 logger = logging.getLogger(__name__)
 
-type Observer = Callable[[Exchange], object]
+
+class Observer(Protocol):
+    """Counts."""
+
+    @property
+    def pace(self) -> Callable[[float], object] | None:
+        """Is told the seconds between each two tokens of a stream."""
+
+    def ended(self, exchange: Exchange) -> None:
+        """Is shown each exchange when it has ended."""
+
 
 BYTES_A_TOKEN = 4
 """Of English text, about: to charge a prompt whose tokens Ollama did not tell."""
@@ -52,17 +65,15 @@ class Desk:
         connections: Connections,
         ready: Callable[[], bool],
         watched: Callable[[], bool],
+        observer: Observer,
     ) -> None:
         """`ready`: somebody holds the gate open. `watched`: somebody looks at flows."""
         self.config = config
         self.connections = connections
         self.ready = ready
         self.watched = watched
+        self.observer = observer
         self.draining = False
-        self.observers: tuple[Observer, ...] = ()
-        """Are shown each exchange when it has ended."""
-        self.pace: Callable[[float], object] | None = None
-        """Is told the seconds between each two tokens."""
 
     @property
     def settings(self) -> Settings | None:
@@ -107,7 +118,7 @@ class Desk:
         if isinstance(claim, Refusal):
             return claim
         exchange.claim = claim
-        return claim if claim.reads_body or claim.limited else self._admit(exchange, claim, link)
+        return claim if claim.held or claim.limited else self._admit(exchange, claim, link)
 
     def judge_body(self, exchange: Exchange, body: bytes, link: Link) -> Admission | Claim | Refusal:
         """The body of a Claim that waited for it is here."""
@@ -116,6 +127,8 @@ class Desk:
             if claim is None or self.config.judge is None:
                 return self._not_ready(exchange)
             refusal = self.config.judge.body(exchange, claim, body) if claim.reads_body else None
+            exchange.amended = include_usage.asking(body) if claim.asks_usage else None
+            exchange.hides_usage = exchange.amended is not None
             return refusal or (claim if claim.limited else self._admit(exchange, claim, link))
         except Exception as fault:
             return Refusal("error", self.crashed(fault))
@@ -170,6 +183,8 @@ class Desk:
         flow.metadata["ollama_key"] = exchange.key
         flow.metadata["ollama_id"] = exchange.id
         flow.comment = f"key: {exchange.key}"
+        if self.config.audit and audit.concerns(exchange):
+            exchange.recording = Recording()
         count = exchange.request_chunk
         flow.request.stream = keeping(flow.request, count) if self.watched() else count
 
@@ -191,9 +206,10 @@ class Desk:
             get = flow.response.headers.get
             kinds = get("content-type", ""), get("content-encoding", "")
             exchange.usage = UsageReader(exchange.route, *kinds, exchange.status)
-            exchange.pace = self.pace
+            exchange.pace = self.observer.pace
         count = exchange.response_chunk
-        flow.response.stream = keeping(flow.response, count) if self.watched() else count
+        passing = keeping(flow.response, count) if self.watched() else count
+        flow.response.stream = hiding(passing) if exchange.hides_usage and exchange.stream else passing
 
     def rewrite(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
         """Take out of a list what its reader may not use; an Answer in its place where it can't be read."""
@@ -233,8 +249,7 @@ class Desk:
         exchange.finish()
         if link:
             link.exchanges.pop(id(exchange), None)
-        for observe in self.observers:
-            self._tell(observe, exchange)
+        self._tell(exchange)
         charged = exchange.used and exchange.claim and exchange.claim.principal.tokens_per_day is not None
         if exchange.entered or charged:
             asyncio_utils.create_task(self._settle(exchange), name="limits", keep_ref=True)
@@ -243,11 +258,12 @@ class Desk:
         else:
             self.config.log.write(exchange)
 
-    @staticmethod
-    def _tell(observe: Observer, exchange: Exchange) -> None:
-        """A fault in one of those who only look on costs nobody a request."""
+    def _tell(self, exchange: Exchange) -> None:
+        """A fault in those who only look on costs nobody a request."""
         try:
-            observe(exchange)
+            self.observer.ended(exchange)
+            if self.config.audit:
+                self.config.audit.write(exchange)
         except Exception as fault:
             logger.error("ollama_auth: a request was not counted: %s", type(fault).__name__)
 
@@ -275,6 +291,12 @@ class Desk:
         where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "somewhere"
         logger.error("ollama_auth: %s at %s: the request was denied", type(fault).__name__, where)
         return error(503, "the gateway failed to decide, so it denies", Dialect.OLLAMA, retry_after(RETRY_SECONDS))
+
+
+def hiding(pass_on: Callable[[bytes], bytes]) -> Callable[[bytes], list[bytes]]:
+    """As `pass_on`, for the client without what it did not ask for."""
+    hider = UsageHider()
+    return lambda data: hider.feed(pass_on(data))
 
 
 def limit_fields(name: str, limit: int, remaining: int, reset: int) -> Fields:

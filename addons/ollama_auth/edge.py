@@ -199,7 +199,7 @@ class GateStream(HttpStream):
         """Nothing goes upstream yet: the key may not use every model, or may do only so much."""
         self.held = event, head
         self.held_body = bytearray()
-        if not claim.reads_body or event.end_stream:
+        if not claim.held or event.end_stream:
             yield from self._decide()
             return
         self.client_state = self.state_hold_request_body
@@ -230,9 +230,10 @@ class GateStream(HttpStream):
         if self.abandoned:
             self._leave()
             return
-        body, self.held_body = bytes(self.held_body), bytearray()
+        body, self.held_body = self.exchange.amended or bytes(self.held_body), bytearray()
         self.exchange.bytes_in = 0  # Counted again as it goes upstream.
         yield from self._follow(verdict, *self.held)
+        self.exchange.amended = None
         if whole and self.admission:
             if body:
                 yield from self.client_state(RequestData(self.stream_id, body))
@@ -262,6 +263,9 @@ class GateStream(HttpStream):
         self.flow.request = request = event.request
         self._readdress(request, admission)
         self.length = head.body
+        if self.exchange.amended is not None:
+            self.length = len(self.exchange.amended)
+            request.headers["content-length"] = str(self.length)
         self.repeatable = event.end_stream and head.method in (b"GET", b"HEAD", b"OPTIONS")
         self.wants_continue = expects_continue(head) and not self.continued
         self.gate.begin(self.exchange, self.flow)

@@ -13,6 +13,7 @@ from .head import Fields, values
 from .headers import Known, is_secret
 from .keys import Principal
 from .limits import limited
+from .recording import Recording
 from .responses import Answer
 from .routes import Dialect, Route
 from .usage import Usage, UsageReader
@@ -39,6 +40,13 @@ class Claim:
     """Its body names a model that the principal may not be allowed to use."""
     filtered: bool = False
     """Its response lists models, of which the principal may see some."""
+    asks_usage: bool = False
+    """Its body is to ask for usage, where it does not yet."""
+
+    @property
+    def held(self) -> bool:
+        """Its body is read whole before any of it goes upstream."""
+        return self.reads_body or self.asks_usage
 
     @property
     def limited(self) -> bool:
@@ -94,6 +102,12 @@ class Exchange:
     """Reads the answer as it passes, where that may tell of tokens."""
     used: Usage | None = None
     """What it read, once the answer has ended."""
+    recording: Recording | None = None
+    """What passes is written down, because the operator must keep it."""
+    amended: bytes | None = None
+    """The body that goes upstream in place of the client's, because it asks for usage besides."""
+    hides_usage: bool = False
+    """It did, and the client is to see nothing of that."""
     pace: Callable[[float], object] | None = None
     """Is told the seconds between each two tokens of a stream."""
     cors: Fields = ()
@@ -154,6 +168,8 @@ class Exchange:
     def request_chunk(self, data: bytes) -> bytes:
         """Count and pass on what the client sends (for `flow.request.stream`)."""
         self.bytes_in += len(data)
+        if self.recording:
+            self.recording.request.add(data)
         return data
 
     def response_chunk(self, data: bytes) -> bytes:
@@ -162,6 +178,8 @@ class Exchange:
             if self.first_byte is None:
                 self.first_byte = monotonic()
             self.bytes_out += len(data)
+            if self.recording:
+                self.recording.answer.add(data)
             if self.usage:
                 self._read(self.usage, data)
         return data

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from . import cli_signature, cors, credentials, headers, keys, models, policy
+from . import cli_signature, cors, credentials, headers, include_usage, keys, models, policy
 from .cli_signature import Replays, SignatureError
 from .credentials import CredentialError
 from .exchange import UNKNOWN, Claim, Exchange, Refusal
@@ -189,7 +189,12 @@ class Judge:
         filtered = policy.listing_filtered(principal, exchange.route)
         allowed = self.settings.forward - {b"accept-encoding"} if filtered else self.settings.forward
         fields = headers.without(headers.split(head.fields, allowed)[0], secret)
-        return Claim(principal, target, fields, max_body, reads_body, filtered)
+        return Claim(principal, target, fields, max_body, reads_body, filtered, self._asks_usage(head, exchange))
+
+    def _asks_usage(self, head: Head, exchange: Exchange) -> bool:
+        wanted = self.settings.include_usage and exchange.route and exchange.route.path in include_usage.PATHS
+        readable = 0 < head.body <= include_usage.MAX_READ and not values(head.fields, b"content-encoding")
+        return bool(wanted) and readable
 
     def _max_body(self, head: Head, exchange: Exchange, reads_body: bool) -> int | None:
         assert exchange.route

@@ -50,6 +50,17 @@ OPTIONS = (
     Option("ollama_access_log", str | None, None,
            "Where the access log goes as JSON lines: a path, or - for standard output. Unset: readable lines on "
            "standard output."),
+    Option("ollama_audit_log", str | None, None,
+           "Path of a file for all that is asked and answered, as JSON lines, readable by its owner alone. Unset: "
+           "nobody's words are kept."),
+    Option("ollama_audit_size", str, "100m",
+           "Bytes of that file before a new one is begun; five old ones are kept, as PATH.1 to PATH.5."),
+    Option("ollama_metrics_listen", str | None, None,
+           "Where metrics, health and the status page are served, as HOST:PORT, such as 127.0.0.1:9464; 0.0.0.0:9464 "
+           "shows them to everybody. Environment: OLLAMA_METRICS_LISTEN. Unset: nowhere."),
+    Option("ollama_include_usage", bool, False,
+           "Have Ollama tell the tokens of OpenAI streams whose client did not ask for them. Their requests are read "
+           "whole, and the client does not see the difference. Off: their number is an estimate."),
     Option("ollama_forward_headers", Sequence[str], [],
            "Names of request headers to forward to Ollama besides the usual ones. Repeat for several. Credentials "
            "and hop-by-hop headers are refused."),
@@ -117,6 +128,10 @@ class Settings:
 
     ring: keys.KeyRing
     access_log: str | None
+    audit_log: str | None
+    audit_size: int
+    metrics_listen: tuple[str, int] | None
+    include_usage: bool
     forward: frozenset[bytes]
     bounds: Bounds
     max_body: Mapping[RouteClass, int]
@@ -155,6 +170,10 @@ def read(options: Options, environ: Mapping[str, str], taken: bytes | None = Non
     return Settings(
         ring=ring,
         access_log=options.ollama_access_log or None,
+        audit_log=options.ollama_audit_log or None,
+        audit_size=read_size("ollama_audit_size", options.ollama_audit_size),
+        metrics_listen=read_address(options.ollama_metrics_listen, environ),
+        include_usage=options.ollama_include_usage,
         forward=forward,
         bounds=Bounds(options.ollama_max_head, options.ollama_max_header_count, options.ollama_max_target),
         max_body=read_sizes(options.ollama_max_body),
@@ -173,7 +192,7 @@ def read(options: Options, environ: Mapping[str, str], taken: bytes | None = Non
         signature_window=options.ollama_signature_window,
         max_wrong_keys=read_wrong_keys(options, environ),
         cors_origins=read_origins(options.ollama_cors_origins),
-        warnings=warnings,
+        warnings=(*warnings, *warn_of_audit(options.ollama_audit_log)),
     )
 
 
@@ -248,6 +267,23 @@ def read_size(name: str, text: str) -> int:
     if not match:
         raise SettingsError(f"{name}: {text!r} is not a size, such as 64m; the suffixes are k, m and g")
     return int(match[1]) * _UNITS[match[2].lower()]
+
+
+def read_address(option: str | None, environ: Mapping[str, str]) -> tuple[str, int] | None:
+    """`"127.0.0.1:9464"`, `"[::1]:9464"` -> (host, port); `""` -> None. Raises SettingsError."""
+    text = option if option is not None else environ.get("OLLAMA_METRICS_LISTEN")
+    if not text:
+        return None
+    host, _, port = text.strip().rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise SettingsError(f"ollama_metrics_listen: {text!r} is not HOST:PORT, such as 127.0.0.1:9464")
+    return host, int(port)
+
+
+def warn_of_audit(path: str | None) -> tuple[str, ...]:
+    """Nobody's words are kept without a word."""
+    return (f"ollama_audit_log: all that is asked and answered is written to {path}",) if path else ()
 
 
 def read_choice(name: str, text: str, choices: Sequence[str]) -> str:
