@@ -14,7 +14,7 @@ from . import __version__
 from .exchange import Exchange
 from .history import Fold, key_of, model_of, used_by
 
-HOW_TO_INSTALL = "pip install 'prometheus_client>=0.22'"
+HOW_TO_INSTALL = "pip install 'prometheus-client>=0.22'"
 MAX_KEYS = 1000
 MAX_MODELS = 200
 
