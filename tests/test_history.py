@@ -1,5 +1,6 @@
 """What the status page shows is counted right, and whoever sends what, it stays small."""
 
+import json
 import math
 from typing import Any
 
@@ -89,7 +90,33 @@ def test_a_clock_that_is_put_back_loses_nothing() -> None:
     history.ended(answered())
     now[0] += 30
     shown: Any = history.shown()
-    assert shown["minutes"][-1]["requests"] == 2
+    assert [minute["requests"] for minute in shown["minutes"][-2:]] == [1, 1]
+
+
+def test_the_memory_of_minutes_is_bounded_whatever_the_clock_does() -> None:
+    now = [60_000_000.0]
+    history = History(lambda: now[0])
+    for step in range(500):
+        now[0] += 60 * (-1) ** step * step
+        history.ended(answered())
+    assert len(history.plain()["minutes"]) <= MINUTES
+
+
+def test_gates_that_share_a_port_count_together() -> None:
+    one, two = History(lambda: 60_000.0), History(lambda: 60_000.0)
+    both = History(lambda: 60_000.0)
+    for history in (one, both):
+        history.ended(answered())
+        history.ended(refused())
+        history.pace(0.1)
+    for history in (two, both):
+        history.ended(answered("ben", "n"))
+        history.ended(answered())
+    shown, expected = one.with_others([json.loads(json.dumps(two.plain()))]).shown(), both.shown()
+    for rows in (shown["keys"], shown["models"], expected["keys"], expected["models"]):
+        for row in rows:  # type: ignore[attr-defined]
+            row["last"] = 0
+    assert shown == expected
 
 
 def test_names_beyond_the_bound_are_counted_as_one() -> None:
@@ -127,7 +154,7 @@ def test_no_number_breaks_a_spread_or_makes_it_large(values: list[float]) -> Non
     for value in values:
         if value == value:
             spread.add(value)
-    assert len(spread._counts) < 300
+    assert len(spread.counts) < 300
 
 
 def test_nothing_has_no_percentiles() -> None:

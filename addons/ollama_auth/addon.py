@@ -179,6 +179,7 @@ class Gate:
 
     def running(self) -> None:
         asyncio_utils.create_task(self.connections.sweep(), name="gate sweep", keep_ref=True)
+        asyncio_utils.create_task(self.observatory.share(), name="gate workers", keep_ref=True)
         asyncio_utils.create_task(self.config.watch(ctx.options), name="gate keys", keep_ref=True)
         if hasattr(signal, "SIGHUP"):
             with suppress(NotImplementedError, RuntimeError, ValueError):

@@ -13,7 +13,7 @@ from typing import Any
 
 from mitmproxy.log import ALERT
 
-from . import keys_file, settings
+from . import keys_file, settings, workers
 from .access_log import AccessLog
 from .audit import AuditLog
 from .cli_signature import Replays
@@ -83,6 +83,11 @@ class Configuration:
             return self.limiter
         if new.limits_storage is None and not any(map(limited, new.ring.principals.values())):
             return None
+        if new.limits_storage is None and workers.count(os.environ) > 1:
+            raise SettingsError(
+                "the keys have limits, which each of several workers would count for itself: "
+                "set ollama_limits_storage=redis://HOST:6379, or run one worker"
+            )
         try:
             return Limiter(new.limits_storage)
         except LimitsFault as fault:

@@ -1,10 +1,12 @@
 """What was asked and used so far, by key, by model and by minute, for the status page. Pure, bounded in memory."""
 
+import json
 import time
-from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from math import ceil, log
+from typing import Any
 
 from .exchange import Exchange
 from .usage import Usage
@@ -37,23 +39,28 @@ class Fold:
         return name
 
 
+@dataclass(slots=True)
 class Spread:
     """How long things took, in ms: counts in buckets of even ratio, so that some bytes tell any percentile."""
 
-    def __init__(self) -> None:
-        self._counts: Counter[int] = Counter()
+    counts: dict[int, int] = field(default_factory=dict)
 
     def add(self, milliseconds: float) -> None:
         """One more."""
-        self._counts[ceil(log(min(max(milliseconds, 0.01), 1e9), _STEP))] += 1
+        self.merge({ceil(log(min(max(milliseconds, 0.01), 1e9), _STEP)): 1})
+
+    def merge(self, counts: Mapping[int, int]) -> None:
+        """Add what another one counted."""
+        for bucket, count in counts.items():
+            self.counts[bucket] = self.counts.get(bucket, 0) + count
 
     def percentiles(self, *shares: float) -> list[float] | None:
         """The values that these shares of all do not exceed; None where there are none."""
-        total, seen = self._counts.total(), 0
+        total, seen = sum(self.counts.values()), 0
         wanted = [share * total for share in shares]
         found: list[float] = []
-        for bucket in sorted(self._counts):
-            seen += self._counts[bucket]
+        for bucket in sorted(self.counts):
+            seen += self.counts[bucket]
             while len(found) < len(wanted) and seen >= wanted[len(found)]:
                 found.append(round(_STEP**bucket, 2))
         return found if total else None
@@ -79,6 +86,16 @@ class Totals:
         self.last = time.time()
         if speed := exchange.speed:
             self.speed = speed if self.speed is None else (1 - _RECENT) * self.speed + _RECENT * speed
+
+    def merge(self, other: "Totals") -> None:
+        """Add what another gate counted."""
+        if self.speed is None or (other.speed is not None and other.last > self.last):
+            self.speed = other.speed
+        self.requests += other.requests
+        self.refused += other.refused
+        self.prompt_tokens += other.prompt_tokens
+        self.completion_tokens += other.completion_tokens
+        self.last = max(self.last, other.last)
 
 
 @dataclass(slots=True)
@@ -107,6 +124,17 @@ class Minute:
         if exchange.first_token:
             self.ttft.add((exchange.first_token - exchange.started) * 1000)
 
+    def merge(self, other: "Minute") -> None:
+        """Add what another gate counted in the same minute."""
+        self.requests += other.requests
+        self.refused += other.refused
+        self.errors += other.errors
+        self.prompt_tokens += other.prompt_tokens
+        self.completion_tokens += other.completion_tokens
+        self.ttft.merge(other.ttft.counts)
+        self.duration.merge(other.duration.counts)
+        self.token.merge(other.token.counts)
+
     def shown(self) -> dict[str, object]:
         """As the status page takes it."""
         return {
@@ -131,7 +159,7 @@ class History:
         self._models: dict[str, Totals] = {}
         self._fold_key, self._fold_model = Fold(), Fold()
         self._refusals: Counter[str] = Counter()
-        self._minutes: deque[Minute] = deque(maxlen=MINUTES)
+        self._minutes: dict[int, Minute] = {}
 
     def ended(self, exchange: Exchange) -> None:
         """Count an exchange that has ended."""
@@ -149,22 +177,53 @@ class History:
 
     def shown(self) -> dict[str, object]:
         """As the status page takes it: `keys`, `models`, `refusals` and the last hour in `minutes`, oldest first."""
-        by_number = {minute.number: minute for minute in self._minutes}
         last = int(self._now() // 60)
         hour = range(last - MINUTES + 1, last + 1)
         return {
             "keys": [{"key": name, **totals} for name, totals in _shown(self._keys)],
             "models": [{"model": name, **totals} for name, totals in _shown(self._models)],
             "refusals": dict(self._refusals),
-            "minutes": [by_number.get(number, Minute(number)).shown() for number in hour],
+            "minutes": [self._minutes.get(number, Minute(number)).shown() for number in hour],
         }
+
+    def plain(self) -> dict[str, Any]:
+        """All of it, as JSON can have it."""
+        return {
+            "keys": {name: asdict(totals) for name, totals in self._keys.items()},
+            "models": {name: asdict(totals) for name, totals in self._models.items()},
+            "refusals": dict(self._refusals),
+            "minutes": [asdict(minute) for minute in self._minutes.values()],
+        }
+
+    def with_others(self, others: Iterable[Mapping[str, Any]]) -> "History":
+        """A new one, of what this and others counted: gates that share a port. Raises KeyError, TypeError or
+        ValueError where what they say is not `plain`."""
+        whole = History(self._now)
+        for plain in (json.loads(json.dumps(self.plain())), *others):
+            for mine, fold, theirs in (
+                (whole._keys, whole._fold_key, plain["keys"]),
+                (whole._models, whole._fold_model, plain["models"]),
+            ):
+                for name, totals in theirs.items():
+                    mine.setdefault(fold(name), Totals()).merge(Totals(**totals))
+            whole._refusals.update(plain["refusals"])
+            for minute in plain["minutes"]:
+                spreads: dict[str, Any] = {name: _spread(minute.pop(name)) for name in ("ttft", "duration", "token")}
+                read = Minute(**minute, **spreads)
+                whole._minutes.setdefault(read.number, Minute(read.number)).merge(read)
+        return whole
 
     def _minute(self) -> Minute:
         number = int(self._now() // 60)
-        # A clock that was put back counts on in the newest minute.
-        if not self._minutes or self._minutes[-1].number < number:
-            self._minutes.append(Minute(number))
-        return self._minutes[-1]
+        if number not in self._minutes:
+            self._minutes[number] = Minute(number)
+            for old in sorted(self._minutes)[:-MINUTES]:
+                del self._minutes[old]
+        return self._minutes.get(number) or Minute(number)  # A clock that was put back far counts nowhere.
+
+
+def _spread(plain: Mapping[str, Mapping[str, int]]) -> Spread:
+    return Spread({int(bucket): count for bucket, count in plain["counts"].items()})
 
 
 def _shown(totals: dict[str, Totals]) -> list[tuple[str, dict[str, object]]]:

@@ -4,12 +4,12 @@ Names of keys and models, counts and times: no secret, no content. `pages.py` se
 """
 
 import asyncio
-import logging
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import __version__
+from . import __version__, workers
 from .exchange import Exchange
 from .history import History, under_way
 from .metrics import Metrics, MetricsFault
@@ -17,14 +17,16 @@ from .metrics import Metrics, MetricsFault
 if TYPE_CHECKING:
     from .pages import Server
 
-logger = logging.getLogger(__name__)
-
 type Address = tuple[str, int]
 
 MAX_SHOWN = 100
 """Requests under way on the status page."""
 PROBE = 2.0
 """Seconds that Ollama has to answer when we look whether it does, and for which its answer is good."""
+
+
+SHARE = 1.0
+"""Seconds between two looks at what the other gates on this port know."""
 
 
 class ObservatoryFault(ValueError):
@@ -68,6 +70,7 @@ class Observatory:
         self._answers: bool | None = None
         self._asked_at = 0.0
         self._asking = asyncio.Lock()
+        self._folder = workers.folder(os.environ)
 
     # What happens.
 
@@ -144,8 +147,9 @@ class Observatory:
     async def status(self) -> dict[str, object]:
         """All that the status page shows."""
         answers = await self.answers()
-        now = time.monotonic()
-        oldest = sorted(self._gate.under_way, key=lambda exchange: exchange.started)
+        now = self._now()
+        others = workers.others(self._folder) if self._folder else []
+        in_flight = [row for one in (now, *others) for row in one["in_flight"]]
         return {
             "version": __version__,
             "started": self._started,
@@ -153,8 +157,25 @@ class Observatory:
             "state": self._gate.state,
             "upstream": self._gate.upstream,
             "ready": answers,
+            "connections": sum(one["connections"] for one in (now, *others)),
+            "in_flight_total": sum(one["in_flight_total"] for one in (now, *others)),
+            "in_flight": sorted(in_flight, key=lambda row: -row["seconds"])[:MAX_SHOWN],
+            **self._history.with_others(one["history"] for one in others).shown(),
+        }
+
+    def _now(self) -> dict[str, Any]:
+        now = time.monotonic()
+        oldest = sorted(self._gate.under_way, key=lambda exchange: exchange.started)
+        return {
             "connections": self._gate.connection_count,
             "in_flight_total": len(oldest),
             "in_flight": [under_way(exchange, now) for exchange in oldest[:MAX_SHOWN]],
-            **self._history.shown(),
         }
+
+    async def share(self) -> None:
+        """Let the other gates on this port know, for ever."""
+        while self._folder:
+            if self._server and self._metrics:
+                self._metrics.gauge(len(self._gate.under_way), self._gate.connection_count)
+                workers.publish(self._folder, self._now() | {"history": self._history.plain()})
+            await asyncio.sleep(SHARE)

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import ipaddress
 import json
+import os
 import re
 from contextlib import suppress
 from functools import cache
@@ -21,6 +22,7 @@ from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
+from . import workers
 from .observatory import Observatory
 
 MAX_CONNECTIONS = 64
@@ -46,7 +48,7 @@ class Server:
             default_handler_args=what,
             log_function=lambda _: None,
         )
-        sockets = bind_sockets(port, host)
+        sockets = bind_sockets(port, host, reuse_port=workers.count(os.environ) > 1)
         self._server = BoundedServer(
             application,
             max_header_size=MAX_HEAD,
