@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-port=0",
 )  # fmt: skip
+
+
+class Fault(Exception):
+    """What the browser could not do."""
 
 
 class Page:
@@ -56,7 +60,8 @@ class Page:
         session = {"sessionId": self._session} if self._session else {}
         await self._socket.write_message(json.dumps({"id": number, "method": method, "params": parameters, **session}))
         said = await asyncio.wait_for(answer, PATIENCE)
-        assert "error" not in said, said
+        if "error" in said:
+            raise Fault(said["error"]["message"])
         result: dict[str, Any] = said["result"]
         return result
 
@@ -73,15 +78,17 @@ class Page:
     async def evaluate(self, expression: str) -> Any:
         """The value of an expression of JavaScript."""
         said = await self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in said, said
+        if "exceptionDetails" in said:
+            raise Fault(said["exceptionDetails"])
         return said["result"].get("value")
 
     async def until(self, expression: str) -> Any:
-        """The first true value of an expression."""
+        """The first true value of an expression, whatever page is loaded meanwhile."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
-            if value := await self.evaluate(expression):
-                return value
+            with suppress(Fault):
+                if value := await self.evaluate(expression):
+                    return value
             await asyncio.sleep(0.02)
         shown = await self.evaluate("document.body.innerText")
         raise AssertionError(f"waited {PATIENCE} s for {expression}; the page shows {shown}")
