@@ -263,6 +263,7 @@ async def test_hostile_names_are_text(page: Page, stand: Stand) -> None:
         row |= {name: HOSTILE for name in ("id", "key", "model", "path", "method") if name in row}
     hostile |= {"upstream": HOSTILE, "state": HOSTILE, "refusals": {HOSTILE: 3, "__proto__": 2, "constructor": 1}}
     stand.data = hostile
+    await page.evaluate("void poll()")
     await page.until(f"document.querySelector('#keys tbody').rows[0].textContent.startsWith({HOSTILE!r})")
     assert (await rows(page, "flight"))[0][1] == HOSTILE
     assert [row[0] for row in await rows(page, "refusals")] == [HOSTILE, "__proto__", "constructor"]
@@ -285,6 +286,7 @@ async def test_it_updates_itself(page: Page, stand: Stand) -> None:
 
 async def test_it_says_that_there_is_nothing(page: Page, stand: Stand) -> None:
     stand.data = quiet()
+    await page.evaluate("void poll()")
     await page.until("document.querySelector('#ollama').textContent.startsWith('Ollama not asked yet')")
     for table in ("flight", "keys", "models", "refusals"):
         ((sentence,),) = await rows(page, table)
@@ -318,6 +320,7 @@ async def test_trouble_is_told_and_over_when_it_is_over(page: Page, stand: Stand
 )
 async def test_answers_that_are_none(page: Page, stand: Stand, status: int, raw: bytes, said: str) -> None:
     stand.status, stand.raw = status, raw
+    await page.evaluate("void poll()")
     await page.until(f"document.querySelector('#trouble').textContent.includes({said!r})")
 
 
@@ -336,6 +339,7 @@ async def test_it_rests_while_nobody_looks(page: Page, stand: Stand) -> None:
 async def test_another_version_of_the_gate_brings_its_page(page: Page, stand: Stand) -> None:
     await page.evaluate("globalThis.old = true")
     stand.data = busy() | {"version": "9.9.9"}
+    await page.evaluate("void poll()")
     await page.until(f"globalThis.old === undefined && {SHOWN}")
     assert "version 9.9.9" in await text(page, "#about")
 
@@ -358,6 +362,7 @@ async def test_it_fits_a_screen(page: Page, stand: Stand, width: int) -> None:
             "completion_tokens": 10**15,
         }
     stand.data = long | {"in_flight": long["in_flight"] * 30, "keys": long["keys"] * 40}
+    await page.evaluate("void poll()")
     await page.until("document.querySelector('#keys tbody').rows.length === 200")
     assert await page.evaluate(fits)
 
