@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ollama_auth.metrics import Metrics
 from support import ROOT
 
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "scripts" / "deploy" / "grafana-dashboard.json").read_text())
@@ -28,6 +29,12 @@ METRICS: dict[str, set[str]] = {
 VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
+
+
+def test_the_metrics_are_those_of_the_gate() -> None:
+    ends = {"counter": "_total", "histogram": "_bucket"}
+    families = Metrics()._registry.collect()
+    assert {family.name + ends.get(family.type, "") for family in families} == set(METRICS)
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)

@@ -1,7 +1,6 @@
 """The status page in a real chromium, with the headers it is served with and answers made up here."""
 
-import base64
-import hashlib
+import asyncio
 import math
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -12,12 +11,12 @@ from tornado.httpserver import HTTPServer
 from tornado.web import Application, RequestHandler
 
 from devtools import Page, chromium, tab
-from support import ROOT, free_port
+from ollama_auth.pages import page as served
+from support import BEARER, ROOT, Gate, Upstream, ask, chat, free_port
+from usage import NO_REFUSAL
 
-PAGE = (ROOT / "addons" / "ollama_auth" / "status.html").read_text()
+PAGE = served().content.decode()
 SCRIPTS = re.findall(r"<script>(.*?)</script>", PAGE, re.S)
-HASH = base64.b64encode(hashlib.sha256(SCRIPTS[0].encode()).digest()).decode()
-POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{HASH}'; connect-src 'self'; img-src data:"
 HOSTILE = "<img src=x onerror=alert(1)>"
 NOTHING = "\N{EN DASH}"
 NOW = 1764063600.0
@@ -49,15 +48,15 @@ def busy() -> dict[str, Any]:
         ("0b77aa0193fe2d11", "bob-laptop", "/v1/messages", "llama3.2:latest", 3.2, None, 0, None),
     ]
     keys = [
-        ("alice", 1284, 3, 412_034, 1_893_220, 27.9, 1.0),
         ("ci-runner", 12_480, 211, 8_120_331, 22_004_118, 19.4, 2.0),
+        ("alice", 1284, 3, 412_034, 1_893_220, 27.9, 1.0),
+        ("(none)", 130, 130, 0, 0, None, 95.0),
         ("bob-laptop", 97, 0, 18_220, 61_230, 31.2, 3.0),
         ("reader", 31, 12, 0, 0, None, 2400.0),
-        ("other", 4, 0, 120, 340, None, 7600.0),
     ]
     models = [
-        ("llama3.2:latest", 1390, 431_502, 1_955_010, 28.4),
         ("qwen3:32b", 12_400, 8_101_998, 21_990_004, 19.2),
+        ("llama3.2:latest", 1390, 431_502, 1_955_010, 28.4),
         ("nomic-embed-text:latest", 75, 17_205, 0, None),
     ]
     return {
@@ -89,14 +88,7 @@ def busy() -> dict[str, Any]:
             dict(zip(("model", "requests", "prompt_tokens", "completion_tokens", "speed"), row, strict=True))
             for row in models
         ],
-        "refusals": {
-            "missing": 118,
-            "requests_per_minute": 211,
-            "unknown": 12,
-            "scope": 12,
-            "client left": 40,
-            "model": 3,
-        },
+        "refusals": {"missing": 118, "requests_per_minute": 211, "unknown": 12, "scope": 11, "model": 4},
         "minutes": [minute(i) for i in range(60)],
     }
 
@@ -126,7 +118,7 @@ class Stand:
 
         class Front(RequestHandler):
             def get(self) -> None:
-                self.set_header("Content-Security-Policy", POLICY)
+                self.set_header("Content-Security-Policy", served().policy)
                 self.finish(PAGE)
 
         class Status(RequestHandler):
@@ -200,7 +192,7 @@ def test_every_reason_of_the_log_is_put_in_words() -> None:
     assert listed
     block = re.search(r"const REASONS = \{(.*?)\n\}", PAGE, re.S)
     assert block
-    assert set(re.findall(r"`([^`]+)`", listed[1])) <= set(re.findall(r'^  "([^"]+)": "', block[1], re.M))
+    assert set(re.findall(r"`([^`]+)`", listed[1])) - NO_REFUSAL == set(re.findall(r'^  "([^"]+)": "', block[1], re.M))
 
 
 async def test_it_shows_what_the_gate_says(page: Page, stand: Stand) -> None:
@@ -211,9 +203,9 @@ async def test_it_shows_what_the_gate_says(page: Page, stand: Stand) -> None:
         "alice", "llama3.2:latest", "1 min 13 s", "1,893", "26.1", "212 ms", "POST /api/chat"
     ]  # fmt: skip
     assert (await rows(page, "flight"))[2][3:6] == ["0", NOTHING, "waits"]
-    assert (await rows(page, "keys"))[1] == ["ci-runner", "12,480", "211", "8.12M", "22M", "19.4", "just now"]
-    assert await page.evaluate("document.querySelector('#keys tbody').rows[1].cells[4].title") == "22,004,118"
-    assert (await rows(page, "models"))[0] == ["llama3.2:latest", "1,390", "432K", "1.96M", "28.4"]
+    assert (await rows(page, "keys"))[0] == ["ci-runner", "12,480", "211", "8.12M", "22M", "19.4", "just now"]
+    assert await page.evaluate("document.querySelector('#keys tbody').rows[0].cells[4].title") == "22,004,118"
+    assert (await rows(page, "models"))[1] == ["llama3.2:latest", "1,390", "432K", "1.96M", "28.4"]
     assert (await rows(page, "refusals"))[:2] == [
         ["The key is over its requests per minute", "requests_per_minute", "211"],
         ["No key was sent", "missing", "118"],
@@ -221,6 +213,29 @@ async def test_it_shows_what_the_gate_says(page: Page, stand: Stand) -> None:
     assert await page.evaluate("document.title") == "(3) Ollama gate"
     assert not page.complaints
     assert {url.rpartition("/")[0] + "/" for url in page.requests if not url.startswith("data:")} == {stand.url}
+
+
+async def test_the_page_of_a_real_gate(browser: str, upstream: Upstream) -> None:
+    """A request shows while it runs, and is counted when it has ended."""
+    port = free_port()
+    with Gate(upstream.url, "--set", f"ollama_metrics_listen=127.0.0.1:{port}") as gate:
+        async with tab(browser) as page:
+            await page.open(f"http://127.0.0.1:{port}/")
+            await page.until("document.querySelector('#ollama').textContent === 'Ollama is ready'")
+            upstream.hold()
+            asking = asyncio.create_task(asyncio.to_thread(ask, gate.port, "POST", "/api/chat", BEARER, body=chat()))
+            await page.until("document.querySelector('#flight tbody').rows[0].cells[0].textContent === 'default'")
+            assert (await rows(page, "flight"))[0][6] == "POST /api/chat"
+            upstream.go_on()
+            assert (await asking).status == 200
+            await asyncio.to_thread(ask, gate.port, "GET", "/api/tags")
+            await page.until(
+                "document.querySelector('#refusals tbody').rows[0].textContent === 'No key was sentmissing1'"
+            )
+            assert (await rows(page, "flight"))[0] == ["Nothing is under way. A request shows here while it runs."]
+            assert ["default", "1"] in [row[:2] for row in await rows(page, "keys")]
+            assert (await rows(page, "models"))[0][0] == "demo"
+            assert not page.complaints
 
 
 async def test_its_plots_have_axes_units_and_marks(page: Page) -> None:
@@ -303,7 +318,7 @@ async def test_trouble_is_told_and_over_when_it_is_over(page: Page, stand: Stand
     assert "The gate does not answer" in await page.until(trouble)
     assert "was true" in await page.evaluate(trouble)
     assert (await text(page, "#gate")).startswith("No answer")
-    assert (await rows(page, "keys"))[0][0] == "alice", "what was known stays"
+    assert (await rows(page, "keys"))[1][0] == "alice", "what was known stays"
     stand.start()
     await page.until("document.querySelector('#trouble').hidden")
     assert (await text(page, "#gate")).startswith("Open")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import usage as report
-from support import ROOT, wait_until
+from support import BEARER, ROOT, Gate, Upstream, ask, chat, wait_until
 
 BIDI = "\N{RIGHT-TO-LEFT OVERRIDE}"
 
@@ -281,6 +281,22 @@ def test_a_damaged_file_is_counted_as_far_as_it_goes(terminal: Terminal) -> None
         out, err = terminal.run("--format", "json", "torn.gz", status=1)
         assert 0 < json.loads(out)["total"]["requests"] <= 2000 * 7
         assert "torn.gz could not be read to its end" in err
+
+
+def test_the_log_of_a_real_gate(terminal: Terminal, upstream: Upstream) -> None:
+    log = terminal.folder / "real.log"
+    with Gate(upstream.url, "--set", f"ollama_access_log={log}") as gate:
+        assert ask(gate.port, "POST", "/api/chat", BEARER, body=chat()).status == 200
+        assert ask(gate.port, "POST", "/api/chat", body=chat()).status == 401
+        assert ask(gate.port, "POST", "/api/chat", "Authorization: Bearer nobody-has-this", body=chat()).status == 401
+        wait_until(lambda: log.read_text().count("\n") == 3, "the log to be written")
+    said = terminal.json("--by", "key,model", "real.log")
+    assert said["broken_lines"] == 0
+    assert [[row["key"], row["model"], row["requests"], row["refused"]] for row in said["rows"]] == [
+        [None, None, 1, 1], ["(unknown)", None, 1, 1], ["default", "demo", 1, 0]
+    ]  # fmt: skip
+    assert said["rows"][2]["completion_tokens"] > 0
+    assert said["rows"][2]["ttft_p50_ms"] > 0
 
 
 def test_rows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
