@@ -1,0 +1,428 @@
+"""Turns access logs of the gate into a table of who used what: by key, model and day.
+
+Takes JSON lines, as the option ollama_access_log writes them: files, also compressed with gzip and also while they are
+written to, or - for standard input. Days are those of UTC. Of a log only sums are kept, so that it may have any size;
+times to the first token are exact within 2.5 %.
+"""
+
+import argparse
+import csv
+import gzip
+import io
+import json
+import math
+import os
+import re
+import signal
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from functools import lru_cache
+from itertools import accumulate
+from operator import itemgetter
+from typing import Any, NamedTuple, cast
+
+COLUMNS = ("key", "model", "day")
+SUMS = ("requests", "refused", "prompt_tokens", "completion_tokens", "estimated")
+NUMBERS = (*SUMS, "ttft_p50_ms", "ttft_p95_ms", "bytes_in", "bytes_out")
+HEADINGS = ("REQUESTS", "REFUSED", "PROMPT", "COMPLETION", "TTFT P50", "TTFT P95", "BYTES IN", "BYTES OUT")
+NO_REFUSAL = frozenset({
+    "", "preflight", "client left", "killed", "stopped",
+    "upstream unreachable", "upstream timeout", "upstream broken",
+})  # fmt: skip
+"""Reasons of what became of a request that was let in."""
+MAX_LINE = 64 * 1024
+"""Bytes of a line; what is longer the gate did not write."""
+MAX_NAME = 128
+"""Characters of a key or a model; clients choose the latter."""
+MAX_ROWS = 100_000
+"""Rows of a table; further ones are folded into one."""
+OTHER, UNKNOWN = "(other)", "(unknown)"
+"""Names that no key has: of rows beyond MAX_ROWS, of keys that nobody has."""
+PER_BUCKET = math.log(1.05)
+MIN_MS, MAX_MS = 0.1, 1e9
+MAX_COUNT = 2**63
+PERIOD = 0.1
+"""Seconds between two words about the progress."""
+EXAMPLES = """\
+examples:
+  scripts/usage access.log
+  scripts/usage --by day,key --since 2026-11-01 access.log access.log.1.gz
+  scripts/usage --format csv --by model access.log > models.csv
+  ssh gpu-box cat /var/log/ollama-auth.log | scripts/usage --key alice -
+
+A completion with ~ holds estimates, which CSV and JSON tell in a field of their own.
+exit status: 0 done; 1 nothing to count, or a file that can't be read; 2 a command line that can't be understood
+"""
+
+
+class Problem(Exception):
+    """What went wrong, and the remedy."""
+
+
+class Entry(NamedTuple):
+    """What counts of a line."""
+
+    day: str
+    key: str
+    model: str
+    reason: str
+    counts: tuple[int, int, int, int]
+    """Tokens of prompt and completion, bytes in and out."""
+    ttft: float | None
+    """Milliseconds."""
+    estimated: bool
+
+
+def read(line: bytes) -> Entry:
+    """Raises ValueError where that is no line of an access log."""
+    try:
+        found = json.loads(line.decode())
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if type(found) is not dict:
+        raise ValueError("no object")
+    get = found.get
+    moment, key, model, reason = get("time"), get("key") or "", get("model") or "", get("reason") or ""
+    counts = get("prompt_tokens", 0), get("completion_tokens", 0), get("bytes_in", 0), get("bytes_out", 0)
+    ttft = get("ttft_ms")
+    if not type(moment) is type(key) is type(model) is type(reason) is str:
+        raise ValueError("no time, or a name that is none")
+    if moment[10:11] != "T" or not is_day(moment[:10]):
+        raise ValueError("a time that is none")
+    for number in counts:
+        if type(number) is not int or not 0 <= number < MAX_COUNT:
+            raise ValueError("a count that is none")
+    if ttft is not None and not (type(ttft) in (int, float) and 0 <= ttft < MAX_MS):
+        raise ValueError("a duration that is none")
+    return Entry(moment[:10], key, model, reason, counts, ttft, bool(get("estimated")))
+
+
+@lru_cache(1024)
+def is_day(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is known of some requests. Times are counted in buckets, each 5 % wider than the one before."""
+
+    requests: int = 0
+    refused: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: bool = False
+    bytes_in: int = 0
+    bytes_out: int = 0
+    times: Counter[int] = field(default_factory=Counter)
+
+    def add(self, other: "Tally") -> None:
+        for name in (*SUMS, "bytes_in", "bytes_out"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.estimated = bool(self.estimated)
+        self.times.update(other.times)
+
+    def ttft(self, share: float) -> float | None:
+        """Milliseconds within which that share of the first tokens came."""
+        buckets = sorted(self.times)
+        wanted = math.ceil(self.times.total() * share)
+        reached = accumulate(self.times[bucket] for bucket in buckets)
+        found = next((bucket for bucket, count in zip(buckets, reached, strict=True) if count >= wanted), None)
+        return None if found is None else float(f"{math.exp((found + 0.5) * PER_BUCKET):.3g}")
+
+    def numbers(self) -> dict[str, Any]:
+        """The fields NUMBERS, as CSV and JSON have them."""
+        times = {"ttft_p50_ms": self.ttft(0.5), "ttft_p95_ms": self.ttft(0.95)}
+        return {name: times[name] if name in times else getattr(self, name) for name in NUMBERS}
+
+
+class Report:
+    """The rows of a table, made of lines."""
+
+    def __init__(self, by: Sequence[str], since: str, until: str, key: str | None) -> None:
+        """`since` and `until` are days, both included; `key` is the only one to count."""
+        self.by = by
+        self.rows: dict[tuple[str, ...], Tally] = {}
+        self.read = 0
+        self.broken = 0
+        self.folded = False
+        self._since, self._until, self._key = since, until, key
+        pick = itemgetter(*map(COLUMNS.index, by))
+        self._pick: Callable[[tuple[str, str, str]], tuple[str, ...]] = (
+            pick if len(by) > 1 else lambda row: (pick(row),)
+        )
+
+    def count(self, entry: Entry) -> None:
+        self.read += 1
+        if not self._since <= entry.day <= self._until or (self._key is not None and entry.key != self._key):
+            return
+        key = UNKNOWN if entry.key.startswith("unknown:") else entry.key
+        tally = self._tally(self._pick((key[:MAX_NAME], entry.model[:MAX_NAME], entry.day)))
+        tally.requests += 1
+        tally.refused += entry.reason not in NO_REFUSAL
+        tally.prompt_tokens += entry.counts[0]
+        tally.completion_tokens += entry.counts[1]
+        tally.bytes_in += entry.counts[2]
+        tally.bytes_out += entry.counts[3]
+        if entry.estimated:
+            tally.estimated = True
+        if entry.ttft is not None:
+            tally.times[math.floor(math.log(max(entry.ttft, MIN_MS)) / PER_BUCKET)] += 1
+
+    def sorted(self) -> list[tuple[tuple[str, ...], Tally]]:
+        return sorted(self.rows.items())
+
+    def total(self) -> Tally:
+        total = Tally()
+        for tally in self.rows.values():
+            total.add(tally)
+        return total
+
+    def _tally(self, names: tuple[str, ...]) -> Tally:
+        if (found := self.rows.get(names)) is not None:
+            return found
+        if len(self.rows) >= MAX_ROWS:
+            self.folded, names = True, (OTHER,) * len(self.by)
+        return self.rows.setdefault(names, Tally())
+
+
+# The files.
+
+
+class Progress:
+    """Says on a terminal how far it is: a share of the bytes, or the lines where nobody knows how many will come."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._shown = sys.stderr.isatty()
+        self._sizes = [0 if name == "-" else os.path.getsize(name) for name in names]
+        self._total = 0 if "-" in names else sum(self._sizes)
+        self._before = 0
+        self._due = time.monotonic() + 5 * PERIOD
+        self._width = 0
+
+    def tell(self, position: int, lines: int) -> None:
+        if self._shown and time.monotonic() >= self._due:
+            self._due = time.monotonic() + PERIOD
+            share = min(99, 100 * (self._before + position) // self._total) if self._total else 0
+            self._write(f"{share} %" if self._total else f"{lines:,} lines")
+
+    def next_file(self) -> None:
+        self._before += self._sizes.pop(0)
+
+    def done(self) -> None:
+        if self._width:
+            self._write("")
+            self._write("")
+
+    def _write(self, text: str) -> None:
+        print(f"\r{text:<{self._width}}", end="", file=sys.stderr, flush=True)
+        self._width = len(text)
+
+
+def count(names: Sequence[str], report: Report) -> list[str]:
+    """Counts the lines of files. Returns what is wrong with some. Raises Problem, before it reads, if one is away."""
+    for name in names:
+        if name != "-":
+            check(name)
+    faults = []
+    progress = Progress(names)
+    try:
+        for name in names:
+            try:
+                with sys.stdin.buffer if name == "-" else open(name, "rb") as file:
+                    count_file(cast(io.BufferedReader, file), report, progress)
+            except (OSError, EOFError, zlib.error):
+                faults.append(f"{name} could not be read to its end: what came before that was counted")
+            progress.next_file()
+    finally:
+        progress.done()
+    return faults
+
+
+def check(name: str) -> None:
+    """Raises Problem where that is no file to read."""
+    if not os.path.exists(name):
+        raise Problem(f"there is no {name}: name the file that the option ollama_access_log names")
+    if os.path.isdir(name):
+        raise Problem(f"{name} is a directory: name the files in it")
+    if not os.access(name, os.R_OK):
+        raise Problem(f"{name} can't be read: run this as a user who may")
+
+
+def count_file(file: io.BufferedReader, report: Report, progress: Progress) -> None:
+    packed = file.peek(2)[:2] == b"\x1f\x8b"
+    seekable = file.seekable()
+    for number, line in enumerate(lines(gzip.GzipFile(fileobj=file) if packed else file)):
+        if number % 1000 == 0:
+            progress.tell(file.tell() if seekable else 0, report.read)
+        try:
+            report.count(read(line))
+        except ValueError:
+            # What has no end yet is about to be written.
+            report.broken += line.endswith(b"\n") and not line.isspace()
+
+
+def lines(file: io.BufferedIOBase) -> Iterator[bytes]:
+    """The lines with their ends, none longer than MAX_LINE: what is longer becomes one that is broken."""
+    while line := file.readline(MAX_LINE):
+        if len(line) == MAX_LINE and not line.endswith(b"\n"):
+            while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
+                pass
+            line = b"too long\n"
+        yield line
+
+
+# The table.
+
+
+def printable(text: str) -> str:
+    """Without what moves a cursor, rings a bell or turns the direction of text: that is written as \\xNN or \\uNNNN."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def as_text(report: Report) -> str:
+    rows = [[*(printable(name) or "-" for name in names), *in_words(tally)] for names, tally in report.sorted()]
+    total = ["total", *[""] * (len(report.by) - 1), *in_words(report.total())]
+    table = [[*map(str.upper, report.by), *HEADINGS], *rows, total]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    aligned = [f"{'<' if i < len(report.by) else '>'}{width}" for i, width in enumerate(widths)]
+    return "".join("  ".join(map(format, row, aligned)) + "\n" for row in table)
+
+
+def in_words(tally: Tally) -> list[str]:
+    completion = f"{'~' if tally.estimated else ''}{tally.completion_tokens:,}"
+    return [
+        f"{tally.requests:,}", f"{tally.refused:,}", f"{tally.prompt_tokens:,}", completion,
+        span(tally.ttft(0.5)), span(tally.ttft(0.95)), size(tally.bytes_in), size(tally.bytes_out),
+    ]  # fmt: skip
+
+
+def span(ms: float | None) -> str:
+    if ms is None:
+        return "-"
+    return f"{ms:.3g} ms" if ms < 999.5 else f"{ms / 1000:.2f} s" if ms < 10_000 else f"{ms / 1000:,.0f} s"
+
+
+def size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def as_csv(report: Report) -> str:
+    """Without a total. A spreadsheet takes no cell for a formula."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*report.by, *NUMBERS])
+    for names, tally in report.sorted():
+        writer.writerow([*map(harmless, names), *cells(tally)])
+    return file.getvalue()
+
+
+def cells(tally: Tally) -> list[object]:
+    return [str(value).lower() if isinstance(value, bool) else value for value in tally.numbers().values()]
+
+
+def harmless(name: str) -> str:
+    text = printable(name)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def as_json(report: Report) -> str:
+    rows = [
+        {column: name or None for column, name in zip(report.by, names, strict=True)} | tally.numbers()
+        for names, tally in report.sorted()
+    ]
+    return json.dumps({"rows": rows, "total": report.total().numbers(), "broken_lines": report.broken}, indent=2) + "\n"
+
+
+FORMATS: dict[str, Callable[[Report], str]] = {"text": as_text, "csv": as_csv, "json": as_json}
+
+
+# The command line.
+
+
+def columns(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if len(set(names)) < len(names) or not set(names) <= set(COLUMNS):
+        raise argparse.ArgumentTypeError("write it as key,model,day: some of them or all, in the order you like")
+    return names
+
+
+def day(text: str) -> str:
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII) or not is_day(text):
+        raise argparse.ArgumentTypeError("it is no day; write it as 2026-11-30")
+    return text
+
+
+def parse(command_line: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/usage", description=__doc__, epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument(
+        "files", metavar="FILE", nargs="+", help="an access log, also a compressed one; - is standard input"
+    )
+    parser.add_argument("--by", metavar="COLUMNS", type=columns, default=COLUMNS,
+                        help="what makes a row, such as model or day,key; default: key,model,day")  # fmt: skip
+    parser.add_argument("--format", choices=FORMATS, default="text", help="default: text")
+    parser.add_argument(
+        "--since", metavar="DAY", type=day, default="0001-01-01", help="the first day, such as 2026-11-01"
+    )
+    parser.add_argument("--until", metavar="DAY", type=day, default="9999-12-31", help="the last day")
+    parser.add_argument("--key", metavar="NAME", help="count this key alone")
+    arguments = parser.parse_args(command_line)
+    if arguments.files.count("-") > 1:
+        parser.error("standard input can be read once: name - once")
+    if arguments.since > arguments.until:
+        parser.error("--since is after --until: no day is left")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse(sys.argv[1:])
+    report = Report(arguments.by, arguments.since, arguments.until, arguments.key)
+    try:
+        notes = count(arguments.files, report)
+        status = 1 if notes else 0
+        if not report.read:
+            raise Problem("there is no line of an access log: the gate writes one with --set ollama_access_log=PATH")
+        if not report.rows:
+            raise Problem("no request is of that key and of those days: leave out --key, --since or --until to see all")
+    except Problem as problem:
+        say(str(problem))
+        status = 1
+    except KeyboardInterrupt:
+        return 130
+    else:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout.write(FORMATS[arguments.format](report))
+        for note in notes:
+            say(note)
+    if report.folded:
+        say(f"there are more than {MAX_ROWS:,} rows: the others are in {OTHER}; ask for fewer with --by or --key")
+    if report.broken:
+        say(f"skipped {report.broken:,} line{'' if report.broken == 1 else 's'} that the gate did not write so")
+    return status
+
+
+def say(text: str) -> None:
+    print(f"ollama-auth: {printable(text)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    if sys.platform != "win32":
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Whoever reads a table may stop in the middle.
+    sys.exit(main())
