@@ -40,6 +40,8 @@ CHECKED = {
     "OLLAMA_KEYS_FILE=keys.toml scripts/serve": "test_keys_for_everyone",
     "scripts/keys add my-laptop --ssh ~/.ollama/id_ed25519.pub --scope all": "test_keys_for_everyone",
     "OLLAMA_HOST=http://127.0.0.1:8081 OLLAMA_AUTH=1 ollama run llama3.2": "test_named_keys.py signs as it does",
+    "scripts/usage access.log": "test_usage_report.py",
+    "scripts/usage --by day,key --since 2026-11-01 --format csv access.log access.log.1.gz": "test_usage_report.py",
     "scripts/test": "this is it",
     "scripts/test tests/test_gate.py -k streaming": "test_the_test_command",
     "scripts/bench --quick": "test_scripts_exist",
