@@ -37,6 +37,7 @@ from .connections import Connections, Link, close_left
 from .desk import Desk
 from .edge import ClientTls, Farewell, GateLayer
 from .judge import RETRY_SECONDS
+from .hooks import Audience
 from .messages import Reservation
 from .responses import error, render, retry_after
 from .routes import Dialect
@@ -90,7 +91,8 @@ class Gate:
 
     name = "ollama_gate"
 
-    def __init__(self) -> None:
+    def __init__(self, audience: Audience) -> None:
+        self.audience = audience
         self.holders: set[int] = set()
         self.config = Configuration(where_lines_go)
         self.connections = Connections()
@@ -105,12 +107,13 @@ class Gate:
         addons = loader.master.addons
         gate = addons.get(cls.name)
         if gate is None:
-            gate = cls()
+            gate = cls(Audience(addons))
             try:
                 addons.register(gate)
             except exceptions.OptionsError as fault:  # A value on the command line that is not of the option's type.
                 logger.error("%s", fault)
             addons.chain.insert(0, gate)
+            gate.audience.install()
             gate.apply_defaults()
         assert isinstance(gate, cls)
         return gate
@@ -234,10 +237,10 @@ class Gate:
                 self.settings.handshake_timeout if self.settings else self.desk.head_timeout
             )
             outer = ClientTls(context)
-            outer.child_layer = GateLayer(context, self.desk, link)
+            outer.child_layer = GateLayer(context, self.desk, link, self.audience)
             nextlayer.layer = outer
         else:
-            nextlayer.layer = GateLayer(context, self.desk, link)
+            nextlayer.layer = GateLayer(context, self.desk, link, self.audience)
 
     def client_disconnected(self, client: Client) -> None:
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)

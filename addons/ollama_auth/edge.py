@@ -47,6 +47,7 @@ from .connections import CONNECT_TIMEOUT, Drain, Expire, Link
 from .exchange import Admission, Claim, Exchange, Refusal
 from .head import CHUNKED, Head, values
 from .headers import FORWARDED
+from .hooks import FLOW_HOOKS, Audience
 from .http1 import Http1Edge, Http1Upstream
 from .http2 import Http2Edge, Settle
 from .messages import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, OllamaReserveHook, Refuse, Reservation
@@ -62,10 +63,11 @@ CLIENT_DISCONNECTED = "client disconnected"
 class GateLayer(HttpLayer):
     """All HTTP of one client connection."""
 
-    def __init__(self, context: Context, gate: Gate, link: Link) -> None:
+    def __init__(self, context: Context, gate: Gate, link: Link, audience: Audience) -> None:
         super().__init__(context, HTTPMode.transparent)
         self.gate = gate
         self.link = link
+        self.audience = audience
         self.uses: dict[Connection, int] = {}
         """How many requests each connection upstream has been given."""
 
@@ -172,12 +174,21 @@ class GateStream(HttpStream):
             link.release(link.client, self)
 
     def _handle_event(self, event: events.Event) -> Commands:
-        yield from super()._handle_event(event)
+        yield from self._without_silent_hooks(super()._handle_event(event))
         if self.admission and not self.flow.live:
             if self.flow.error and not self.exchange.reason:
                 killed = self.flow.error.msg == self.flow.error.KILLED_MESSAGE
                 self.exchange.reason = "killed" if killed else "client left"
             self.gate.end(self.exchange, self.parent.link)
+
+    def _without_silent_hooks(self, work: Commands) -> Commands:
+        """A hook at which nobody does anything is over at once."""
+        silent = self.parent.audience.silent
+        reply = None
+        with suppress(StopIteration):
+            while True:
+                command = work.send(reply)
+                reply = None if isinstance(command, FLOW_HOOKS) and silent(command) else (yield command)
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> Commands:
         head = event.head if isinstance(event, Arrival) and event.head else head_of(event)
