@@ -43,7 +43,7 @@ from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook, HttpRespo
 from mitmproxy.proxy.layers.http._http2 import Http2Client
 from OpenSSL import SSL
 
-from .connections import CONNECT_TIMEOUT, Drain, Expire, Link
+from .connections import CONNECT_TIMEOUT, Drain, Expire, Link, Resume
 from .exchange import Admission, Claim, Exchange, Refusal
 from .head import CHUNKED, Head, values
 from .headers import FORWARDED
@@ -83,7 +83,7 @@ class GateLayer(HttpLayer):
             edge = Http2Edge if client.alpn == b"h2" else Http1Edge
             self.connections[client] = edge(self.context.fork(), self.gate, self.link)
             yield from self.event_to_child(self.connections[client], event)
-        elif isinstance(event, (Expire, Drain)):
+        elif isinstance(event, (Expire, Drain, Resume)):
             yield from self.event_to_child(self.connections[client], event)
         elif isinstance(event, events.ConnectionEvent) and event.connection not in self.connections:
             # Of a connection that was dropped from the books when it was found closed, or half of it was.

@@ -21,7 +21,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server, make_body_reader
 
-from .connections import Drain, Expire, Link
+from .connections import Drain, Expire, Link, Resume
 from .head import CHUNKED, Head, HeadError, bare, parse_head, take_head
 from .messages import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, Refuse
 from .responses import Answer, render
@@ -100,6 +100,9 @@ class Http1Edge(Body, Http1Server):
             yield from self.expire()
         elif isinstance(event, Drain):
             yield from self.drain()
+        elif isinstance(event, Resume):
+            if self.state == self.read_headers and self.buf:
+                yield from self.state(events.DataReceived(self.conn, b""))
         elif self.state in (self.linger, self.done):
             yield from self.state(event)
         elif isinstance(event, events.DataReceived) and self.state == self.wait:
@@ -225,7 +228,9 @@ class Http1Edge(Body, Http1Server):
         self.state = self.read_headers
         self.link.deadline = time.monotonic() + self.gate.idle_timeout
         if self.buf:
-            yield from self.state(events.DataReceived(self.conn, b""))
+            # Not now: the layer upstream may be in the middle of the event that ended the response.
+            self.link.tell(Resume())
+        yield from ()
 
     def fail(self, answer: Answer) -> Commands:
         """Nothing came of an admitted request; the connection may go on if all of it was read."""
