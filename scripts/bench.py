@@ -76,6 +76,16 @@ class Running:
         return total / 1024
 
 
+    def cpu(self) -> float:
+        """Seconds of processor time, of all its processes."""
+        ticks = 0
+        for pid in family(self.pid):
+            with suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def family(pid: int) -> list[int]:
     """This process and those below it."""
     children = []
@@ -87,20 +97,29 @@ def family(pid: int) -> list[int]:
 type Work = Callable[[Running, Size], Awaitable[Mapping[str, float]]]
 
 
+async def rated(name: str, unit: str, one: Running, work: Awaitable[float], seconds: float) -> Mapping[str, float]:
+    """So many a second, and the processor time that each took: that is what noise on the machine changes least."""
+    before = one.cpu()
+    rate = await work
+    return {name: rate, f"CPU a {unit}, us": (one.cpu() - before) / (rate * seconds) * 1e6}
+
+
 async def served(one: Running, size: Size) -> Mapping[str, float]:
-    return {"requests/s": await load.requests(one.target.at, size.seconds)}
+    return await rated("requests/s", "request", one, load.requests(one.target.at, size.seconds), size.seconds)
 
 
 async def served_models(one: Running, size: Size) -> Mapping[str, float]:
-    rate = await load.requests(one.target.at, size.seconds, "POST", "/api/show")
-    return {"requests/s that name a model": rate}
+    work = load.requests(one.target.at, size.seconds, "POST", "/api/show")
+    return {"requests/s that name a model": await work}
 
 
 async def refused(one: Running, size: Size) -> Mapping[str, float]:
-    return {"refusals/s": await load.refusals(one.target.at, size.seconds)} if one.target.checks else {}
+    if not one.target.checks:
+        return {}
+    return await rated("refusals/s", "refusal", one, load.refusals(one.target.at, size.seconds), size.seconds)
 
 
-def rows_of(name: str, late: Late) -> Mapping[str, float]:
+def rows_of(name: str, late: Late) -> dict[str, float]:
     return {f"{name}, p50 ms": late.p50, f"{name}, p99 ms": late.p99}
 
 
@@ -109,7 +128,10 @@ async def one_stream(one: Running, size: Size) -> Mapping[str, float]:
 
 
 async def running(one: Running, size: Size) -> Mapping[str, float]:
-    return rows_of("token late, 100 streams", await load.running(one.target.at, size.seconds))
+    before = one.cpu()
+    late, tokens = await load.running(one.target.at, size.seconds)
+    rows = rows_of("token late, 100 streams", late)
+    return rows | {"CPU a token of 100 streams, us": (one.cpu() - before) / tokens * 1e6}
 
 
 async def arriving(one: Running, size: Size) -> Mapping[str, float]:
@@ -236,7 +258,9 @@ def ratio(goal: Goal, figures: Figures, name: str) -> float | None:
     if ours is None or theirs is None:
         return None
     base = figures[goal.row]["direct"].median if goal.added else 0.0
-    return (ours.median - base) / max(theirs.median - base, 1e-9)
+    if theirs.median <= base:
+        return None  # Lost in the noise.
+    return (ours.median - base) / (theirs.median - base)
 
 
 def table(figures: Figures, names: list[str]) -> str:

@@ -259,11 +259,11 @@ async def one_stream(at: Address, tokens: int) -> Late:
     return late(await stream(at, tokens, PACE / 2))
 
 
-async def running(at: Address, seconds: float) -> Late:
-    """Of many chats, while all of them run."""
+async def running(at: Address, seconds: float) -> tuple[Late, int]:
+    """Of many chats, while all of them run; and how many tokens came in all."""
     chats = await streams(at, 1.0, int((seconds + 1.5) / PACE))
     begun, ended = max(chat[0].sent for chat in chats) + 0.2, min(chat[-1].sent for chat in chats)
-    return late([token for chat in chats for token in chat if begun <= token.sent <= ended])
+    return late([token for chat in chats for token in chat if begun <= token.sent <= ended]), sum(map(len, chats))
 
 
 async def arriving(at: Address, bursts: int) -> Late:

@@ -51,6 +51,7 @@ from .hooks import FLOW_HOOKS, Audience
 from .http1 import Http1Edge, Http1Upstream
 from .http2 import Http2Edge, Settle
 from .messages import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, OllamaReserveHook, Refuse, Reservation
+from .splice import Splice, splice
 
 MAX_CLIENT_HELLO = 64 * 1024
 """Bytes before TLS has begun, where mitmproxy would take 16 MB."""
@@ -70,6 +71,26 @@ class GateLayer(HttpLayer):
         self.audience = audience
         self.uses: dict[Connection, int] = {}
         """How many requests each connection upstream has been given."""
+        self.splices: dict[Connection, Splice] = {}
+        """The responses that take the short way, by their connection upstream."""
+
+    def handle_event(self, event: events.Event) -> Commands:
+        if isinstance(event, events.DataReceived) and event.connection in self.splices:
+            event = yield from self._relay(event, self.splices[event.connection])
+        if event:
+            yield from super().handle_event(event)
+
+    def _relay(self, event: events.DataReceived, splice: Splice) -> layer.CommandGenerator[events.Event | None]:
+        """Send on what may be sent as it is; what is left of the event."""
+        try:
+            taken = splice.take(event.data) if splice.open else 0
+        except Exception as error:
+            yield from self._crash(error)
+            return None
+        if not taken:
+            return event
+        yield commands.SendData(self.context.client, event.data[:taken])
+        return events.DataReceived(event.connection, event.data[taken:]) if taken < len(event.data) else None
 
     def _handle_event(self, event: events.Event) -> Commands:
         try:
@@ -107,6 +128,14 @@ class GateLayer(HttpLayer):
 
     def _dead(self, _: events.Event) -> Commands:
         yield from ()
+
+    def join(self, stream: "GateStream") -> None:
+        """The response of a stream begins: let it take the short way if it can."""
+        server = stream.context.server
+        upstream = self.connections.get(server)
+        inner = upstream.child_layer if isinstance(upstream, Upstream) else None  # Not so in TLS.
+        if found := splice(inner, self.connections[self.context.client], stream, stream.exchange.response_chunk):
+            self.splices[server] = found
 
     def make_stream(self, stream_id: int) -> Commands:
         self.streams[stream_id] = GateStream(self.context.fork(), stream_id, self)
@@ -179,6 +208,7 @@ class GateStream(HttpStream):
             if self.flow.error and not self.exchange.reason:
                 killed = self.flow.error.msg == self.flow.error.KILLED_MESSAGE
                 self.exchange.reason = "killed" if killed else "client left"
+            self.parent.splices.pop(self.context.server, None)
             self.gate.end(self.exchange, self.parent.link)
 
     def _without_silent_hooks(self, work: Commands) -> Commands:
@@ -368,6 +398,7 @@ class GateStream(HttpStream):
         assert self.flow.response
         yield SendHttp(ResponseHeaders(self.stream_id, self.flow.response, end_stream=False), self.context.client)
         self.server_state = self.state_stream_response_body
+        self.parent.join(self)
 
     def state_stream_response_body(self, event: events.Event) -> Commands:
         yield from super().state_stream_response_body(event)

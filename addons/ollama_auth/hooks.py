@@ -1,0 +1,115 @@
+"""Who hears of a hook. mitmproxy asks each of some forty addons at each hook, and by default none of them does anything
+at those of a request: that was more than half of what a request cost.
+
+`Audience` asks only those that have a method for it, in the same order and with the same consequences, and can tell
+beforehand that nobody would do anything: then the edge need not call at all. Nothing is taken out of mitmproxy: an
+option that is set while it runs, a script that is loaded, an addon that is added are heard from the next hook on.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mitmproxy import addons as builtin
+from mitmproxy import ctx, exceptions
+from mitmproxy.addonmanager import AddonManager, safecall, traverse
+from mitmproxy.addons import dumper
+from mitmproxy.hooks import Hook
+from mitmproxy.proxy.layers.http._hooks import (
+    HttpRequestHeadersHook,
+    HttpRequestHook,
+    HttpResponseHeadersHook,
+    HttpResponseHook,
+)
+
+LIFECYCLE = ("load", "configure", "running", "done")
+"""These change the addons while they are called: left to mitmproxy."""
+type FlowHook = HttpRequestHeadersHook | HttpRequestHook | HttpResponseHeadersHook | HttpResponseHook
+FLOW_HOOKS = (HttpRequestHeadersHook, HttpRequestHook, HttpResponseHeadersHook, HttpResponseHook)
+
+
+def always(_: Any) -> bool:
+    return True
+
+
+IDLE: Mapping[type, Callable[[Any], bool]] = {
+    builtin.anticache.AntiCache: lambda _: not ctx.options.anticache,
+    builtin.anticomp.AntiComp: lambda _: not ctx.options.anticomp,
+    builtin.blocklist.BlockList: lambda addon: not addon.items,
+    builtin.disable_h2c.DisableH2C: always,  # `head` and the headers that are forwarded leave nothing to disable.
+    builtin.maplocal.MapLocal: lambda addon: not addon.replacements,
+    builtin.mapremote.MapRemote: lambda addon: not addon.replacements,
+    builtin.modifybody.ModifyBody: lambda addon: not addon.replacements,
+    builtin.modifyheaders.ModifyHeaders: lambda addon: not addon.replacements,
+    # For the host mitm.it, which no request has whose Host we set.
+    builtin.onboarding.Onboarding: lambda _: not (ctx.options.onboarding and ctx.options.keep_host_header),
+    builtin.proxyauth.ProxyAuth: lambda addon: addon.validator is None,
+    builtin.save.Save: lambda addon: addon.stream is None,
+    builtin.savehar.SaveHar: lambda _: not ctx.options.hardump,
+    builtin.serverplayback.ServerPlayback: lambda addon: not addon.flowmap,
+    builtin.stickyauth.StickyAuth: lambda addon: addon.flt is None,
+    builtin.stickycookie.StickyCookie: lambda addon: addon.flt is None,
+    builtin.tlsconfig.TlsConfig: always,  # It serves the revocation list of certificates that a gate does not make.
+    builtin.update_alt_svc.UpdateAltSvc: always,  # But see `silent`.
+    builtin.upstream_auth.UpstreamAuth: lambda addon: addon.auth is None,
+    dumper.Dumper: lambda _: ctx.options.flow_detail == 0,
+}
+"""Addons of mitmproxy's own that have methods for the hooks of a request: when these do nothing."""
+
+
+class Audience:
+    """The addons of a mitmproxy, by what they have methods for."""
+
+    def __init__(self, addons: AddonManager) -> None:
+        self.addons = addons
+        self._whole = addons.trigger_event
+        self._chain: list[Any] = []
+        self._hearing: dict[str, list[Any]] = {}
+
+    def install(self) -> None:
+        """From here on mitmproxy asks only those who listen."""
+        self.addons.trigger_event = self.trigger_event
+
+    def hearing(self, name: str) -> list[Any]:
+        """Those of the chain who may have a method of that name, themselves or one of their sub-addons."""
+        if self.addons.chain != self._chain:
+            self._chain = list(self.addons.chain)
+            self._hearing.clear()
+        found = self._hearing.get(name)
+        if found is None:
+            found = self._hearing[name] = [addon for addon in self._chain if may_hear(addon, name)]
+        return found
+
+    async def trigger_event(self, event: Hook) -> None:
+        """As AddonManager.trigger_event."""
+        if event.name in LIFECYCLE:
+            await self._whole(event)
+            return
+        for addon in self.hearing(event.name):
+            try:
+                await self.addons.invoke_addon(addon, event)
+            except exceptions.AddonHalt:
+                return
+            except Exception:
+                with safecall():
+                    raise
+
+    def silent(self, hook: FlowHook) -> bool:
+        """Nobody would do anything at this hook."""
+        response = hook.flow.response
+        if isinstance(hook, HttpResponseHeadersHook) and response and "alt-svc" in response.headers:
+            return False
+        return not (self._acts(hook.name) or self._acts("update"))
+
+    def _acts(self, name: str) -> bool:
+        """Somebody would do something at that hook."""
+        for addon in self.hearing(name):
+            idle = IDLE.get(type(addon))
+            if not idle(addon) if idle else any(hasattr(one, name) for one in traverse([addon])):
+                return True
+        return False
+
+
+def may_hear(addon: Any, name: str) -> bool:
+    """Not if it is one of mitmproxy's own, whose methods are those of its class."""
+    own = type(addon).__module__.startswith("mitmproxy.") and not hasattr(addon, "addons")
+    return not own or hasattr(type(addon), name) or name in vars(addon)
