@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import bench_load as load
 import bench_targets as targets
-from bench_load import Address, Late, Wrong
+from bench_load import Late, Wrong
 from bench_plot import plot
 from bench_targets import Target
 
@@ -74,7 +74,6 @@ class Running:
             with suppress(OSError, IndexError):
                 total += int(Path(f"/proc/{pid}/status").read_text().split(f"{field}:")[1].split()[0])
         return total / 1024
-
 
     def cpu(self) -> float:
         """Seconds of processor time, of all its processes."""
@@ -292,15 +291,14 @@ def goals(figures: Figures, names: list[str]) -> str:
 
 
 def machine() -> str:
+    """What the figures hold for."""
     model = platform.processor() or platform.machine()
     with suppress(OSError, IndexError):
         model = Path("/proc/cpuinfo").read_text().split("model name\t: ")[1].partition("\n")[0]
-    with suppress(ImportError, OSError):
-        return (
-            f"{os.cpu_count()} cores of {model}, {platform.system()} {platform.release()}, load {os.getloadavg()[0]:.1f}; "
-            f"Python {platform.python_version()}, mitmproxy {version('mitmproxy')}; generator on {loop_name()}"
-        )
-    return model
+    load_average = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
+    system = f"{os.cpu_count()} cores of {model}, {platform.system()} {platform.release()}, {load_average}"
+    programs = f"Python {platform.python_version()}, mitmproxy {version('mitmproxy')}, Caddy {caddy_version()}"
+    return f"{system}; {programs}; generator on {loop_name()}"
 
 
 def loop_name() -> str:
@@ -328,7 +326,7 @@ def parse() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME=COMMAND",
-        help="also what that command starts on 127.0.0.1; it may name {port}, {upstream} and {key}",
+        help="also what that command starts on 127.0.0.1; it may name {port}, {upstream}, {key} and {folder}",
     )
     parser.add_argument("--memory", action="store_true", help="measure memory too, with --quick as well (Linux)")
     parser.add_argument("--keys", action="store_true", help=f"also the gate with {targets.MANY:,} named keys")
@@ -368,7 +366,7 @@ def main() -> None:
         size = size._replace(repeats=max(1, options.repeats))
     gc.freeze()
     gc.disable()  # Its pauses would be taken for the proxies'; what is left behind in a run is small.
-    title = f"{machine()}, Caddy {caddy_version()}"
+    title = machine()
     try:
         figures, names = asyncio.run(run(options, size))
     except (Wrong, TimeoutError, OSError) as fault:

@@ -98,7 +98,7 @@ class Target:
         """Its process id, once it listens."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
         process = subprocess.Popen(
-            self.command, env=environment | self.variables, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            self.command, env=environment | dict(self.variables), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         try:
             until = time.monotonic() + PATIENCE
@@ -190,17 +190,15 @@ def workers(count: int, upstream: Address, folder: Path) -> Target:
     at = address()
     serve = str(REPOSITORY / "scripts" / "serve.py")
     command = [sys.executable, serve, "--workers", str(count), *arguments(at, folder)]
-    return Target(
-        f"ours x{count}", at, command, {KEY: at.key, "OLLAMA_ENDPOINT": f"http://{HOST}:{upstream.port}"}
-    )
+    return Target(f"ours x{count}", at, command, {KEY: at.key, "OLLAMA_ENDPOINT": f"http://{HOST}:{upstream.port}"})
 
 
-def other(spec: str, upstream: Address, _: Path) -> Target:
-    """NAME=COMMAND, with {port}, {upstream} and {key} in the command."""
+def other(spec: str, upstream: Address, folder: Path) -> Target:
+    """NAME=COMMAND, with {port}, {upstream}, {key} and {folder} (an empty one) in the command."""
     name, _, command = spec.partition("=")
     at = address()
     url = f"http://{HOST}:{upstream.port}"
-    words = [word.format(port=at.port, upstream=url, key=at.key) for word in shlex.split(command)]
+    words = [word.format(port=at.port, upstream=url, key=at.key, folder=folder) for word in shlex.split(command)]
     return Target(name, at, words, {KEY: at.key, "OLLAMA_ENDPOINT": url})
 
 

@@ -16,7 +16,9 @@ from typing import cast
 HOST = "127.0.0.1"
 VERSION = b'{"version":"0.12.6"}'
 PIECE = bytes(1 << 18)
-LINE = '{"model":"demo","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":"%d@%d"},"done":false}'
+LINE = (
+    '{"model":"demo","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":"%d@%d"},"done":false}'
+)
 LAST = b'{"model":"demo","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":""},"done":true}\n'
 
 
@@ -86,7 +88,7 @@ class Server(asyncio.Protocol):
         if number == tokens:
             self.transport.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(LAST), LAST))
             return
-        line = (LINE % (number, time.monotonic_ns())).encode() + b"\n"
+        line = f'{START}{number}@{time.monotonic_ns()}"}},"done":false}}\n'.encode()
         self.transport.write(b"%s%x\r\n%s\r\n" % (before, len(line), line))
         self.next = self.loop.call_at(due + pause, self.token, b"", number + 1, tokens, pause, due + pause)
 

@@ -9,6 +9,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -24,6 +25,8 @@ type Line = Callable[[Exchange], str]
 
 MAX_WAITING = 10_000
 """Lines that wait to be written, before further ones are dropped."""
+PAUSE = 0.01
+"""Seconds between two writes: a thread that is woken for each line would take the interpreter from the requests."""
 MAX_PATH = 256
 """Characters of a path in a line."""
 MAX_NAMES = 32
@@ -159,6 +162,7 @@ class AccessLog:
             self._put("\n".join(lines) + "\n", len(lines))
             if last:
                 return
+            time.sleep(PAUSE)
 
     def _put(self, text: str, count: int) -> None:
         try:

@@ -75,10 +75,11 @@ class GateLayer(HttpLayer):
         """The responses that take the short way, by their connection upstream."""
 
     def handle_event(self, event: events.Event) -> Commands:
+        left: events.Event | None = event
         if isinstance(event, events.DataReceived) and event.connection in self.splices:
-            event = yield from self._relay(event, self.splices[event.connection])
-        if event:
-            yield from super().handle_event(event)
+            left = yield from self._relay(event, self.splices[event.connection])
+        if left:
+            yield from super().handle_event(left)
 
     def _relay(self, event: events.DataReceived, splice: Splice) -> layer.CommandGenerator[events.Event | None]:
         """Send on what may be sent as it is; what is left of the event."""
@@ -222,7 +223,8 @@ class GateStream(HttpStream):
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> Commands:
         head = event.head if isinstance(event, Arrival) and event.head else head_of(event)
-        self.exchange, verdict = self.gate.judge(head, self.parent.link)
+        judged = event.judged if isinstance(event, Arrival) else None
+        self.exchange, verdict = judged or self.gate.judge(head, self.parent.link)
         if isinstance(verdict, Claim):
             yield from self._hold(event, head, verdict)
         else:

@@ -6,14 +6,35 @@ beforehand that nobody would do anything: then the edge need not call at all. No
 option that is set while it runs, a script that is loaded, an addon that is added are heard from the next hook on.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mitmproxy import addons as builtin
 from mitmproxy import ctx, exceptions
 from mitmproxy.addonmanager import AddonManager, safecall, traverse
-from mitmproxy.addons import dumper
+from mitmproxy.addons import (
+    anticache,
+    anticomp,
+    blocklist,
+    disable_h2c,
+    dumper,
+    maplocal,
+    mapremote,
+    modifybody,
+    modifyheaders,
+    onboarding,
+    proxyauth,
+    save,
+    savehar,
+    serverplayback,
+    stickyauth,
+    stickycookie,
+    tlsconfig,
+    update_alt_svc,
+    upstream_auth,
+)
 from mitmproxy.hooks import Hook
+from mitmproxy.log import LegacyLogEvents
 from mitmproxy.proxy.layers.http._hooks import (
     HttpRequestHeadersHook,
     HttpRequestHook,
@@ -21,6 +42,7 @@ from mitmproxy.proxy.layers.http._hooks import (
     HttpResponseHook,
 )
 
+CONNECTIONS = logging.getLogger("mitmproxy.proxy.server")
 LIFECYCLE = ("load", "configure", "running", "done")
 """These change the addons while they are called: left to mitmproxy."""
 type FlowHook = HttpRequestHeadersHook | HttpRequestHook | HttpResponseHeadersHook | HttpResponseHook
@@ -32,25 +54,25 @@ def always(_: Any) -> bool:
 
 
 IDLE: Mapping[type, Callable[[Any], bool]] = {
-    builtin.anticache.AntiCache: lambda _: not ctx.options.anticache,
-    builtin.anticomp.AntiComp: lambda _: not ctx.options.anticomp,
-    builtin.blocklist.BlockList: lambda addon: not addon.items,
-    builtin.disable_h2c.DisableH2C: always,  # `head` and the headers that are forwarded leave nothing to disable.
-    builtin.maplocal.MapLocal: lambda addon: not addon.replacements,
-    builtin.mapremote.MapRemote: lambda addon: not addon.replacements,
-    builtin.modifybody.ModifyBody: lambda addon: not addon.replacements,
-    builtin.modifyheaders.ModifyHeaders: lambda addon: not addon.replacements,
+    anticache.AntiCache: lambda _: not ctx.options.anticache,
+    anticomp.AntiComp: lambda _: not ctx.options.anticomp,
+    blocklist.BlockList: lambda addon: not addon.items,
+    disable_h2c.DisableH2C: always,  # `head` and the headers that are forwarded leave nothing to disable.
+    maplocal.MapLocal: lambda addon: not addon.replacements,
+    mapremote.MapRemote: lambda addon: not addon.replacements,
+    modifybody.ModifyBody: lambda addon: not addon.replacements,
+    modifyheaders.ModifyHeaders: lambda addon: not addon.replacements,
     # For the host mitm.it, which no request has whose Host we set.
-    builtin.onboarding.Onboarding: lambda _: not (ctx.options.onboarding and ctx.options.keep_host_header),
-    builtin.proxyauth.ProxyAuth: lambda addon: addon.validator is None,
-    builtin.save.Save: lambda addon: addon.stream is None,
-    builtin.savehar.SaveHar: lambda _: not ctx.options.hardump,
-    builtin.serverplayback.ServerPlayback: lambda addon: not addon.flowmap,
-    builtin.stickyauth.StickyAuth: lambda addon: addon.flt is None,
-    builtin.stickycookie.StickyCookie: lambda addon: addon.flt is None,
-    builtin.tlsconfig.TlsConfig: always,  # It serves the revocation list of certificates that a gate does not make.
-    builtin.update_alt_svc.UpdateAltSvc: always,  # But see `silent`.
-    builtin.upstream_auth.UpstreamAuth: lambda addon: addon.auth is None,
+    onboarding.Onboarding: lambda _: not (ctx.options.onboarding and ctx.options.keep_host_header),
+    proxyauth.ProxyAuth: lambda addon: addon.validator is None,
+    save.Save: lambda addon: addon.stream is None,
+    savehar.SaveHar: lambda _: not ctx.options.hardump,
+    serverplayback.ServerPlayback: lambda addon: not addon.flowmap,
+    stickyauth.StickyAuth: lambda addon: addon.flt is None,
+    stickycookie.StickyCookie: lambda addon: addon.flt is None,
+    tlsconfig.TlsConfig: always,  # It serves the revocation list of certificates that a gate does not make.
+    update_alt_svc.UpdateAltSvc: always,  # But see `silent`.
+    upstream_auth.UpstreamAuth: lambda addon: addon.auth is None,
     dumper.Dumper: lambda _: ctx.options.flow_detail == 0,
 }
 """Addons of mitmproxy's own that have methods for the hooks of a request: when these do nothing."""
@@ -67,7 +89,7 @@ class Audience:
 
     def install(self) -> None:
         """From here on mitmproxy asks only those who listen."""
-        self.addons.trigger_event = self.trigger_event
+        self.addons.trigger_event = self.trigger_event  # type: ignore[method-assign]
 
     def hearing(self, name: str) -> list[Any]:
         """Those of the chain who may have a method of that name, themselves or one of their sub-addons."""
@@ -92,6 +114,14 @@ class Audience:
             except Exception:
                 with safecall():
                     raise
+
+    def quieten(self) -> None:
+        """mitmproxy's lines about connections, several a request, are made only where somebody shows them."""
+        root = logging.getLogger()
+        shown = any(one.level <= logging.INFO and not isinstance(one, LegacyLogEvents) for one in root.handlers)
+        level = logging.NOTSET if shown or self._acts("add_log") else logging.WARNING
+        if CONNECTIONS.level != level:
+            CONNECTIONS.setLevel(level)
 
     def silent(self, hook: FlowHook) -> bool:
         """Nobody would do anything at this hook."""

@@ -22,6 +22,7 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server, make_body_reader
 
 from .connections import Drain, Expire, Link, Resume
+from .exchange import Refusal
 from .head import CHUNKED, Head, HeadError, bare, parse_head, take_head
 from .messages import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, Refuse
 from .responses import Answer, render
@@ -136,13 +137,18 @@ class Http1Edge(Body, Http1Server):
         yield from self.arrive(head)
 
     def arrive(self, head: Head) -> Commands:
-        """Hand a head to the stream that decides; go on with the body unless it was refused."""
+        """Decide on a head; give it a stream unless it is refused, and go on with its body."""
         self.head = head
         self.last = head.close or self.gate.draining
         self.link.deadline, self.link.told = None, False
+        exchange, verdict = judged = self.gate.judge(head, self.link)
+        if isinstance(verdict, Refusal) and not self.gate.watched():
+            yield from self.end_with(verdict.answer.to(head.method))
+            self.gate.end(exchange, self.link)
+            return
         self.request = request_of(head)
         length = None if head.body == CHUNKED else head.body
-        yield ReceiveHttp(Arrival(self.stream_id, self.request, head.body == 0, head=head))
+        yield ReceiveHttp(Arrival(self.stream_id, self.request, head.body == 0, head=head, judged=judged))
         if self.state == self.read_headers:
             self.body_reader = make_body_reader(length)
             self.state = self.read_body

@@ -63,9 +63,7 @@ class Splice:
         return at
 
 
-def splice(
-    upstream: object, edge: object, stream: HttpStream, content: Callable[[bytes], bytes]
-) -> Splice | None:
+def splice(upstream: object, edge: object, stream: HttpStream, content: Callable[[bytes], bytes]) -> Splice | None:
     """Where this response may take the short way: nobody looks at it or changes it, and both sides frame it alike.
 
     `content`: what counts and reads it, and passes it on unchanged.
