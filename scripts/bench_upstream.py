@@ -16,10 +16,8 @@ from typing import cast
 HOST = "127.0.0.1"
 VERSION = b'{"version":"0.12.6"}'
 PIECE = bytes(1 << 18)
-LINE = (
-    '{"model":"demo","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":"%d@%d"},"done":false}'
-)
-LAST = b'{"model":"demo","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":""},"done":true}\n'
+START = '{"model":"demo","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":"'
+LAST = (START + '"},"done":true}\n').encode()
 
 
 def answer(body: bytes) -> bytes:

@@ -39,7 +39,11 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseHeaders,
     ResponseProtocolError,
 )
-from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook, HttpResponseHook
+from mitmproxy.proxy.layers.http._hooks import (
+    HttpRequestHeadersHook,
+    HttpResponseHeadersHook,
+    HttpResponseHook,
+)
 from mitmproxy.proxy.layers.http._http2 import Http2Client
 from OpenSSL import SSL
 
@@ -47,7 +51,7 @@ from .connections import CONNECT_TIMEOUT, Drain, Expire, Link, Resume
 from .exchange import Admission, Claim, Exchange, Refusal
 from .head import CHUNKED, Head, values
 from .headers import FORWARDED
-from .hooks import FLOW_HOOKS, Audience
+from .hooks import FLOW_HOOKS, Audience, FlowHook
 from .http1 import Http1Edge, Http1Upstream
 from .http2 import Http2Edge, Settle
 from .messages import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, OllamaReserveHook, Refuse, Reservation
@@ -193,6 +197,7 @@ class GateStream(HttpStream):
         self.held: tuple[RequestHeaders, Head]
         self.held_body = bytearray()
         self.retriable = False
+        self.unheard: bool | None = None
 
     def handle_event(self, event: events.Event) -> Commands:
         """While this waits for a connection or a hook, the body that comes is queued: then the client has to wait."""
@@ -214,12 +219,19 @@ class GateStream(HttpStream):
 
     def _without_silent_hooks(self, work: Commands) -> Commands:
         """A hook at which nobody does anything is over at once."""
-        silent = self.parent.audience.silent
         reply = None
         with suppress(StopIteration):
             while True:
                 command = work.send(reply)
-                reply = None if isinstance(command, FLOW_HOOKS) and silent(command) else (yield command)
+                reply = None if isinstance(command, FLOW_HOOKS) and self.is_silent(command) else (yield command)
+
+    def is_silent(self, hook: FlowHook) -> bool:
+        """Nobody would do anything at this hook. Decided once a request: who hears its begin hears its end."""
+        if self.unheard is None:
+            self.unheard = self.parent.audience.silent()
+        response = hook.flow.response
+        alternatives = isinstance(hook, HttpResponseHeadersHook) and response and "alt-svc" in response.headers
+        return self.unheard and not alternatives  # mitmproxy puts the port of the gate into Alt-Svc.
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> Commands:
         head = event.head if isinstance(event, Arrival) and event.head else head_of(event)

@@ -3,7 +3,7 @@ at those of a request: that was more than half of what a request cost.
 
 `Audience` asks only those that have a method for it, in the same order and with the same consequences, and can tell
 beforehand that nobody would do anything: then the edge need not call at all. Nothing is taken out of mitmproxy: an
-option that is set while it runs, a script that is loaded, an addon that is added are heard from the next hook on.
+option that is set while it runs, a script that is loaded, an addon that is added are heard from the next request on.
 """
 
 import logging
@@ -47,6 +47,8 @@ LIFECYCLE = ("load", "configure", "running", "done")
 """These change the addons while they are called: left to mitmproxy."""
 type FlowHook = HttpRequestHeadersHook | HttpRequestHook | HttpResponseHeadersHook | HttpResponseHook
 FLOW_HOOKS = (HttpRequestHeadersHook, HttpRequestHook, HttpResponseHeadersHook, HttpResponseHook)
+NAMES = (*(hook.name for hook in FLOW_HOOKS), "update")
+"""What is called at them: each, and `update` after it."""
 
 
 def always(_: Any) -> bool:
@@ -71,7 +73,7 @@ IDLE: Mapping[type, Callable[[Any], bool]] = {
     stickyauth.StickyAuth: lambda addon: addon.flt is None,
     stickycookie.StickyCookie: lambda addon: addon.flt is None,
     tlsconfig.TlsConfig: always,  # It serves the revocation list of certificates that a gate does not make.
-    update_alt_svc.UpdateAltSvc: always,  # But see `silent`.
+    update_alt_svc.UpdateAltSvc: always,  # But see edge.GateStream.is_silent.
     upstream_auth.UpstreamAuth: lambda addon: addon.auth is None,
     dumper.Dumper: lambda _: ctx.options.flow_detail == 0,
 }
@@ -85,20 +87,21 @@ class Audience:
         self.addons = addons
         self._whole = addons.trigger_event
         self._chain: list[Any] = []
-        self._hearing: dict[str, list[Any]] = {}
+        self._hearing: dict[tuple[str, ...], list[Any]] = {}
 
     def install(self) -> None:
         """From here on mitmproxy asks only those who listen."""
         self.addons.trigger_event = self.trigger_event  # type: ignore[method-assign]
 
-    def hearing(self, name: str) -> list[Any]:
-        """Those of the chain who may have a method of that name, themselves or one of their sub-addons."""
+    def hearing(self, *names: str) -> list[Any]:
+        """Those of the chain who may have a method of such a name, themselves or one of their sub-addons."""
         if self.addons.chain != self._chain:
             self._chain = list(self.addons.chain)
             self._hearing.clear()
-        found = self._hearing.get(name)
+        found = self._hearing.get(names)
         if found is None:
-            found = self._hearing[name] = [addon for addon in self._chain if may_hear(addon, name)]
+            found = [addon for addon in self._chain if any(may_hear(addon, name) for name in names)]
+            self._hearing[names] = found
         return found
 
     async def trigger_event(self, event: Hook) -> None:
@@ -123,18 +126,18 @@ class Audience:
         if CONNECTIONS.level != level:
             CONNECTIONS.setLevel(level)
 
-    def silent(self, hook: FlowHook) -> bool:
-        """Nobody would do anything at this hook."""
-        response = hook.flow.response
-        if isinstance(hook, HttpResponseHeadersHook) and response and "alt-svc" in response.headers:
-            return False
-        return not (self._acts(hook.name) or self._acts("update"))
+    def silent(self) -> bool:
+        """Nobody would do anything at a hook of a request that begins now."""
+        return not self._acts(*NAMES)
 
-    def _acts(self, name: str) -> bool:
-        """Somebody would do something at that hook."""
-        for addon in self.hearing(name):
+    def _acts(self, *names: str) -> bool:
+        """Somebody would do something at one of these hooks."""
+        for addon in self.hearing(*names):
             idle = IDLE.get(type(addon))
-            if not idle(addon) if idle else any(hasattr(one, name) for one in traverse([addon])):
+            if idle:
+                if not idle(addon):
+                    return True
+            elif any(hasattr(one, name) for one in traverse([addon]) for name in names):
                 return True
         return False
 
