@@ -8,7 +8,7 @@ LABEL org.opencontainers.image.title="ollama-auth" \
       org.opencontainers.image.description="An authenticating gateway for Ollama"
 COPY --from=build /venv /venv
 COPY addons /app/addons
-COPY scripts/serve.py scripts/entrypoint.py /app/scripts/
+COPY scripts/serve.py scripts/entrypoint.py scripts/mitmdump.py /app/scripts/
 # mitmproxy makes its certificates at every start, in $HOME: /dev/shm can be written also under --read-only.
 ENV HOME=/dev/shm \
     OLLAMA_ENDPOINT=http://host.docker.internal:11434 \

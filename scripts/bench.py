@@ -1,292 +1,382 @@
-"""Usage: scripts/bench [--quick] [--repeats N] [--memory] [--keys] [--json FILE]
+"""Usage: scripts/bench [--quick] [--only ROW]... [--also NAME=COMMAND]... [--json FILE] [--plot FILE.svg]
 
-Measures what the gate costs, on loopback alone: a client straight to the demo upstream, through mitmdump without an
-addon that streams (bare), and through the gate (ours). All in one run, in an order that turns with each repeat;
-the figures are medians over the repeats. --memory adds 20,000 requests and 1 GiB each way. --keys adds the gate with a
-file of 10,000 named keys: one of them with scopes (scopes), one with a list of models besides (models).
+Measures what the gate costs, beside Caddy, nginx (where they are installed) and a bare mitmdump that streams, all in
+front of one upstream, on loopback alone. Every answer is checked. Each figure is a median over the repeats, with the
+least and the most; the order of the programs turns with each repeat, and the first round only warms up. At the end the
+figures that matter, as ratios: they hold for this machine and this run.
 """
 
 import argparse
 import asyncio
-import hashlib
+import gc
 import json
 import os
-import secrets
-import shutil
-import socket
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from serve import KEY, REPOSITORY, gate_command, split
+import bench_load as load
+import bench_targets as targets
+from bench_load import Late, Wrong
+from bench_plot import plot
+from bench_targets import Target
 
-HOST = "127.0.0.1"
-CONNECTIONS = 16
-TOKEN_DELAY = 0.005
 GIB = 1 << 30
-PATIENCE = 300  # seconds that any one measurement may take
-MODEL = b'{"model":"demo"}'
-MANY = 10_000
-STREAM_ALL = """
-def requestheaders(flow): flow.request.stream = True
-def responseheaders(flow): flow.response.stream = True
-"""
+PATIENCE = 120.0  # seconds that any one measurement may take
+MANY_REQUESTS = 50_000
+
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    repeats: int
+    seconds: float
+    tokens: int
+    bursts: int
+    bytes: int
+    requests: int
+
+
+FULL = Size(repeats=5, seconds=3.0, tokens=300, bursts=3, bytes=GIB, requests=MANY_REQUESTS)
+QUICK = Size(repeats=1, seconds=0.5, tokens=50, bursts=1, bytes=GIB // 16, requests=2_000)
+
+
+class Figure(NamedTuple):
+    median: float
+    least: float
+    most: float
+
+
+type Figures = dict[str, dict[str, Figure]]
+"""Row -> target -> what was found."""
 
 
 @dataclass(frozen=True)
-class Target:
-    name: str
-    port: int
+class Running:
+    """A target at work."""
+
+    target: Target
     pid: int
-    key: str = ""
-
-    def head(self, request_line: str, length: int = 0, key: str | None = None) -> bytes:
-        key = self.key if key is None else key
-        fields = {"Host": f"{HOST}:{self.port}"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        if request_line.startswith("POST"):
-            fields |= {"Content-Length": str(length), "Content-Type": "application/json"}
-        lines = [f"{request_line} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
-        return "\r\n".join([*lines, "", ""]).encode()
-
-    @asynccontextmanager
-    async def connect(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        reader, writer = await asyncio.open_connection(HOST, self.port)
-        try:
-            yield reader, writer
-        finally:
-            writer.close()
 
     def memory(self, field: str) -> float:
-        """VmRSS, what the process holds now, or VmHWM, the most it ever held: in MB."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(status.split(f"{field}:")[1].split()[0]) / 1024
+        """VmRSS, what its processes hold now, or VmHWM, the most they ever held: in MB, all of them together."""
+        total = 0
+        for pid in family(self.pid):
+            with suppress(OSError, IndexError):
+                total += int(Path(f"/proc/{pid}/status").read_text().split(f"{field}:")[1].split()[0])
+        return total / 1024
+
+    def cpu(self) -> float:
+        """Seconds of processor time, of all its processes."""
+        ticks = 0
+        for pid in family(self.pid):
+            with suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
 
-async def read_head(reader: asyncio.StreamReader, expected: int) -> dict[str, str]:
-    lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    if int(lines[0].split()[1]) != expected:
-        raise SystemExit(f"expected {expected}, got: {lines[0]}")
-    return {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:-2])}
+def family(pid: int) -> list[int]:
+    """This process and those below it."""
+    children = []
+    with suppress(OSError):
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [pid, *(one for child in children for one in family(child))]
 
 
-async def read_body(reader: asyncio.StreamReader, head: dict[str, str]) -> AsyncIterator[bytes]:
-    if "content-length" in head:
-        left = int(head["content-length"])
-        while left and (piece := await reader.read(min(left, 1 << 18))):
-            left -= len(piece)
-            yield piece
-        if left:
-            raise SystemExit(f"the answer is {left} bytes short")
-        return
-    while size := int(await reader.readline(), 16):
-        yield (await reader.readexactly(size + 2))[:-2]
-    await reader.readline()
+type Work = Callable[[Running, Size], Awaitable[Mapping[str, float]]]
 
 
-async def drain(reader: asyncio.StreamReader, expected: int) -> int:
-    return sum([len(piece) async for piece in read_body(reader, await read_head(reader, expected))])
+async def rated(name: str, unit: str, one: Running, work: Awaitable[float], seconds: float) -> Mapping[str, float]:
+    """So many a second, and the processor time that each took: that is what noise on the machine changes least."""
+    before = one.cpu()
+    rate = await work
+    return {name: rate, f"CPU a {unit}, us": (one.cpu() - before) / (rate * seconds) * 1e6}
 
 
-async def served(target: Target, count: int, request_line: str = "GET /api/version", body: bytes = b"") -> float:
-    """Requests a second on connections that are kept."""
-    request = target.head(request_line, len(body)) + body
-
-    async def one() -> None:
-        async with target.connect() as (reader, writer):
-            for _ in range(count // CONNECTIONS):
-                writer.write(request)
-                await drain(reader, 200)
-
-    begun = time.perf_counter()
-    await asyncio.gather(*(one() for _ in range(CONNECTIONS)))
-    return count / (time.perf_counter() - begun)
+async def served(one: Running, size: Size) -> Mapping[str, float]:
+    return await rated("requests/s", "request", one, load.requests(one.target.at, size.seconds), size.seconds)
 
 
-async def refused(target: Target, count: int) -> float:
-    """Refusals a second; each closes its connection."""
-    request = target.head("GET /api/version", key="wrong")
-
-    async def one() -> None:
-        for _ in range(count // CONNECTIONS):
-            async with target.connect() as (reader, writer):
-                writer.write(request)
-                await drain(reader, 401)
-
-    begun = time.perf_counter()
-    await asyncio.gather(*(one() for _ in range(CONNECTIONS)))
-    return count / (time.perf_counter() - begun)
+async def served_models(one: Running, size: Size) -> Mapping[str, float]:
+    work = load.requests(one.target.at, size.seconds, "POST", "/api/show")
+    return {"requests/s that name a model": await work}
 
 
-class Lateness(NamedTuple):
-    first: float  # ms from the request to the first token
-    token: float  # ms from the upstream's stamp in a token to its arrival here
+async def refused(one: Running, size: Size) -> Mapping[str, float]:
+    if not one.target.checks:
+        return {}
+    return await rated("refusals/s", "refusal", one, load.refusals(one.target.at, size.seconds), size.seconds)
 
 
-async def chat(target: Target, count: int) -> Lateness:
-    body = b'{"model":"demo","messages":[{"role":"user","content":"How late are you?"}]}'
-    firsts, tokens = [], []
-    for _ in range(count):
-        async with target.connect() as (reader, writer):
-            begun, buffer = time.perf_counter(), b""
-            first = 0.0
-            writer.write(target.head("POST /api/chat", len(body)) + body)
-            async for piece in read_body(reader, await read_head(reader, 200)):
-                now = time.time()
-                first = first or time.perf_counter() - begun
-                *lines, buffer = (buffer + piece).split(b"\n")
-                stamps = [json.loads(line)["created_at"] for line in lines]
-                tokens += [(now - datetime.fromisoformat(stamp).timestamp()) * 1000 for stamp in stamps]
-            firsts.append(first * 1000)
-    return Lateness(statistics.median(firsts), statistics.median(tokens))
+def rows_of(name: str, late: Late) -> dict[str, float]:
+    return {f"{name}, p50 ms": late.p50, f"{name}, p99 ms": late.p99}
 
 
-async def upload(target: Target, size: int) -> None:
-    piece = bytes(1 << 20)
-    async with target.connect() as (reader, writer):
-        writer.write(target.head("POST /demo/sink", size))
-        for _ in range(size // len(piece)):
-            writer.write(piece)
-            await writer.drain()
-        await drain(reader, 200)
+async def one_stream(one: Running, size: Size) -> Mapping[str, float]:
+    return rows_of("token late, 1 stream", await load.one_stream(one.target.at, size.tokens))
 
 
-async def download(target: Target, size: int) -> None:
-    async with target.connect() as (reader, writer):
-        writer.write(target.head(f"GET /demo/bytes/{size}"))
-        length = 0
-        async for piece in read_body(reader, await read_head(reader, 200)):
-            length += len(piece)
-        if length != size:
-            raise SystemExit(f"{length} bytes came of {size}")
+async def running(one: Running, size: Size) -> Mapping[str, float]:
+    before = one.cpu()
+    late, tokens = await load.running(one.target.at, size.seconds)
+    rows = rows_of("token late, 100 streams", late)
+    return rows | {"CPU a token of 100 streams, us": (one.cpu() - before) / tokens * 1e6}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+async def arriving(one: Running, size: Size) -> Mapping[str, float]:
+    return rows_of("token late, 100 arrive", await load.arriving(one.target.at, size.bursts))
 
 
-def many_keys(file: Path, scopes: str, models: str) -> None:
-    """A keys file of MANY entries; these two secrets are the last."""
-    entries = [(f"key-{number}", secrets.token_hex(16), "") for number in range(MANY - 2)]
-    scoped = 'scopes = ["infer", "embed", "list", "cloud"]\n'
-    entries += [("scopes", scopes, scoped), ("models", models, scoped + 'models = ["demo", "qwen*"]\n')]
-    file.write_text(
-        "".join(
-            f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(secret.encode()).hexdigest()}"\n{more}'
-            for name, secret, more in entries
-        )
-    )
-    file.chmod(0o600)
+async def upload(one: Running, size: Size) -> Mapping[str, float]:
+    return {f"{size.bytes >> 20} MiB up, s": await load.upload(one.target.at, size.bytes)}
 
 
-@contextmanager
-def running(name: str, port: int, command: list[str], key: str = "", **more: str) -> Iterator[Target]:
-    environment = os.environ | {KEY: key} | more
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            try:
-                socket.create_connection((HOST, port), 1).close()
-                break
-            except OSError:
-                if process.poll() is not None:
-                    raise SystemExit(f"{name} did not start") from None
-                time.sleep(0.05)
-        yield Target(name, port, process.pid, key)
-    finally:
-        process.terminate()
-        process.wait()
+async def download(one: Running, size: Size) -> Mapping[str, float]:
+    return {f"{size.bytes >> 20} MiB down, s": await load.download(one.target.at, size.bytes)}
 
 
-async def measure(targets: list[Target], repeats: int, requests: int, chats: int) -> dict[str, dict[str, float]]:
-    found: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+ROWS: dict[str, Work] = {
+    "requests": served,
+    "models": served_models,
+    "refusals": refused,
+    "stream": one_stream,
+    "streams": running,
+    "burst": arriving,
+    "up": upload,
+    "down": download,
+}
+
+
+async def growth(one: Running, size: Size) -> Mapping[str, float]:
+    """What so many requests leave behind, and the most that all measurements took."""
+    before, left = one.memory("VmRSS"), size.requests
+    while left > 0:
+        left -= int(await load.requests(one.target.at, 1.0))
+    grown = one.memory("VmRSS") - before
+    return {f"growth over {size.requests} requests, MB": grown, "peak memory, MB": one.memory("VmHWM")}
+
+
+async def first_answer(make: targets.Make, folder: Path) -> float:
+    """Seconds from the start of a program to its first answer to a good request."""
+    target, begun = make(folder), time.perf_counter()
+    with target.started():
+        client = await load.Client.to(target.at, 200, load.Count())
+        await client.ask(target.at.request("GET", "/api/version"))
+        took = time.perf_counter() - begun
+        client.close()
+    return took
+
+
+def say(text: str) -> None:
+    """Show how far it is, where somebody looks."""
+    if sys.stderr.isatty():
+        print(f"\r{text[:78]:78}", end="", file=sys.stderr, flush=True)
+
+
+async def measure(all_: list[Running], rows: list[str], size: Size) -> Figures:
+    """Each row for each target, in an order that turns."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for repeat in range(size.repeats + 1):
+            turn = repeat % len(all_)
+            for one in all_[turn:] + all_[:turn]:
+                say(f"{row}, repeat {repeat} of {size.repeats}: {one.target.name}")
+                async with asyncio.timeout(PATIENCE):
+                    figures = await ROWS[row](one, size)
+                for name, value in figures.items() if repeat else ():  # the first round only warms up
+                    found.setdefault(name, {}).setdefault(one.target.name, []).append(value)
+    return summary(found)
+
+
+async def measure_starts(makes: Mapping[str, targets.Make], folder: Path, repeats: int) -> Figures:
+    found: dict[str, list[float]] = {}
     for repeat in range(repeats + 1):
-        turn = repeat % len(targets)
-        for target in targets[turn:] + targets[:turn]:
-            print(f"\rrepeat {repeat} of {repeats}: {target.name} ", end="", file=sys.stderr, flush=True)
+        for make in makes.values():
+            name = make(folder).name
+            say(f"start, repeat {repeat} of {repeats}: {name}")
             async with asyncio.timeout(PATIENCE):
-                rows = {"requests/s": await served(target, requests)}
-                rows["requests/s that name a model"] = await served(target, requests, "POST /api/show", MODEL)
-                if target.key:
-                    rows["refusals/s"] = await refused(target, requests // 4)
-                lateness = await chat(target, chats)
-            rows |= {"first token, ms": lateness.first, "each token late by, ms": lateness.token}
-            if repeat:  # the first round only warms up
-                for row, value in rows.items():
-                    found[row][target.name].append(value)
-    print("\r", end="", file=sys.stderr)
-    return {row: {name: statistics.median(some) for name, some in columns.items()} for row, columns in found.items()}
+                took = await first_answer(make, folder)
+            if repeat:
+                found.setdefault(name, []).append(took)
+    return summary({"start to first answer, s": found})
 
 
-async def measure_memory(ours: Target, requests: int) -> dict[str, dict[str, float]]:
-    rows = {}
-    for row, work in {
-        f"growth over {requests} requests, MB": served(ours, requests),
-        "growth over 1 GiB up, MB": upload(ours, GIB),
-        "growth over 1 GiB down, MB": download(ours, GIB),
-    }.items():
-        before = ours.memory("VmRSS")
+async def measure_memory(all_: list[Running], size: Size) -> Figures:
+    found: dict[str, dict[str, list[float]]] = {}
+    for one in all_:
+        say(f"memory: {one.target.name}")
         async with asyncio.timeout(PATIENCE):
-            await work
-        rows[row] = {ours.name: max(ours.memory("VmHWM"), before) - before}
-    return rows
+            for name, value in (await growth(one, size)).items():
+                found.setdefault(name, {})[one.target.name] = [value]
+    return summary(found)
 
 
-def table(rows: dict[str, dict[str, float]], names: list[str]) -> str:
-    lines = [f"{'':34}" + "".join(f"{name:>10}" for name in names)]
-    for row, columns in rows.items():
-        cells = (f"{columns[name]:10,.2f}" if name in columns else f"{'':10}" for name in names)
+def summary(found: Mapping[str, Mapping[str, list[float]]]) -> Figures:
+    return {
+        row: {name: Figure(statistics.median(some), min(some), max(some)) for name, some in columns.items()}
+        for row, columns in found.items()
+    }
+
+
+class Goal(NamedTuple):
+    row: str
+    against: str
+    most: float | None = None
+    least: float | None = None
+    added: bool = False
+    """What counts is what the program adds to the direct way."""
+
+
+GOALS = (
+    Goal("requests/s", "bare", least=1.8),
+    Goal("refusals/s", "bare", least=1.3),
+    Goal("token late, 1 stream, p50 ms", "Caddy", most=1.8, added=True),
+    Goal("token late, 100 streams, p50 ms", "Caddy", most=3.0, added=True),
+    Goal("token late, 100 streams, p99 ms", "Caddy", most=3.0, added=True),
+    Goal("token late, 100 arrive, p99 ms", "bare", most=0.12),
+    Goal("1024 MiB up, s", "Caddy", most=1.7),
+    Goal("1024 MiB down, s", "Caddy", most=1.7),
+)
+
+
+def ratio(goal: Goal, figures: Figures, name: str) -> float | None:
+    """Ours to theirs; of refusals, ours to the requests/s of one that refuses nothing."""
+    ours = figures.get(goal.row, {}).get(name)
+    their_row = "requests/s" if goal.row == "refusals/s" else goal.row
+    theirs = figures.get(their_row, {}).get(goal.against)
+    if ours is None or theirs is None:
+        return None
+    base = figures[goal.row]["direct"].median if goal.added else 0.0
+    if theirs.median <= base:
+        return None  # Lost in the noise.
+    return (ours.median - base) / (theirs.median - base)
+
+
+def table(figures: Figures, names: list[str]) -> str:
+    lines = [f"{'':34}" + "".join(f"{name:>24}" for name in names)]
+    for row, columns in figures.items():
+        cells = (f"{cell(columns[name]) if name in columns else '':>24}" for name in names)
         lines.append(f"{row:34}" + "".join(cells))
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer repeats: to see that it works")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="of each measurement (5)")
-    parser.add_argument("--memory", action="store_true", help="measure memory too (Linux)")
-    parser.add_argument("--keys", action="store_true", help="measure what 10,000 named keys add")
+def cell(figure: Figure) -> str:
+    digits = 0 if figure.median >= 100 else 1 if figure.median >= 10 else 2 if figure.median >= 1 else 3
+    median, least, most = (f"{value:,.{digits}f}" for value in figure)
+    return median if least == most else f"{median} ({least}-{most})"
+
+
+def goals(figures: Figures, names: list[str]) -> str:
+    lines = []
+    for goal in GOALS:
+        against = f"{goal.row}{', added' if goal.added else ''}, against {goal.against}'s"
+        for name in (name for name in names if name.startswith("ours")):
+            value = ratio(goal, figures, name)
+            if value is None:
+                continue
+            met = value <= goal.most if goal.most is not None else value >= (goal.least or 0)
+            wanted = f"at most {goal.most}" if goal.most is not None else f"at least {goal.least}"
+            lines.append(f"{name:8} {against:56} {value:8.2f}   {wanted}: {'yes' if met else 'no'}")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """What the figures hold for."""
+    model = platform.processor() or platform.machine()
+    with suppress(OSError, IndexError):
+        model = Path("/proc/cpuinfo").read_text().split("model name\t: ")[1].partition("\n")[0]
+    load_average = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
+    system = f"{os.cpu_count()} cores of {model}, {platform.system()} {platform.release()}, {load_average}"
+    programs = f"Python {platform.python_version()}, mitmproxy {version('mitmproxy')}, Caddy {caddy_version()}"
+    return f"{system}; {programs}; generator on {loop_name()}"
+
+
+def loop_name() -> str:
+    return type(asyncio.get_event_loop_policy()).__module__.partition(".")[0]
+
+
+def caddy_version() -> str:
+    binary = targets.program("caddy")
+    done = subprocess.run([binary, "version"], capture_output=True, text=True, check=False) if binary else None
+    return done.stdout.split()[0] if done and done.stdout else "none"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    rows = [*ROWS, "memory", "start"]
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter: to see that it works")
+    parser.add_argument("--repeats", type=int, metavar="N", help=f"of each measurement ({FULL.repeats})")
+    parser.add_argument("--only", action="append", choices=rows, metavar="ROW", help=f"one of {', '.join(rows)}")
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave out nginx, for example")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="also the gate with N workers")
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="also what that command starts on 127.0.0.1; it may name {port}, {upstream}, {key} and {folder}",
+    )
+    parser.add_argument("--memory", action="store_true", help="measure memory too, with --quick as well (Linux)")
+    parser.add_argument("--keys", action="store_true", help=f"also the gate with {targets.MANY:,} named keys")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    options = parser.parse_args()
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw them there")
+    return parser.parse_args()
+
+
+async def run(options: argparse.Namespace, size: Size) -> tuple[Figures, list[str]]:
+    wanted = options.only or [*ROWS, *([] if options.quick and not options.memory else ["memory"]), "start"]
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (script := folder / "stream_all.py").write_text(STREAM_ALL)
-        ports = [free_port() for _ in range(5)]
-        upstream = f"http://{HOST}:{ports[0]}"
-        listen = [["--listen-host", HOST, "--listen-port", str(port), "--set", f"confdir={folder}"] for port in ports]
-        demo = [sys.executable, str(REPOSITORY / "scripts" / "demo_upstream.py"), "--port", str(ports[0])]
-        mitmdump = shutil.which("mitmdump", path=str(Path(sys.executable).parent)) or "mitmdump"
-        bare = [sys.executable, mitmdump, "--mode", f"reverse:{upstream}", "-s", str(script), *listen[1]]
-        ours = gate_command(upstream, split(listen[2]))
-        targets = [
-            stack.enter_context(running("direct", ports[0], [*demo, "--token-delay", str(TOKEN_DELAY)])),
-            stack.enter_context(running("bare", ports[1], bare)),
-            stack.enter_context(running("ours", ports[2], ours, secrets.token_hex(16))),
-        ]
-        if options.keys:
-            named = (secrets.token_hex(16), secrets.token_hex(16))
-            many_keys(folder / "keys.toml", *named)
-            for name, port, arguments, key in zip(("scopes", "models"), ports[3:], listen[3:], named, strict=True):
-                command = gate_command(upstream, split([*arguments, "--set", "ollama_max_wrong_keys=0"]))
-                extra = {"OLLAMA_KEYS_FILE": str(folder / "keys.toml"), KEY: secrets.token_hex(16)}
-                targets.append(stack.enter_context(running(name, port, command, key, **extra)))
-        sizes = (1, 320, 3) if options.quick else (options.repeats, 3200, 20)
-        rows = asyncio.run(measure(targets, *sizes))
-        if options.memory:
-            rows |= asyncio.run(measure_memory(targets[2], 20_000))
-    print(table(rows, [target.name for target in targets]))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        direct = targets.upstream()
+        all_ = [Running(direct, stack.enter_context(direct.started()))]
+        makes = targets.all_of(direct.at, options.workers, options.also, keys=options.keys)
+        makes = {name: make for name, make in makes.items() if name not in options.without}
+        for make in makes.values():
+            target = make(folder)
+            all_.append(Running(target, stack.enter_context(target.started())))
+        figures = await measure(all_, [row for row in wanted if row in ROWS], size)
+        if "memory" in wanted and sys.platform == "linux":
+            figures |= await measure_memory([one for one in all_ if one.target.name not in ("direct", "bare")], size)
+        if "start" in wanted:
+            figures |= await measure_starts(makes, folder, size.repeats)
+    say("")
+    return figures, [one.target.name for one in all_]
+
+
+def main() -> None:
+    options = parse()
+    with suppress(ImportError):
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    size = QUICK if options.quick else FULL
+    if options.repeats:
+        size = size._replace(repeats=max(1, options.repeats))
+    gc.freeze()
+    gc.disable()  # Its pauses would be taken for the proxies'; what is left behind in a run is small.
+    title = machine()
+    try:
+        figures, names = asyncio.run(run(options, size))
+    except (Wrong, TimeoutError, OSError) as fault:
+        raise SystemExit(f"\nscripts/bench: {type(fault).__name__}: {fault}") from fault
+    print(title, table(figures, names), goals(figures, names), sep="\n\n")
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        rows = {row: {name: figure._asdict() for name, figure in columns.items()} for row, columns in figures.items()}
+        options.json.write_text(json.dumps({"machine": title, "rows": rows}, indent=1) + "\n")
+    if options.plot:
+        options.plot.write_text(plot({r: {n: f.median for n, f in c.items()} for r, c in figures.items()}, title))
 
 
 if __name__ == "__main__":

@@ -137,8 +137,7 @@ def gate_command(upstream: str, arguments: Arguments) -> list[str]:
     mitmdump = shutil.which("mitmdump", path=str(folder))
     if not mitmdump:
         raise Problem(f"there is no mitmdump in {folder}: pip install -r scripts/requirements.txt")
-    # Run by this Python and not by its first line, which names the place where the environment was made.
-    program = [mitmdump] if mitmdump.lower().endswith(".exe") else [sys.executable, mitmdump]
+    program = [sys.executable, str(REPOSITORY / "scripts" / "mitmdump.py")]
     port = [] if "listen_port" in arguments.options else ["--listen-port", PORT]
     script = str(REPOSITORY / "addons" / "auth.py")
     return [*program, "--mode", f"reverse:{upstream}", *port, "-s", script, *arguments.rest]

@@ -11,6 +11,7 @@ calls those itself, and lets nothing upstream without the Admission; server_conn
 
 import asyncio
 import atexit
+import gc
 import logging
 import os
 import signal
@@ -38,6 +39,7 @@ from .connections import Connections, Link, close_left
 from .desk import Desk
 from .edge import ClientTls, Farewell, GateLayer
 from .exchange import Exchange
+from .hooks import Audience
 from .judge import RETRY_SECONDS
 from .messages import Reservation
 from .observatory import Observatory
@@ -93,7 +95,8 @@ class Gate:
 
     name = "ollama_gate"
 
-    def __init__(self) -> None:
+    def __init__(self, audience: Audience) -> None:
+        self.audience = audience
         self.holders: set[int] = set()
         self.observatory = Observatory(self)
         self.config = Configuration(where_lines_go, self.observatory)
@@ -109,12 +112,13 @@ class Gate:
         addons = loader.master.addons
         gate = addons.get(cls.name)
         if gate is None:
-            gate = cls()
+            gate = cls(Audience(addons))
             try:
                 addons.register(gate)
             except exceptions.OptionsError as fault:  # A value on the command line that is not of the option's type.
                 logger.error("%s", fault)
             addons.chain.insert(0, gate)
+            gate.audience.install()
             gate.apply_defaults()
         assert isinstance(gate, cls)
         return gate
@@ -192,6 +196,7 @@ class Gate:
             watch = url.hostport("http", *self.settings.metrics_listen)
             logger.log(ALERT, "ollama_auth: who uses it, and how fast it is, is shown at http://%s/", watch)
         logger.log(ALERT, "ollama_auth: guarding %s, listening on %s", self.upstream, where or "nothing")
+        freeze()
 
     def hang_up(self) -> None:
         """SIGHUP: read the keys file and open the logs anew."""
@@ -232,6 +237,7 @@ class Gate:
     def client_connected(self, client: Client) -> None:
         """Take a connection in, or end it before a byte of it is read."""
         client.error = "not taken in"
+        self.audience.quieten()
         if client.transport_protocol != "tcp" or not isinstance(client.proxy_mode, ReverseMode):
             return
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
@@ -271,10 +277,10 @@ class Gate:
                 self.settings.handshake_timeout if self.settings else self.desk.head_timeout
             )
             outer = ClientTls(context)
-            outer.child_layer = GateLayer(context, self.desk, link)
+            outer.child_layer = GateLayer(context, self.desk, link, self.audience)
             nextlayer.layer = outer
         else:
-            nextlayer.layer = GateLayer(context, self.desk, link)
+            nextlayer.layer = GateLayer(context, self.desk, link, self.audience)
 
     def client_disconnected(self, client: Client) -> None:
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
@@ -428,6 +434,12 @@ def leave_with(status: int) -> None:
         os._exit(status)
 
     atexit.register(leave)
+
+
+def freeze() -> None:
+    """What is there at the start stays: the garbage collector need not walk all of mitmproxy again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def widen_backlog() -> None:

@@ -40,6 +40,10 @@ class Drain(events.Event):
     """For the layer that speaks to the client: the gate is being stopped, begin nothing new."""
 
 
+class Resume(events.Event):
+    """For the layer that speaks to the client: go on with what has come already."""
+
+
 class Speaker(Protocol):
     """The layer that speaks to the client, as its connection needs to know it."""
 

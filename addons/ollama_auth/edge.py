@@ -39,17 +39,23 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseHeaders,
     ResponseProtocolError,
 )
-from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook, HttpResponseHook
+from mitmproxy.proxy.layers.http._hooks import (
+    HttpRequestHeadersHook,
+    HttpResponseHeadersHook,
+    HttpResponseHook,
+)
 from mitmproxy.proxy.layers.http._http2 import Http2Client
 from OpenSSL import SSL
 
-from .connections import CONNECT_TIMEOUT, Drain, Expire, Link
+from .connections import CONNECT_TIMEOUT, Drain, Expire, Link, Resume
 from .exchange import Admission, Claim, Exchange, Refusal
 from .head import CHUNKED, Head, values
 from .headers import FORWARDED
+from .hooks import FLOW_HOOKS, Audience, FlowHook
 from .http1 import Http1Edge, Http1Upstream
 from .http2 import Http2Edge, Settle
 from .messages import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, OllamaReserveHook, Refuse, Reservation
+from .splice import Splice, splice
 
 MAX_CLIENT_HELLO = 64 * 1024
 """Bytes before TLS has begun, where mitmproxy would take 16 MB."""
@@ -62,12 +68,34 @@ CLIENT_DISCONNECTED = "client disconnected"
 class GateLayer(HttpLayer):
     """All HTTP of one client connection."""
 
-    def __init__(self, context: Context, gate: Gate, link: Link) -> None:
+    def __init__(self, context: Context, gate: Gate, link: Link, audience: Audience) -> None:
         super().__init__(context, HTTPMode.transparent)
         self.gate = gate
         self.link = link
+        self.audience = audience
         self.uses: dict[Connection, int] = {}
         """How many requests each connection upstream has been given."""
+        self.splices: dict[Connection, Splice] = {}
+        """The responses that take the short way, by their connection upstream."""
+
+    def handle_event(self, event: events.Event) -> Commands:
+        left: events.Event | None = event
+        if isinstance(event, events.DataReceived) and event.connection in self.splices:
+            left = yield from self._relay(event, self.splices[event.connection])
+        if left:
+            yield from super().handle_event(left)
+
+    def _relay(self, event: events.DataReceived, splice: Splice) -> layer.CommandGenerator[events.Event | None]:
+        """Send on what may be sent as it is; what is left of the event."""
+        try:
+            taken = splice.take(event.data) if splice.open else 0
+        except Exception as error:
+            yield from self._crash(error)
+            return None
+        if not taken:
+            return event
+        yield commands.SendData(self.context.client, event.data[:taken])
+        return events.DataReceived(event.connection, event.data[taken:]) if taken < len(event.data) else None
 
     def _handle_event(self, event: events.Event) -> Commands:
         try:
@@ -81,7 +109,7 @@ class GateLayer(HttpLayer):
             edge = Http2Edge if client.alpn == b"h2" else Http1Edge
             self.connections[client] = edge(self.context.fork(), self.gate, self.link)
             yield from self.event_to_child(self.connections[client], event)
-        elif isinstance(event, (Expire, Drain)):
+        elif isinstance(event, (Expire, Drain, Resume)):
             yield from self.event_to_child(self.connections[client], event)
         elif isinstance(event, events.ConnectionEvent) and event.connection not in self.connections:
             # Of a connection that was dropped from the books when it was found closed, or half of it was.
@@ -105,6 +133,14 @@ class GateLayer(HttpLayer):
 
     def _dead(self, _: events.Event) -> Commands:
         yield from ()
+
+    def join(self, stream: "GateStream") -> None:
+        """The response of a stream begins: let it take the short way if it can."""
+        server = stream.context.server
+        upstream = self.connections.get(server)
+        inner = upstream.child_layer if isinstance(upstream, Upstream) else None  # Not so in TLS.
+        if found := splice(inner, self.connections[self.context.client], stream, stream.exchange.response_chunk):
+            self.splices[server] = found
 
     def make_stream(self, stream_id: int) -> Commands:
         self.streams[stream_id] = GateStream(self.context.fork(), stream_id, self)
@@ -161,6 +197,7 @@ class GateStream(HttpStream):
         self.held: tuple[RequestHeaders, Head]
         self.held_body = bytearray()
         self.retriable = False
+        self.unheard: bool | None = None
 
     def handle_event(self, event: events.Event) -> Commands:
         """While this waits for a connection or a hook, the body that comes is queued: then the client has to wait."""
@@ -172,16 +209,34 @@ class GateStream(HttpStream):
             link.release(link.client, self)
 
     def _handle_event(self, event: events.Event) -> Commands:
-        yield from super()._handle_event(event)
+        yield from self._without_silent_hooks(super()._handle_event(event))
         if self.admission and not self.flow.live:
             if self.flow.error and not self.exchange.reason:
                 killed = self.flow.error.msg == self.flow.error.KILLED_MESSAGE
                 self.exchange.reason = "killed" if killed else "client left"
+            self.parent.splices.pop(self.context.server, None)
             self.gate.end(self.exchange, self.parent.link)
+
+    def _without_silent_hooks(self, work: Commands) -> Commands:
+        """A hook at which nobody does anything is over at once."""
+        reply = None
+        with suppress(StopIteration):
+            while True:
+                command = work.send(reply)
+                reply = None if isinstance(command, FLOW_HOOKS) and self.is_silent(command) else (yield command)
+
+    def is_silent(self, hook: FlowHook) -> bool:
+        """Nobody would do anything at this hook. Decided once a request: who hears its begin hears its end."""
+        if self.unheard is None:
+            self.unheard = self.parent.audience.silent()
+        response = hook.flow.response
+        alternatives = isinstance(hook, HttpResponseHeadersHook) and response and "alt-svc" in response.headers
+        return self.unheard and not alternatives  # mitmproxy puts the port of the gate into Alt-Svc.
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> Commands:
         head = event.head if isinstance(event, Arrival) and event.head else head_of(event)
-        self.exchange, verdict = self.gate.judge(head, self.parent.link)
+        judged = event.judged if isinstance(event, Arrival) else None
+        self.exchange, verdict = judged or self.gate.judge(head, self.parent.link)
         if isinstance(verdict, Claim):
             yield from self._hold(event, head, verdict)
         else:
@@ -361,6 +416,7 @@ class GateStream(HttpStream):
         assert self.flow.response
         yield SendHttp(ResponseHeaders(self.stream_id, self.flow.response, end_stream=False), self.context.client)
         self.server_state = self.state_stream_response_body
+        self.parent.join(self)
 
     def state_stream_response_body(self, event: events.Event) -> Commands:
         yield from super().state_stream_response_body(event)

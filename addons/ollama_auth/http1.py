@@ -21,7 +21,8 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server, make_body_reader
 
-from .connections import Drain, Expire, Link
+from .connections import Drain, Expire, Link, Resume
+from .exchange import Refusal
 from .head import CHUNKED, Head, HeadError, bare, parse_head, take_head
 from .messages import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, Refuse
 from .responses import Answer, render
@@ -100,6 +101,9 @@ class Http1Edge(Body, Http1Server):
             yield from self.expire()
         elif isinstance(event, Drain):
             yield from self.drain()
+        elif isinstance(event, Resume):
+            if self.state == self.read_headers and self.buf:
+                yield from self.state(events.DataReceived(self.conn, b""))
         elif self.state in (self.linger, self.done):
             yield from self.state(event)
         elif isinstance(event, events.DataReceived) and self.state == self.wait:
@@ -133,13 +137,18 @@ class Http1Edge(Body, Http1Server):
         yield from self.arrive(head)
 
     def arrive(self, head: Head) -> Commands:
-        """Hand a head to the stream that decides; go on with the body unless it was refused."""
+        """Decide on a head; give it a stream unless it is refused, and go on with its body."""
         self.head = head
         self.last = head.close or self.gate.draining
         self.link.deadline, self.link.told = None, False
+        exchange, verdict = judged = self.gate.judge(head, self.link)
+        if isinstance(verdict, Refusal) and not self.gate.watched():
+            yield from self.end_with(verdict.answer.to(head.method))
+            self.gate.end(exchange, self.link)
+            return
         self.request = request_of(head)
         length = None if head.body == CHUNKED else head.body
-        yield ReceiveHttp(Arrival(self.stream_id, self.request, head.body == 0, head=head))
+        yield ReceiveHttp(Arrival(self.stream_id, self.request, head.body == 0, head=head, judged=judged))
         if self.state == self.read_headers:
             self.body_reader = make_body_reader(length)
             self.state = self.read_body
@@ -225,7 +234,9 @@ class Http1Edge(Body, Http1Server):
         self.state = self.read_headers
         self.link.deadline = time.monotonic() + self.gate.idle_timeout
         if self.buf:
-            yield from self.state(events.DataReceived(self.conn, b""))
+            # Not now: the layer upstream may be in the middle of the event that ended the response.
+            self.link.tell(Resume())
+        yield from ()
 
     def fail(self, answer: Answer) -> Commands:
         """Nothing came of an admitted request; the connection may go on if all of it was read."""

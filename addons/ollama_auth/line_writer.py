@@ -7,6 +7,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
@@ -20,6 +21,10 @@ MAX_WAITING = 10_000
 """Lines that wait to be written, before further ones are dropped."""
 MAX_WAITING_CHARACTERS = 64 * 1024 * 1024
 """The same, in characters."""
+
+
+PAUSE = 0.01
+"""Seconds between two writes: a thread that is woken for each line would take the interpreter from the requests."""
 
 
 class Order(Enum):
@@ -99,6 +104,7 @@ class LineWriter:
                 self._attempt(self._reopen)
             elif order is Order.STOP:
                 return
+            time.sleep(PAUSE)
 
     def _next(self) -> tuple[list[str], Order | None]:
         """(all lines that wait, at least one; what is to be done after them)."""

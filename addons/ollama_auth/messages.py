@@ -65,9 +65,10 @@ class Gate(Protocol):
 
 @dataclass
 class Arrival(RequestHeaders):
-    """A request head, with all of it that mitmproxy's Request does not tell."""
+    """A request head, with all of it that mitmproxy's Request does not tell, and what became of it."""
 
     head: Head | None = None
+    judged: tuple[Exchange, Admission | Claim | Refusal] | None = None
 
 
 @dataclass

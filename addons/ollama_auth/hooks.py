@@ -1,0 +1,148 @@
+"""Who hears of a hook. mitmproxy asks each of some forty addons at each hook, and by default none of them does anything
+at those of a request: that was more than half of what a request cost.
+
+`Audience` asks only those that have a method for it, in the same order and with the same consequences, and can tell
+beforehand that nobody would do anything: then the edge need not call at all. Nothing is taken out of mitmproxy: an
+option that is set while it runs, a script that is loaded, an addon that is added are heard from the next request on.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mitmproxy import ctx, exceptions
+from mitmproxy.addonmanager import AddonManager, safecall, traverse
+from mitmproxy.addons import (
+    anticache,
+    anticomp,
+    blocklist,
+    disable_h2c,
+    dumper,
+    maplocal,
+    mapremote,
+    modifybody,
+    modifyheaders,
+    onboarding,
+    proxyauth,
+    save,
+    savehar,
+    serverplayback,
+    stickyauth,
+    stickycookie,
+    tlsconfig,
+    update_alt_svc,
+    upstream_auth,
+)
+from mitmproxy.hooks import Hook
+from mitmproxy.log import LegacyLogEvents
+from mitmproxy.proxy.layers.http._hooks import (
+    HttpRequestHeadersHook,
+    HttpRequestHook,
+    HttpResponseHeadersHook,
+    HttpResponseHook,
+)
+
+CONNECTIONS = logging.getLogger("mitmproxy.proxy.server")
+LIFECYCLE = ("load", "configure", "running", "done")
+"""These change the addons while they are called: left to mitmproxy."""
+type FlowHook = HttpRequestHeadersHook | HttpRequestHook | HttpResponseHeadersHook | HttpResponseHook
+FLOW_HOOKS = (HttpRequestHeadersHook, HttpRequestHook, HttpResponseHeadersHook, HttpResponseHook)
+NAMES = (*(hook.name for hook in FLOW_HOOKS), "update")
+"""What is called at them: each, and `update` after it."""
+
+
+def always(_: Any) -> bool:
+    return True
+
+
+IDLE: Mapping[type, Callable[[Any], bool]] = {
+    anticache.AntiCache: lambda _: not ctx.options.anticache,
+    anticomp.AntiComp: lambda _: not ctx.options.anticomp,
+    blocklist.BlockList: lambda addon: not addon.items,
+    disable_h2c.DisableH2C: always,  # `head` and the headers that are forwarded leave nothing to disable.
+    maplocal.MapLocal: lambda addon: not addon.replacements,
+    mapremote.MapRemote: lambda addon: not addon.replacements,
+    modifybody.ModifyBody: lambda addon: not addon.replacements,
+    modifyheaders.ModifyHeaders: lambda addon: not addon.replacements,
+    # For the host mitm.it, which no request has whose Host we set.
+    onboarding.Onboarding: lambda _: not (ctx.options.onboarding and ctx.options.keep_host_header),
+    proxyauth.ProxyAuth: lambda addon: addon.validator is None,
+    save.Save: lambda addon: addon.stream is None,
+    savehar.SaveHar: lambda _: not ctx.options.hardump,
+    serverplayback.ServerPlayback: lambda addon: not addon.flowmap,
+    stickyauth.StickyAuth: lambda addon: addon.flt is None,
+    stickycookie.StickyCookie: lambda addon: addon.flt is None,
+    tlsconfig.TlsConfig: always,  # It serves the revocation list of certificates that a gate does not make.
+    update_alt_svc.UpdateAltSvc: always,  # But see edge.GateStream.is_silent.
+    upstream_auth.UpstreamAuth: lambda addon: addon.auth is None,
+    dumper.Dumper: lambda _: ctx.options.flow_detail == 0,
+}
+"""Addons of mitmproxy's own that have methods for the hooks of a request: when these do nothing."""
+
+
+class Audience:
+    """The addons of a mitmproxy, by what they have methods for."""
+
+    def __init__(self, addons: AddonManager) -> None:
+        self.addons = addons
+        self._whole = addons.trigger_event
+        self._chain: list[Any] = []
+        self._hearing: dict[tuple[str, ...], list[Any]] = {}
+
+    def install(self) -> None:
+        """From here on mitmproxy asks only those who listen."""
+        self.addons.trigger_event = self.trigger_event  # type: ignore[method-assign]
+
+    def hearing(self, *names: str) -> list[Any]:
+        """Those of the chain who may have a method of such a name, themselves or one of their sub-addons."""
+        if self.addons.chain != self._chain:
+            self._chain = list(self.addons.chain)
+            self._hearing.clear()
+        found = self._hearing.get(names)
+        if found is None:
+            found = [addon for addon in self._chain if any(may_hear(addon, name) for name in names)]
+            self._hearing[names] = found
+        return found
+
+    async def trigger_event(self, event: Hook) -> None:
+        """As AddonManager.trigger_event."""
+        if event.name in LIFECYCLE:
+            await self._whole(event)
+            return
+        for addon in self.hearing(event.name):
+            try:
+                await self.addons.invoke_addon(addon, event)
+            except exceptions.AddonHalt:
+                return
+            except Exception:
+                with safecall():
+                    raise
+
+    def quieten(self) -> None:
+        """mitmproxy's lines about connections, several a request, are made only where somebody shows them."""
+        root = logging.getLogger()
+        shown = any(one.level <= logging.INFO and not isinstance(one, LegacyLogEvents) for one in root.handlers)
+        level = logging.NOTSET if shown or self._acts("add_log") else logging.WARNING
+        if CONNECTIONS.level != level:
+            CONNECTIONS.setLevel(level)
+
+    def silent(self) -> bool:
+        """Nobody would do anything at a hook of a request that begins now."""
+        return not self._acts(*NAMES)
+
+    def _acts(self, *names: str) -> bool:
+        """Somebody would do something at one of these hooks."""
+        for addon in self.hearing(*names):
+            idle = IDLE.get(type(addon))
+            if idle:
+                if not idle(addon):
+                    return True
+            elif any(hasattr(one, name) for one in traverse([addon]) for name in names):
+                return True
+        return False
+
+
+def may_hear(addon: Any, name: str) -> bool:
+    """Not if it is one of mitmproxy's own, whose methods are those of its class."""
+    own = type(addon).__module__.startswith("mitmproxy.") and not hasattr(addon, "addons")
+    return not own or hasattr(type(addon), name) or name in vars(addon)

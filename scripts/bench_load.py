@@ -1,0 +1,306 @@
+"""The clients of scripts/bench: lean, so that they are no limit, and they look at all of each answer."""
+
+import asyncio
+import ipaddress
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Self, cast
+
+CONNECTIONS = 16
+STREAMS = 100
+PACE = 0.02  # seconds between the tokens of one of many streams: 50 a second
+PIECE = bytes(1 << 18)
+MODEL = b'{"model":"demo"}'
+
+
+class Wrong(Exception):
+    """An answer is not what it has to be: then no figure counts."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a proxy (or the upstream itself) listens: on this machine, or there is no measuring it."""
+
+    host: str
+    port: int
+    key: str
+
+    def __post_init__(self) -> None:
+        if not ipaddress.ip_address(self.host).is_loopback:
+            raise Wrong(f"{self.host} is not this machine: the bench measures loopback addresses alone")
+
+    def request(self, method: str, path: str, body: bytes = b"", length: int = 0, key: str | None = None) -> bytes:
+        """A request; a body of that length comes later, if `body` is empty."""
+        key = self.key if key is None else key
+        fields = {"Host": f"{self.host}:{self.port}"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        if method == "POST":
+            fields |= {"Content-Type": "application/json", "Content-Length": str(length or len(body))}
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+        return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+class Client(asyncio.Protocol):
+    """One connection, one request at a time; of the answer it knows its status, length and framing."""
+
+    def __init__(self, status: int, content: Callable[[bytes], None]) -> None:
+        self.status = status
+        self.content = content
+        """Takes what the answer holds, without framing."""
+        self.buffer = b""
+        self.in_body = self.chunked = False
+        self.left = 0
+        self.whole = asyncio.get_running_loop().create_future()
+        self.writable = asyncio.Event()
+        self.writable.set()
+
+    @classmethod
+    async def to(cls, at: Address, status: int, content: Callable[[bytes], None]) -> Self:
+        """Connect."""
+        loop = asyncio.get_running_loop()
+        return (await loop.create_connection(lambda: cls(status, content), at.host, at.port))[1]
+
+    def ask(self, request: bytes) -> asyncio.Future[None]:
+        """Send a request; done when its answer is whole."""
+        self.whole = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        return self.whole
+
+    def close(self) -> None:
+        self.transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it.
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.writable.set()
+        if not self.whole.done():
+            self._end(Wrong("the answer was cut off"))
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._read(data)
+        except (Wrong, ValueError) as fault:
+            self._end(Wrong(f"a wrong answer: {fault}"))
+            self.transport.abort()
+
+    def _read(self, data: bytes) -> None:
+        if not self.in_body:
+            head, found, data = (self.buffer + data).partition(b"\r\n\r\n")
+            if not found:
+                self.buffer = head
+                return
+            self._head(head)
+        if self.chunked:
+            self._chunks(data)
+            return
+        if len(data) > self.left:
+            raise Wrong("more than was announced")
+        self.left -= len(data)
+        if data:
+            self.content(data)
+        if not self.left:
+            self._end(None)
+
+    def _head(self, head: bytes) -> None:
+        self.in_body, self.buffer = True, b""
+        if int(head[9:12]) != self.status:
+            raise Wrong(f"not {self.status}, but {head.partition(b'\r\n')[0].decode()}")
+        lower = head.lower()
+        self.chunked = b"\r\ntransfer-encoding: chunked" in lower
+        self.left = 0 if self.chunked else int(lower.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0])
+
+    def _chunks(self, data: bytes) -> None:
+        data = self.buffer + data
+        at = 0
+        while (line := data.find(b"\r\n", at)) >= 0:
+            size = int(data[at:line], 16)
+            end = line + 2 + size
+            if len(data) < end + 2:
+                break
+            if data[end : end + 2] != b"\r\n":
+                raise Wrong("broken chunks")
+            at = end + 2
+            if not size:
+                self._end(None)
+                break
+            self.content(data[line + 2 : end])
+        self.buffer = data[at:]
+
+    def _end(self, fault: Wrong | None) -> None:
+        self.in_body = False
+        if self.whole.done():
+            return
+        if fault:
+            self.whole.set_exception(fault)
+        else:
+            self.whole.set_result(None)
+
+
+class Count:
+    """How much came."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def __call__(self, data: bytes) -> None:
+        self.bytes += len(data)
+
+
+async def requests(at: Address, seconds: float, method: str = "GET", path: str = "/api/version") -> float:
+    """Requests a second on connections that are kept."""
+    request = at.request(method, path, MODEL if method == "POST" else b"")
+    body = Count()
+    first = await Client.to(at, 200, body)
+    await first.ask(request)
+    first.close()
+    size, done, until = body.bytes, 0, time.perf_counter() + seconds
+
+    async def one() -> int:
+        count = Count()
+        client, asked = await Client.to(at, 200, count), 0
+        while time.perf_counter() < until:
+            await client.ask(request)
+            asked += 1
+        client.close()
+        if not size or count.bytes != asked * size:
+            raise Wrong(f"{count.bytes} bytes in {asked} answers of {size}")
+        return asked
+
+    begun = time.perf_counter()
+    done = sum(await asyncio.gather(*(one() for _ in range(CONNECTIONS))))
+    return done / (time.perf_counter() - begun)
+
+
+async def refusals(at: Address, seconds: float) -> float:
+    """Refusals a second, each on a connection of its own."""
+    request = at.request("GET", "/api/version", key="wrong")
+    until = time.perf_counter() + seconds
+
+    async def one() -> int:
+        asked = 0
+        while time.perf_counter() < until:
+            client = await Client.to(at, 401, Count())
+            await client.ask(request)
+            client.close()
+            asked += 1
+        return asked
+
+    begun = time.perf_counter()
+    done = sum(await asyncio.gather(*(one() for _ in range(CONNECTIONS))))
+    return done / (time.perf_counter() - begun)
+
+
+class Token(NamedTuple):
+    sent: float  # seconds of the monotonic clock
+    late: float  # ms
+
+
+async def stream(at: Address, tokens: int, pause: float) -> list[Token]:
+    """One chat: every token of it, each one in its place, and the end."""
+    found: list[Token] = []
+    rest, done = b"", False
+
+    def content(data: bytes) -> None:
+        nonlocal rest, done
+        now = time.monotonic_ns()
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            said = json.loads(line)
+            done = said["done"]
+            if done:
+                continue
+            number, _, sent = said["message"]["content"].partition("@")
+            if int(number) != len(found):
+                raise Wrong("a token is missing, or out of order")
+            found.append(Token(int(sent) / 1e9, (now - int(sent)) / 1e6))
+
+    body = json.dumps({"model": "demo", "messages": [], "tokens": tokens, "pause": pause}).encode()
+    client = await Client.to(at, 200, content)
+    await client.ask(at.request("POST", "/api/chat", body))
+    client.close()
+    if len(found) != tokens or not done or rest:
+        raise Wrong(f"{len(found)} tokens of {tokens}")
+    return found
+
+
+async def streams(at: Address, within: float, tokens: int) -> list[list[Token]]:
+    """Many chats that begin within so many seconds."""
+
+    async def one(number: int) -> list[Token]:
+        await asyncio.sleep(within * number / STREAMS)
+        return await stream(at, tokens, PACE)
+
+    return await asyncio.gather(*(one(number) for number in range(STREAMS)))
+
+
+class Late(NamedTuple):
+    p50: float
+    p99: float
+
+
+def late(tokens: list[Token]) -> Late:
+    """Milliseconds from the upstream's stamp in a token to its arrival."""
+    if not tokens:
+        raise Wrong("the streams were never all at work at once: this machine is too busy to measure")
+    sorted_ = sorted(token.late for token in tokens)
+    return Late(statistics.median(sorted_), sorted_[math.ceil(len(sorted_) * 0.99) - 1])
+
+
+async def one_stream(at: Address, tokens: int) -> Late:
+    """Of one chat at 100 tokens a second."""
+    return late(await stream(at, tokens, PACE / 2))
+
+
+async def running(at: Address, seconds: float) -> tuple[Late, int]:
+    """Of many chats, while all of them run; and how many tokens came in all."""
+    chats = await streams(at, 1.0, int((seconds + 4.0) / PACE))
+    begun, ended = max(chat[0].sent for chat in chats) + 0.2, min(chat[-1].sent for chat in chats)
+    return late([token for chat in chats for token in chat if begun <= token.sent <= ended]), sum(map(len, chats))
+
+
+async def arriving(at: Address, bursts: int) -> Late:
+    """Of many chats, from the first one's first token to the last one's, pooled over some bursts."""
+    pool: list[Token] = []
+    for _ in range(bursts):
+        chats = await streams(at, 0.2, int(1.0 / PACE))
+        last = max(chat[0].sent for chat in chats)
+        pool += [token for chat in chats for token in chat if token.sent <= last]
+    return late(pool)
+
+
+async def upload(at: Address, size: int) -> float:
+    """Seconds."""
+    said: list[bytes] = []
+    begun = time.perf_counter()
+    client = await Client.to(at, 200, said.append)
+    whole = client.ask(at.request("POST", "/demo/sink", length=size))
+    for _ in range(size // len(PIECE)):
+        await client.writable.wait()
+        client.transport.write(PIECE)
+    await whole
+    client.close()
+    if json.loads(b"".join(said)) != {"bytes": size}:
+        raise Wrong("not all bytes arrived")
+    return time.perf_counter() - begun
+
+
+async def download(at: Address, size: int) -> float:
+    """Seconds."""
+    count = Count()
+    begun = time.perf_counter()
+    client = await Client.to(at, 200, count)
+    await client.ask(at.request("GET", f"/demo/bytes/{size}"))
+    client.close()
+    if count.bytes != size:
+        raise Wrong(f"{count.bytes} bytes of {size}")
+    return time.perf_counter() - begun
