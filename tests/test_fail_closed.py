@@ -1,12 +1,16 @@
 """Whatever breaks on our side, nothing goes upstream: neither with a key nor without one."""
 
 import os
+import select
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
 
 from support import AUTH, BEARER, Controlled, Gate, Response, Upstream, Wire, ask, chat, head, parse, wait_until
 
@@ -282,6 +286,24 @@ def test_running_streams_survive_a_reload(script: Path, upstream: Upstream) -> N
             gate.find("every request is denied")
             upstream.go_on()
             wire.read_until(b'"done":true')
+
+
+def test_http3_is_no_way_in() -> None:
+    """mitmproxy listens for it where the endpoint is https: on UDP, where no edge of ours could be."""
+    quic = QuicConnection(configuration=QuicConfiguration(alpn_protocols=["h3"], server_name="localhost"))
+    quic.connect(("127.0.0.1", 443), now=0)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as upstream,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as upstream_udp,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        upstream_udp.bind(upstream.getsockname())
+        port = upstream.getsockname()[1]
+        with Gate(f"https://127.0.0.1:{port}", "--set", "termlog_verbosity=info") as gate:
+            for datagram, _ in quic.datagrams_to_send(now=0):
+                client.sendto(datagram, ("127.0.0.1", gate.port))
+            gate.find("client kill connection")
+        assert not select.select([upstream, upstream_udp, client], [], [], 0)[0]
 
 
 @pytest.mark.parametrize("program", ["mitmweb", "mitmdump"])

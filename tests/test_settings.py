@@ -312,6 +312,8 @@ def test_any_other_number_of_modes_than_one(modes: list[str]) -> None:
         ("stream_large_bodies", "1m", "streams every body already"),
         ("body_size_limit", "1m", "set ollama_max_body instead"),
         ("proxy_debug", True, "credentials"),
+        ("emudhra", True, "the whole world has"),
+        ("emudhra_old", True, "the whole world has"),
     ],
 )
 def test_an_option_of_mitmproxys_that_opens_the_door_or_breaks_a_stream(name: str, value: object, why: str) -> None:

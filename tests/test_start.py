@@ -11,9 +11,11 @@ import termios
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from support import AUTH, BEARER, KEY, ROOT, Controlled, Gate, Upstream, ask, free_port, wait_until
 
@@ -107,6 +109,7 @@ OPTIONS = (
     "ollama_max_body=chat=1m",
     "ollama_forward_headers=Authorization",
     "ollama_access_log=/nowhere/at/all",
+    *(("emudhra=true", "emudhra_old=true") if Version(version("mitmproxy")) >= Version("12.3") else ()),
 )
 
 

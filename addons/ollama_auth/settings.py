@@ -110,6 +110,8 @@ _FORBIDDEN = {
     "stream_large_bodies": "the gate streams every body already",
     "body_size_limit": "it cuts blob uploads and long answers; set ollama_max_body instead",
     "proxy_debug": "it writes credentials to the log",
+    "emudhra": "it answers TLS with a private key that the whole world has",  # Since mitmproxy 12.3.
+    "emudhra_old": "it answers TLS with a private key that the whole world has",
 }
 
 
