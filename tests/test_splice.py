@@ -1,5 +1,6 @@
 """The short way of a response gives the client the very bytes of the long one."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -77,7 +78,11 @@ class Desk:
         self.exchange.usage = self  # type: ignore[assignment] # It is fed what is read.
         return self.exchange, Admission(self.exchange.claim)
 
-    def begin(self, exchange: Exchange, flow: object) -> None: ...
+    def begin(self, exchange: Exchange, flow: object) -> None:
+        flow.request.stream = exchange.request_chunk  # type: ignore[attr-defined]
+
+    def malformed(self, error: object, link: object) -> Answer:
+        return Answer(400, (), b"")
 
     def answered(self, exchange: Exchange, flow: object) -> None:
         flow.response.stream = exchange.response_chunk  # type: ignore[attr-defined]
@@ -109,6 +114,7 @@ class Seen:
     """What came of one response."""
 
     client: bytes = b""
+    server: bytes = b""
     sends: int = 0
     closed: bool = False
     server_closed: bool = False
@@ -116,8 +122,10 @@ class Seen:
     exchange: tuple[object, ...] = ()
 
 
-def relay(pieces: list[bytes], *, short: bool, cut: bool) -> Seen:
-    """Play a response in those pieces through the layers, without sockets."""
+def relay(
+    pieces: list[bytes], *, short: bool, cut: bool, head: bytes = HEAD, request: tuple[bytes, ...] = (REQUEST,)
+) -> Seen:
+    """Play a request and its response in those pieces through the layers, without sockets."""
     seen, desk = Seen(), Desk()
     with pytest.MonkeyPatch.context() as patch, taddons.context(Proxyserver()) as tctx:
         patch.setattr(splice, "ENABLED", short)
@@ -133,32 +141,40 @@ def relay(pieces: list[bytes], *, short: bool, cut: bool) -> Seen:
 
         def feed(event: events.Event) -> None:
             nonlocal server
-            opening = None
+            opening, hooks = None, []
             for command in layer.handle_event(event):
                 if isinstance(command, commands.OpenConnection):
                     assert isinstance(command.connection, Server)
                     opening, server = command, command.connection
+                elif isinstance(command, commands.StartHook):
+                    hooks.append(command)
                 elif isinstance(command, commands.SendData) and command.connection is client:
                     seen.client += command.data
                     seen.sends += 1
+                elif isinstance(command, commands.SendData) and command.connection is server:
+                    seen.server += command.data
                 elif isinstance(command, commands.CloseConnection):
                     seen.closed |= command.connection is client
                     seen.server_closed |= command.connection is server
+            for hook in hooks:
+                feed(events.HookCompleted(hook))
             if opening and server:
                 server.state = ConnectionState.OPEN
                 feed(events.OpenConnectionCompleted(opening, None))
 
         feed(events.Start())
-        feed(events.DataReceived(client, REQUEST))
+        for piece in request:
+            if not seen.closed:
+                feed(events.DataReceived(client, piece))
         assert server
-        for piece in [HEAD, *pieces]:
+        for piece in [head, *pieces]:
             if not seen.server_closed:
                 feed(events.DataReceived(server, piece))
         if cut and not seen.server_closed:
             server.state &= ~ConnectionState.CAN_READ
             feed(events.ConnectionClosed(server))
     seen.read = desk.read
-    seen.exchange = (desk.exchange.bytes_out, desk.exchange.reason, desk.exchange.ended)
+    seen.exchange = (desk.exchange.bytes_in, desk.exchange.bytes_out, desk.exchange.reason, desk.exchange.ended)
     return seen
 
 
@@ -195,9 +211,7 @@ ENDS = st.sampled_from(
 def test_the_same_bytes_at_any_split(body: list[bytes], end: bytes, splits: list[int], cut: bool) -> None:
     """Whole, broken, cut off, with trailers, with extensions: to the client, to who reads it, and to the log."""
     raw = b"".join(body) + end
-    at = sorted({0, len(raw), *(split % (len(raw) + 1) for split in splits)})
-    pieces = [raw[one:other] for one, other in zip(at, at[1:], strict=False)]
-    for whole in (pieces, [*body, end] if end else body):
+    for whole in (split_at(raw, splits), [*body, end] if end else body):
         assert relay(whole, short=True, cut=cut) == relay(whole, short=False, cut=cut) or differs_in_sends_only(
             whole, cut
         )
@@ -210,6 +224,43 @@ def differs_in_sends_only(pieces: list[bytes], cut: bool) -> bool:
     short.sends = long.sends = 0
     assert short == long
     return fewer
+
+
+def split_at(raw: bytes, splits: list[int]) -> list[bytes]:
+    at = sorted({0, len(raw), *(split % (len(raw) + 1) for split in splits)})
+    return [raw[one:other] for one, other in itertools.pairwise(at)]
+
+
+SPLITS = st.lists(st.integers(0, 60), max_size=4)
+
+
+@given(st.binary(max_size=40), st.integers(0, 45), SPLITS, st.booleans())
+def test_a_response_of_known_length(body: bytes, length: int, splits: list[int], cut: bool) -> None:
+    """Also one that is longer or shorter than it says."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length
+    ways = [relay(split_at(body, splits), short=way, cut=cut, head=head) for way in (True, False)]
+    assert ways[0] == ways[1]
+
+
+@given(st.binary(max_size=40), st.integers(0, 45), SPLITS, st.booleans())
+def test_a_request_of_known_length(body: bytes, length: int, splits: list[int], expect: bool) -> None:
+    """The same bytes go upstream; what follows the body is a request of its own."""
+    wait = b"Expect: 100-continue\r\n" if expect else b""
+    head = b"POST /api/chat HTTP/1.1\r\nHost: gate\r\n%sContent-Length: %d\r\n\r\n" % (wait, length or 1)
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+    request = (head, *split_at(body[: length or 1], splits))
+    ways = [relay([b"o", b"k"], short=way, cut=False, head=answer, request=request) for way in (True, False)]
+    assert ways[0] == ways[1]
+    assert ways[0].exchange[0] == len(body[: length or 1])
+
+
+@given(st.lists(CHUNKS, max_size=4), ENDS, SPLITS)
+def test_a_request_in_chunks(body: list[bytes], end: bytes, splits: list[int]) -> None:
+    head = b"POST /api/chat HTTP/1.1\r\nHost: gate\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+    request = (head, *split_at(b"".join(body) + end, splits))
+    ways = [relay([b"ok"], short=way, cut=False, head=answer, request=request) for way in (True, False)]
+    assert ways[0] == ways[1]
 
 
 def test_it_is_the_short_way() -> None:
@@ -227,7 +278,7 @@ def test_no_clean_end_of_a_broken_body(end: bytes) -> None:
     seen = relay([chunk(b"a"), end], short=True, cut=True)
     assert seen.closed
     assert not seen.client.endswith(b"0\r\n\r\n")
-    assert seen.exchange[1] == "upstream broken"
+    assert seen.exchange[2] == "upstream broken"
 
 
 def test_who_reads_it_may_raise() -> None:

@@ -143,6 +143,7 @@ class Gate:
 
     def configure(self, updated: set[str]) -> None:
         """Options were changed while running: take them, or say what is wrong and keep what was."""
+        ctx.master.event_loop.call_soon(self.audience.quieten)  # When the others have been configured, too.
         if self.settings is None:
             return  # Not opened yet: open() reads them all.
         try:

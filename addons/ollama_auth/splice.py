@@ -64,11 +64,11 @@ class Splice:
             return self._whole_chunks(data) if between and self.chunked else 0
         if self.chunked or not isinstance(reader, ContentLengthReader):
             return 0
-        taken = min(len(data), reader._remaining - 1)
-        if taken > 0:
-            reader._remaining -= taken
-            self.content(data[:taken])
-        return taken
+        if len(data) >= reader._remaining:
+            return 0
+        reader._remaining -= len(data)
+        self.content(data)
+        return len(data)
 
     def _whole_chunks(self, data: bytes) -> int:
         at = 0
@@ -85,16 +85,13 @@ def splice(
     source: object, target: object, stream: HttpStream, message: http.Message, content: Callable[[bytes], bytes]
 ) -> Splice | None:
     """Where the body of this message may take the short way: nobody looks at it, or changes it."""
-    if not (
-        ENABLED and isinstance(source, Http1Edge | Http1Upstream) and isinstance(target, Http1Edge | Http1Upstream)
-    ):
+    ours = Http1Edge | Http1Upstream
+    if not (ENABLED and isinstance(source, ours) and isinstance(target, ours)):
         return None
     if message.stream != content or stream.context.options.store_streamed_bodies:
         return None
     sent = target.response if isinstance(target, Http1Edge) else message  # To HTTP/1.0 it is another one.
     coding = sent.headers.get("transfer-encoding", "").lower() if sent else "none"
-    return (
-        Splice(source, target.conn, coding == "chunked", stream, message, content)
-        if coding in ("", "chunked")
-        else None
-    )
+    if coding not in ("", "chunked"):
+        return None
+    return Splice(source, target.conn, coding == "chunked", stream, message, content)
