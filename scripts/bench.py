@@ -137,12 +137,18 @@ async def arriving(one: Running, size: Size) -> Mapping[str, float]:
     return rows_of("token late, 100 arrive", await load.arriving(one.target.at, size.bursts))
 
 
+async def moved(way: str, one: Running, size: Size, work: Awaitable[float]) -> Mapping[str, float]:
+    before = one.cpu()
+    name = f"{size.bytes >> 20} MiB {way}"
+    return {f"{name}, s": await work, f"{name}, CPU s": one.cpu() - before}
+
+
 async def upload(one: Running, size: Size) -> Mapping[str, float]:
-    return {f"{size.bytes >> 20} MiB up, s": await load.upload(one.target.at, size.bytes)}
+    return await moved("up", one, size, load.upload(one.target.at, size.bytes))
 
 
 async def download(one: Running, size: Size) -> Mapping[str, float]:
-    return {f"{size.bytes >> 20} MiB down, s": await load.download(one.target.at, size.bytes)}
+    return await moved("down", one, size, load.download(one.target.at, size.bytes))
 
 
 ROWS: dict[str, Work] = {

@@ -137,6 +137,7 @@ class Gate:
         variables = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
         variables |= {"OLLAMA_API_KEY": key} if key is not None else {}
         command = [
+            *([sys.executable] if program.endswith(".py") else []),
             str(Path(sys.executable).parent / program),
             *("--mode", mode or f"reverse:{upstream}"),
             *("--listen-host", "127.0.0.1", "--listen-port", str(self.port)),

@@ -25,6 +25,8 @@ from ollama_auth import connections, edge, http1, http2, messages
 
 TABLE = """
 mitmproxy.proxy.layers.http
+    c98f7f715cef HttpStream.state_stream_request_body           splice.Splice.open
+    3fb6320300d3 HttpStream.state_stream_response_body          splice.Splice.open
     1ece202e595d HttpLayer.__init__                             edge.GateLayer
     6ba31883cc7a HttpLayer._handle_event                        edge.GateLayer._dispatch
     1095f6e1581d HttpLayer.event_to_child                       edge.GateLayer
@@ -58,6 +60,8 @@ mitmproxy.proxy.layers.http._events
     1345b2457dd6 ResponseProtocolError                          messages.Failure
     b0ab2fe20d6f ErrorCode                                      edge.trouble
 mitmproxy.proxy.layers.http._http1
+    cc218a1337c0 Http1Server.send                               splice.Splice
+    35d961e20d48 Http1Client.send                               splice.Splice
     2ac8db3e43ae Http1Connection._handle_event                  http1.Http1Edge._handle_event
     888ce4138382 Http1Connection.start                          http1.Http1Edge._handle_event
     aece271029af Http1Connection.read_body                      http1.Body.read_body
@@ -109,6 +113,8 @@ mitmproxy.addons
 mitmproxy.addons.tlsconfig
     41a266755820 alpn_select_callback                           edge.ClientTls.start_tls
 mitmproxy.proxy.server
+    95c3f93e9824 ConnectionHandler.handle_connection            connections.BulkReader
+    706760d6eecf ConnectionHandler.log                          hooks.Audience.quieten
     ffb8e6c9e6c6 ConnectionHandler.__init__                     addon.Gate.client_connected
     01f1b7cc991c ConnectionHandler.handle_client                addon.Gate.client_disconnected
     5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.Link.connect_within
@@ -128,6 +134,10 @@ mitmproxy.addons.proxyserver
     d79bb91554a8 Proxyserver.register_connection                addon.Gate.client_connected
     1fc787ebda12 Proxyserver.server_connect                     addon.Gate.server_connect
 mitmproxy.addonmanager
+    bad3d9f88bdf traverse                                       hooks.Audience
+    b763c59bc499 AddonManager.trigger_event                     hooks.Audience.trigger_event
+    350b419ab728 AddonManager._iter_hooks                       hooks.Audience.trigger_event
+    38c97e792d1d AddonManager.handle_lifecycle                  hooks.NAMES
     b710a0ed043c Loader.add_option                              addon.Gate.load
     01ddcca314ee AddonManager.register                          addon.Gate.installed
     2e93aab2204a AddonManager.remove                            addon.Gate.done
@@ -138,6 +148,58 @@ mitmproxy.addonmanager
     f2052c18340e safecall                                       desk.Desk.judge
 mitmproxy.addons.script
     f6f07b85c252 Script                                         addon.OllamaAuth
+mitmproxy.addons.anticache
+    b48d2e8a6a56 AntiCache.request                              hooks.IDLE
+mitmproxy.addons.anticomp
+    b0d9e97431ce AntiComp.request                               hooks.IDLE
+mitmproxy.addons.blocklist
+    b57fd28ef285 BlockList.request                              hooks.IDLE
+mitmproxy.addons.disable_h2c
+    6e899d77f8c2 DisableH2C                                     hooks.IDLE
+mitmproxy.addons.dumper
+    ae4f996a70cc Dumper.match                                   hooks.IDLE
+    958cbd998d73 Dumper.response                                hooks.IDLE
+mitmproxy.addons.maplocal
+    4c6bf038aa47 MapLocal.request                               hooks.IDLE
+mitmproxy.addons.mapremote
+    e7caae41db68 MapRemote.request                              hooks.IDLE
+mitmproxy.addons.modifybody
+    42b8f3e2fd33 ModifyBody                                     hooks.IDLE
+mitmproxy.addons.modifyheaders
+    14c80253c6a1 ModifyHeaders                                  hooks.IDLE
+mitmproxy.addons.onboarding
+    f6e48a4764c8 Onboarding.request                             hooks.IDLE
+mitmproxy.addons.asgiapp
+    4f7a8f8411d5 ASGIApp.should_serve                           hooks.IDLE
+mitmproxy.addons.proxyauth
+    27acaafec846 ProxyAuth.requestheaders                       hooks.IDLE
+mitmproxy.addons.save
+    5b91fa004612 Save.request                                   hooks.IDLE
+    1cc915d5098b Save.response                                  hooks.IDLE
+    eba6fbbeeca0 Save.save_flow                                 hooks.IDLE
+mitmproxy.addons.savehar
+    ce22fda770ac SaveHar.response                               hooks.IDLE
+    c5d5f275ff36 SaveHar._save_flow                             hooks.IDLE
+mitmproxy.addons.serverplayback
+    e39ec867c40b ServerPlayback.request                         hooks.IDLE
+mitmproxy.addons.stickyauth
+    76b0bbaeb506 StickyAuth.request                             hooks.IDLE
+mitmproxy.addons.stickycookie
+    d57c78803120 StickyCookie.request                           hooks.IDLE
+    2cd0720d69af StickyCookie.response                          hooks.IDLE
+mitmproxy.addons.tlsconfig
+    84c6d74b564d TlsConfig.request                              hooks.IDLE
+mitmproxy.addons.update_alt_svc
+    25ce1b89275c UpdateAltSvc.responseheaders                   hooks.IDLE
+mitmproxy.addons.upstream_auth
+    922226802465 UpstreamAuth.requestheaders                    hooks.IDLE
+mitmproxy.hooks
+    314edf62e53f Hook                                           hooks.Audience.trigger_event
+mitmproxy.log
+    ba95afcdfe70 LegacyLogEvents                                hooks.Audience.quieten
+    ffc1fb69904c MitmLogHandler                                 hooks.Audience.quieten
+mitmproxy.addons.termlog
+    262bdcb2d4aa TermLog                                        hooks.Audience.quieten
 mitmproxy.addons.errorcheck
     bc0b8e23f833 ErrorCheck                                     addon.Gate.open
 mitmproxy.optmanager
@@ -157,6 +219,8 @@ mitmproxy.net.http.http1.assemble
 mitmproxy.net.http.validate
     e7647a947043 validate_headers                               edge.GateStream.check_invalid
 h11._readers
+    4d2629eeaaf3 ChunkedReader                                  splice.Splice.take
+    fdf438f5ca7e ContentLengthReader                            splice.Splice.take
     4d2629eeaaf3 ChunkedReader                                  http1.Body.next_part
     fdf438f5ca7e ContentLengthReader                            http1.Body.next_part
 h11._receivebuffer
@@ -314,6 +378,19 @@ def test_each_method_that_is_overridden_is_in_the_table(case: tuple[str, Functio
     if ours.__name__ != "__init__":
         taken = [list(inspect.signature(method).parameters) for method in (ours, theirs)]
         assert [n.lstrip("_") or "event" for n in taken[0]] == [n.lstrip("_") or "event" for n in taken[1]], name
+
+
+def test_a_reader_that_reads_all_that_is_there() -> None:
+    """asyncio's, whose `read` BulkReader takes the place of."""
+    source = inspect.getsource(asyncio.StreamReader.read)
+    for line in (
+        "if self._exception is not None:\n            raise self._exception",
+        "if not self._buffer and not self._eof:\n            await self._wait_for_data('read')",
+        "del self._buffer[:n]\n\n        self._maybe_resume_transport()\n        return data",
+    ):
+        assert line in source
+    assert "2 * self._limit" in inspect.getsource(asyncio.StreamReader.feed_data)
+    assert "__slots__" not in vars(asyncio.StreamReader)
 
 
 def test_a_reader_that_is_full() -> None:

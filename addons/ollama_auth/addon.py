@@ -35,7 +35,7 @@ from mitmproxy.utils import asyncio_utils, human
 
 from . import settings
 from .configuration import Configuration, say
-from .connections import Connections, Link, close_left
+from .connections import BulkReader, Connections, Link, close_left
 from .desk import Desk
 from .edge import ClientTls, Farewell, GateLayer
 from .exchange import Exchange
@@ -143,6 +143,7 @@ class Gate:
 
     def configure(self, updated: set[str]) -> None:
         """Options were changed while running: take them, or say what is wrong and keep what was."""
+        ctx.master.event_loop.call_soon(self.audience.quieten)  # When the others have been configured, too.
         if self.settings is None:
             return  # Not opened yet: open() reads them all.
         try:
@@ -252,6 +253,7 @@ class Gate:
                 full = error(503, "too many connections; try again later", Dialect.OLLAMA, retry_after(RETRY_SECONDS))
                 handler.transports[client].writer.write(render(full))
             return
+        BulkReader.take_over(handler, client)
         handler.max_conns = defaultdict(lambda: asyncio.Semaphore(UPSTREAM_CONNECTIONS))
         client.error = None
 
@@ -312,6 +314,8 @@ class Gate:
             link.connect_within(self.settings.connect_timeout, data.server)
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
+        if link := self.connections.get(data.client.id):
+            BulkReader.take_over(link.handler, data.server)
         if not data.server.tls:
             self._connect_ended(data.client, data.server)
 

@@ -10,7 +10,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Protocol
 
 from mitmproxy.connection import Client, Connection, Server
@@ -28,6 +28,8 @@ LAST_WORD = 2.0
 """Seconds a connection has to end by itself once it was told to, before it is cut."""
 CONNECT_TIMEOUT = "connect timeout"
 """What mitmproxy then says is wrong with a connection to a server that was given up."""
+BULK = 256 * 1024
+"""Bytes that are kept of a connection before it is told to wait; about what one read of asyncio brings."""
 QUIET = 10.0
 """Seconds between two lines of the log about the same trouble."""
 
@@ -183,6 +185,36 @@ class Link:
             self.told = True
             self.deadline = now + LAST_WORD
             self.tell(Expire())
+
+
+class BulkReader(asyncio.StreamReader):
+    """What mitmproxy reads a connection with: at once all that is there, where mitmproxy asks for 64 KB."""
+
+    _buffer: bytearray
+    _eof: bool
+    _exception: BaseException | None
+    _limit: int
+    _wait_for_data: Callable[[str], Awaitable[None]]
+    _maybe_resume_transport: Callable[[], None]
+
+    @classmethod
+    def take_over(cls, handler: ConnectionHandler, connection: Connection) -> None:
+        """Read this connection, which has just been made."""
+        reader = handler.transports[connection].reader
+        if type(reader) is asyncio.StreamReader:
+            reader.__class__ = cls
+            reader._limit = BULK // 2  # type: ignore[attr-defined]
+
+    async def read(self, n: int = -1) -> bytes:
+        """As StreamReader.read, but for how much."""
+        if self._exception is not None:
+            raise self._exception
+        if not self._buffer and not self._eof:
+            await self._wait_for_data("read")
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        self._maybe_resume_transport()
+        return data
 
 
 class Connections:

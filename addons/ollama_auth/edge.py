@@ -6,6 +6,7 @@ GateStream; upstream speaks an Http1Upstream (or mitmproxy's own HTTP/2 client).
 pinned by tests/test_internals.py.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
@@ -76,7 +77,7 @@ class GateLayer(HttpLayer):
         self.uses: dict[Connection, int] = {}
         """How many requests each connection upstream has been given."""
         self.splices: dict[Connection, Splice] = {}
-        """The responses that take the short way, by their connection upstream."""
+        """The bodies that take the short way, by the connection they come from."""
 
     def handle_event(self, event: events.Event) -> Commands:
         left: events.Event | None = event
@@ -88,13 +89,13 @@ class GateLayer(HttpLayer):
     def _relay(self, event: events.DataReceived, splice: Splice) -> layer.CommandGenerator[events.Event | None]:
         """Send on what may be sent as it is; what is left of the event."""
         try:
-            taken = splice.take(event.data) if splice.open else 0
+            taken = splice.take(event.data)
         except Exception as error:
             yield from self._crash(error)
             return None
         if not taken:
             return event
-        yield commands.SendData(self.context.client, event.data[:taken])
+        yield commands.SendData(splice.target, event.data[:taken])
         return events.DataReceived(event.connection, event.data[taken:]) if taken < len(event.data) else None
 
     def _handle_event(self, event: events.Event) -> Commands:
@@ -134,13 +135,21 @@ class GateLayer(HttpLayer):
     def _dead(self, _: events.Event) -> Commands:
         yield from ()
 
-    def join(self, stream: "GateStream") -> None:
-        """The response of a stream begins: let it take the short way if it can."""
-        server = stream.context.server
+    def join(self, stream: "GateStream", message: http.Message, content: Callable[[bytes], bytes]) -> None:
+        """A body of a stream begins to pass: let it take the short way if it can."""
+        client, server = self.context.client, stream.context.server
         upstream = self.connections.get(server)
         inner = upstream.child_layer if isinstance(upstream, Upstream) else None  # Not so in TLS.
-        if found := splice(inner, self.connections[self.context.client], stream, stream.exchange.response_chunk):
-            self.splices[server] = found
+        ends = [(client, self.connections[client]), (server, inner)]
+        (conn, source), (_, target) = ends if isinstance(message, http.Request) else reversed(ends)
+        if found := splice(source, target, stream, message, content):
+            self.splices[conn] = found
+
+    def part(self, stream: "GateStream") -> None:
+        """A stream has ended."""
+        for conn in (self.context.client, stream.context.server):
+            if conn in self.splices and self.splices[conn].stream is stream:
+                del self.splices[conn]
 
     def make_stream(self, stream_id: int) -> Commands:
         self.streams[stream_id] = GateStream(self.context.fork(), stream_id, self)
@@ -214,7 +223,7 @@ class GateStream(HttpStream):
             if self.flow.error and not self.exchange.reason:
                 killed = self.flow.error.msg == self.flow.error.KILLED_MESSAGE
                 self.exchange.reason = "killed" if killed else "client left"
-            self.parent.splices.pop(self.context.server, None)
+            self.parent.part(self)
             self.gate.end(self.exchange, self.parent.link)
 
     def _without_silent_hooks(self, work: Commands) -> Commands:
@@ -376,6 +385,9 @@ class GateStream(HttpStream):
             yield from self._continue()
         yield SendHttp(RequestHeaders(self.stream_id, self.flow.request, end_stream=False), self.context.server)
         self.client_state = self.state_stream_request_body
+        limit = self.admission.claim.max_body if self.admission else 0
+        if limit is None or 0 <= self.length <= limit:
+            self.parent.join(self, self.flow.request, self.exchange.request_chunk)
 
     def _continue(self) -> Commands:
         self.continued = True
@@ -416,7 +428,7 @@ class GateStream(HttpStream):
         assert self.flow.response
         yield SendHttp(ResponseHeaders(self.stream_id, self.flow.response, end_stream=False), self.context.client)
         self.server_state = self.state_stream_response_body
-        self.parent.join(self)
+        self.parent.join(self, self.flow.response, self.exchange.response_chunk)
 
     def state_stream_response_body(self, event: events.Event) -> Commands:
         yield from super().state_stream_response_body(event)
