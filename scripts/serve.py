@@ -1,8 +1,10 @@
-"""Usage: scripts/serve [--demo] [mitmdump arguments]
+"""Usage: scripts/serve [--demo] [--workers N] [mitmdump arguments]
 
 Runs the gate on port 8081, in front of the Ollama at OLLAMA_ENDPOINT (http://127.0.0.1:11434 unless set).
 
   --demo   put a small stand-in behind the gate instead of Ollama
+  --workers N
+           so many processes that share the port, for more than one processor
   --help   show this
 
 Everything else goes to mitmdump, such as --listen-port 9000, --listen-host 127.0.0.1, --certs cert.pem.
@@ -96,14 +98,19 @@ class Arguments(NamedTuple):
     """What of mitmdump's arguments concerns us; they all still go to mitmdump."""
 
     demo: bool
+    workers: int
     rest: list[str]
     options: dict[str, str]
     address: str
 
 
 def split(arguments: Sequence[str]) -> Arguments:
-    rest = [argument for argument in arguments if argument != "--demo"]
     parser = argparse.ArgumentParser(prog="scripts/serve", add_help=False, allow_abbrev=False)
+    parser.add_argument("--demo", action="store_true")
+    parser.add_argument("--workers", type=int, default=1)
+    ours, rest = parser.parse_known_args(arguments)
+    if ours.workers < 1 or (ours.workers > 1 and not hasattr(socket, "SO_REUSEPORT")):
+        raise Problem("--workers takes a number from 1; more than 1 can't share a port on this system")
     parser.add_argument("-p", "--listen-port")
     parser.add_argument("--listen-host")
     parser.add_argument("--certs", "--cert", action="append")
@@ -115,7 +122,8 @@ def split(arguments: Sequence[str]) -> Arguments:
         host = "127.0.0.1"
     port = seen.listen_port or options.get("listen_port") or PORT
     scheme = "https" if seen.certs or "certs" in options else "http"
-    return Arguments("--demo" in arguments, rest, options, f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
+    address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    return Arguments(ours.demo, ours.workers, rest, options, address)
 
 
 def watching(arguments: Arguments, environment: Mapping[str, str]) -> dict[str, str]:
@@ -138,6 +146,8 @@ def gate_command(upstream: str, arguments: Arguments) -> list[str]:
     if not mitmdump:
         raise Problem(f"there is no mitmdump in {folder}: pip install -r scripts/requirements.txt")
     program = [sys.executable, str(REPOSITORY / "scripts" / "mitmdump.py")]
+    if arguments.workers > 1:
+        program = [sys.executable, str(REPOSITORY / "scripts" / "supervisor.py"), str(arguments.workers), *program]
     port = [] if "listen_port" in arguments.options else ["--listen-port", PORT]
     script = str(REPOSITORY / "addons" / "auth.py")
     return [*program, "--mode", f"reverse:{upstream}", *port, "-s", script, *arguments.rest]
