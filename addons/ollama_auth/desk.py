@@ -28,6 +28,7 @@ from .responses import Answer, error, retry_after
 from .routes import Dialect, RouteClass
 from .settings import Settings
 from .usage import UsageReader
+from .viewing import Viewing
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +65,15 @@ class Desk:
         config: Configuration,
         connections: Connections,
         ready: Callable[[], bool],
-        watched: Callable[[], bool],
+        viewing: Viewing,
         observer: Observer,
     ) -> None:
-        """`ready`: somebody holds the gate open. `watched`: somebody looks at flows."""
+        """`ready`: somebody holds the gate open."""
         self.config = config
         self.connections = connections
         self.ready = ready
-        self.watched = watched
+        self.viewing = viewing
+        self.watched = viewing.watched
         self.observer = observer
         self.draining = False
 
@@ -180,13 +182,13 @@ class Desk:
 
     def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
         """An admitted request is about to go upstream: its body streams, and mitmproxy's viewers know whose it is."""
-        flow.metadata["ollama_key"] = exchange.key
-        flow.metadata["ollama_id"] = exchange.id
-        flow.comment = f"key: {exchange.key}"
         if self.config.audit and audit.concerns(exchange):
             exchange.recording = Recording()
         count = exchange.request_chunk
-        flow.request.stream = keeping(flow.request, count) if self.watched() else count
+        flow.request.stream = count
+        if self.watched():
+            flow.request.stream = keeping(flow.request, count)
+            self.viewing.begin(exchange, flow)
 
     def answered(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
         """The head of the response is here: it goes on at once, and so does every chunk behind it."""
@@ -207,8 +209,7 @@ class Desk:
             kinds = get("content-type", ""), get("content-encoding", "")
             exchange.usage = UsageReader(exchange.route, *kinds, exchange.status)
             exchange.pace = self.observer.pace
-        count = exchange.response_chunk
-        passing = keeping(flow.response, count) if self.watched() else count
+        passing = self.viewing.answered(exchange, flow)
         flow.response.stream = hiding(passing) if exchange.hides_usage and exchange.stream else passing
 
     def rewrite(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
@@ -249,6 +250,7 @@ class Desk:
         exchange.finish()
         if link:
             link.exchanges.pop(id(exchange), None)
+        self.viewing.end(exchange)
         self._tell(exchange)
         charged = exchange.used and exchange.claim and exchange.claim.principal.tokens_per_day is not None
         if exchange.entered or charged:

@@ -57,6 +57,7 @@ from .http1 import Http1Edge, Http1Upstream
 from .http2 import Http2Edge, Settle
 from .messages import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, OllamaReserveHook, Refuse, Reservation
 from .splice import Splice, splice
+from .viewing import label_refused
 
 MAX_CLIENT_HELLO = 64 * 1024
 """Bytes before TLS has begun, where mitmproxy would take 16 MB."""
@@ -582,15 +583,14 @@ def refused_flow(
     request.headers.fields = tuple((n, v) for n, v in head.fields if n.lower() in FORWARDED)
     request.data.path = quote(exchange.path or b"/", safe="/:@!$&'()*+,;=~").encode()
     request.data.content = b""
+    request.data.authority = b""  # It is what a stranger sent.
     address = context.server.address
     if address:
         request.data.host, request.data.port = address[0], address[1]
     request.scheme = "https" if context.server.tls else "http"
     answer = refusal.answer
     flow.response = http.Response.make(answer.status, answer.body, http.Headers(answer.fields))
-    flow.comment = f"refused: {refusal.reason}"
-    flow.metadata["ollama_reason"] = refusal.reason
-    flow.metadata["ollama_id"] = exchange.id
+    label_refused(flow, exchange, refusal.reason)
     flow.live = True
     return flow
 
