@@ -1,6 +1,7 @@
 """How mitmweb and mitmproxy show a conversation: a Conversation and the body it was read from -> text; and the view."""
 
 import json
+import re
 from collections.abc import Iterator
 
 from mitmproxy.contentviews import Contentview, Metadata
@@ -17,13 +18,17 @@ MAX_RAW_LINE = 400
 """Characters."""
 MAX_INDENTED = 64 * 1024
 """Bytes of a JSON object that is laid out on many lines: Python takes long for that."""
+WIDTH = 72
+"""Characters of a line of a conversation."""
+BLANK = "\n \n"
+"""Between two blocks; mitmweb shows no line that has nothing in it."""
+_WRAP = re.compile(rf".{{1,{WIDTH}}}(?:\s|$)|.{{1,{WIDTH}}}")
 _TYPES = ("application/json", "application/x-ndjson", "text/event-stream")
 
 
 def render(found: Conversation, body: bytes, speed: float | None = None) -> str:
     """All that is shown of a body. `speed`: tokens a second as the gate measured them."""
-    head = [line for line in (facts(found, speed), *(f"error: {error}" for error in found.errors)) if line]
-    blocks = ["\n".join(head)] if head else []
+    blocks = [facts(found, speed), *(wrapped(f"error: {error}") for error in found.errors)]
     room = MAX_TEXT
     for part in found.parts:
         blocks.append(f"{title(part)}\n{indent(part.text[:room], len(part.text) > room)}")
@@ -36,27 +41,21 @@ def render(found: Conversation, body: bytes, speed: float | None = None) -> str:
     if not found.complete and not found.errors:
         blocks.append("(incomplete: this is what has come so far)")
     # What a model or a user wrote may hold halves of surrogate pairs, which no encoding can send.
-    return "\n\n".join([*blocks, raw(body)]).encode("utf-8", "backslashreplace").decode()
+    return BLANK.join([*filter(None, blocks), raw(body)]).encode("utf-8", "backslashreplace").decode()
 
 
 def facts(found: Conversation, speed: float | None) -> str:
-    """The line about model, tokens, speed and end."""
-    speed = found.speed or speed
-    tokens = (
-        (f"{found.prompt_tokens} prompt tokens", found.prompt_tokens),
-        (
-            f"{found.completion_tokens} completion tokens",
-            found.completion_tokens,
-        ),
-    )
+    """The line about model, tokens, speed and end; another about tools."""
+    speed = speed or found.speed
+    counts = (("prompt", found.prompt_tokens), ("answer", found.completion_tokens))
     words = [
         found.model,
-        *(text for text, count in tokens if count is not None),
+        " + ".join(f"{count} {what}" for what, count in counts if count is not None),
         f"{speed:.1f} tokens/s" if speed else None,
         f"end: {found.finish_reason}" if found.finish_reason else None,
-        f"tools: {', '.join(found.tools)}" if found.tools else None,
     ]
-    return " · ".join(filter(None, words))
+    tools = wrapped(f"tools: {', '.join(found.tools)}") if found.tools else None
+    return "\n".join(filter(None, [" · ".join(filter(None, words)), tools]))
 
 
 def title(part: Part) -> str:
@@ -73,7 +72,12 @@ def title(part: Part) -> str:
 
 def indent(text: str, cut: bool = False) -> str:
     """Each line two spaces in."""
-    return "\n".join(f"  {line}" for line in text.splitlines() or [""]) + (" [...]" if cut else "")
+    return "\n".join(f"  {line}" for line in wrapped(text).split("\n")) + (" [...]" if cut else "")
+
+
+def wrapped(text: str) -> str:
+    """No line longer than WIDTH; mitmweb wraps none."""
+    return "\n".join(piece for line in text.splitlines() or [""] for piece in _WRAP.findall(line) or [""])
 
 
 def raw(body: bytes) -> str:

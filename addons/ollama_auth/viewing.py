@@ -28,10 +28,10 @@ COPIED = 1024 * 1024
 """Bytes of one answer that are copied in a second to be shown, at most: a long one is shown less often."""
 SHARE = 10
 """Showing answers takes at most one part in so many of the time."""
-RUNNING, REFUSED, FAILED, DONE = ":hourglass_flowing_sand:", ":no_entry:", ":warning:", ""
-"""Markers of flows."""
-COLUMNS = ["icon", "path", "method", "status", "comment", "size", "time"]
-"""Of mitmweb's list, where the user has chosen none."""
+RUNNING, REFUSED, FAILED, DONE = ":arrow_forward:", ":heavy_multiplication_x:", ":warning:", ""
+"""Markers of flows, of those that old fonts and terminals have."""
+COLUMNS = ["path", "status", "comment", "time"]
+"""Of mitmweb's list, where the user has chosen none; more leave no room for the comment."""
 
 
 class Live:
@@ -86,9 +86,11 @@ class Live:
 
 
 def speed(exchange: Exchange, used: Usage | None) -> float | None:
-    """Tokens a second since the head of the answer."""
+    """Tokens a second of a stream, since the head of the answer."""
     seconds = time.monotonic() - exchange.first_byte if exchange.first_byte else 0
-    return round(used.completion_tokens / seconds, 1) if used and used.completion_tokens and seconds > 0 else None
+    if used is None or not used.completion_tokens or used.events < 2 or seconds <= 0:
+        return None
+    return round(used.completion_tokens / seconds, 1)
 
 
 def comment(exchange: Exchange, used: Usage | None, rate: float | None) -> str:
