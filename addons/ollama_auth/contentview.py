@@ -18,7 +18,7 @@ MAX_RAW_LINE = 400
 """Characters."""
 MAX_INDENTED = 64 * 1024
 """Bytes of a JSON object that is laid out on many lines: Python takes long for that."""
-WIDTH = 72
+WIDTH = 64
 """Characters of a line of a conversation."""
 BLANK = "\n \n"
 """Between two blocks; mitmweb shows no line that has nothing in it."""
@@ -30,8 +30,11 @@ def render(found: Conversation, body: bytes, speed: float | None = None) -> str:
     """All that is shown of a body. `speed`: tokens a second as the gate measured them."""
     blocks = [facts(found, speed), *(wrapped(f"error: {error}") for error in found.errors)]
     room = MAX_TEXT
+    speaker = None
     for part in found.parts:
-        blocks.append(f"{title(part)}\n{indent(part.text[:room], len(part.text) > room)}")
+        same = part.kind is Kind.MEDIA and part.role == speaker  # It belongs to what was said.
+        blocks.append(("" if same else title(part) + "\n") + indent(part.text[:room], len(part.text) > room))
+        speaker = part.role
         room -= len(part.text)
         if room <= 0:
             blocks.append("(the rest of the conversation is too long to be shown)")
@@ -77,7 +80,7 @@ def indent(text: str, cut: bool = False) -> str:
 
 def wrapped(text: str) -> str:
     """No line longer than WIDTH; mitmweb wraps none."""
-    return "\n".join(piece for line in text.splitlines() or [""] for piece in _WRAP.findall(line) or [""])
+    return "\n".join(piece.rstrip() for line in text.splitlines() or [""] for piece in _WRAP.findall(line) or [""])
 
 
 def raw(body: bytes) -> str:

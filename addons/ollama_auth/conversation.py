@@ -5,13 +5,17 @@ Time and memory are linear in the body, of which no more than MAX_READ is read a
 """
 
 import json
+import re
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 from typing import Any
 
 MAX_READ = 4 * 1024 * 1024
 """Bytes of a body that are read."""
+MAX_EVENTS = 50_000
+"""Lines and events of a body that are read: the smallest that hold a token fill MAX_READ with fewer."""
 MAX_PARTS = 2000
 """Parts of a conversation that are kept: a request may hold millions of empty messages."""
 MAX_NAME = 200
@@ -106,16 +110,20 @@ def events(content_type: str, body: bytes, draft: "Draft") -> Iterator[Json]:
         draft.ended = True
         yield whole
     else:
-        yield from filter(None, map(parse, body.split(b"\n")))
+        lines = (found[0] for found in re.finditer(rb"[^\n]+", body))
+        yield from filter(None, map(parse, islice(lines, MAX_EVENTS)))
 
 
 def server_sent(body: bytes, draft: "Draft") -> Iterator[Json]:
     """The data of each event that has ended."""
     held: list[bytes] = []
+    ended = 0
     for line in body.split(b"\n"):
         if line.startswith(b"data:"):
             held.append(line[5:].strip())
         elif line in (b"", b"\r") and held:
+            if (ended := ended + 1) > MAX_EVENTS:
+                return
             data = b"\n".join(held)
             held.clear()
             draft.ended |= data == b"[DONE]"

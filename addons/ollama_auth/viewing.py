@@ -24,7 +24,7 @@ from .usage import Usage, UsageReader
 
 TICK = 0.5
 """Seconds between two looks at running answers, at least."""
-COPIED = 1024 * 1024
+COPIED = 512 * 1024
 """Bytes of one answer that are copied in a second to be shown, at most: a long one is shown less often."""
 SHARE = 10
 """Showing answers takes at most one part in so many of the time."""
