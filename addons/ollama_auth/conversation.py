@@ -160,6 +160,8 @@ class Draft:
     def add(self, key: Hashable, role: str, kind: Kind, text: object = "", name: object = None) -> None:
         """Add to the part of that key; None: a part of its own."""
         text, name = text_of(text), name_of(name) or ""
+        if not text and not name:
+            return
         key = len(self.pieces) if key is None else (key, kind)
         piece = self.pieces.get(key)
         if piece is None:
@@ -182,7 +184,7 @@ class Draft:
         """What was put together."""
         pieces = ((piece, "".join(piece.texts)) for piece in self.pieces.values())
         return Conversation(
-            tuple(Part(p.role, p.kind, text, p.name) for p, text in pieces if text or p.name),
+            tuple(Part(piece.role, piece.kind, text, piece.name) for piece, text in pieces),
             self.model,
             self.prompt_tokens,
             self.completion_tokens,
