@@ -19,6 +19,7 @@ from .configuration import Configuration
 from .connections import Connections, Link
 from .exchange import Admission, Claim, Exchange, Refusal, keeping
 from .head import Bounds, Fields, Head, HeadError
+from .headers import Known, mask_path
 from .include_usage import UsageHider
 from .judge import RETRY_SECONDS
 from .limits import Exceeded, StorageAway
@@ -97,11 +98,16 @@ class Desk:
         """Seconds between two requests."""
         return self.settings.idle_timeout if self.settings else 10
 
+    @property
+    def known(self) -> Known | None:
+        """Says whose a secret is, to mask it."""
+        return self.settings.ring.find if self.settings else None
+
     # A request.
 
     def judge(self, head: Head, link: Link) -> tuple[Exchange, Admission | Claim | Refusal]:
         """May it go upstream? A Claim waits for its body or its turn. Whatever raises on the way: no."""
-        exchange = Exchange(link.address, head.method.decode("ascii", "replace"))
+        exchange = Exchange(link.address, mask_path(head.method, self.known).decode("ascii", "replace"))
         try:
             verdict = self._judge(head, exchange, link)
         except Exception as fault:

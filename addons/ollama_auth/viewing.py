@@ -225,16 +225,16 @@ class Viewing:
         view = ctx.master.addons.get("view")
         if view is None:
             return
-        self.seen.append(new.id)
         most = self.config.settings.max_flows if self.config.settings else 1
         for _ in range(len(self.seen)):
-            if len(self.seen) <= most:
-                return
+            if len(self.seen) < most:
+                break
             oldest = view.get_by_id(self.seen.popleft())
             if oldest and (oldest.live or oldest.intercepted):
                 self.seen.append(oldest.id)
             elif oldest:
                 view.remove([oldest])
+        self.seen.append(new.id)
 
     # Commands.
 
