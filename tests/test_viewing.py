@@ -153,6 +153,7 @@ def test_a_stream_can_be_read_while_it_goes_on(web: Mitmweb, upstream: Upstream)
         flow = web.flow("/api/chat")
         wait_until(lambda: "assistant:\n  You" in web.shown(flow), "the first token")
         assert web.flow("/api/chat")["marked"] == "▶"
+        assert web.flow("/api/chat")["comment"] == "default · demo · ~1 tokens"
         assert "(incomplete" in web.shown(flow)
         upstream.go_on()
         rest = wire.read_until(b"\r\n0\r\n\r\n")

@@ -73,6 +73,12 @@ class Live:
         elif self.flow.response and self._shown:
             self.flow.response.raw_content, self._shown = None, 0
 
+    @property
+    def so_far(self) -> Usage | None:
+        """What it has used, by what has passed: an event is about a token."""
+        reader = self.exchange.usage
+        return Usage(reader.model, completion_tokens=reader.events, estimated=True) if reader else None
+
     def label(self, used: Usage | None, mark: str) -> None:
         """Say in the flow whose it is and how it goes, unless the user has written something else there."""
         flow, exchange = self.flow, self.exchange
@@ -176,7 +182,7 @@ class Viewing:
             for live in [live for live in self.live.values() if live.grown and live.due <= started]:
                 if live.flow.id in self.live:
                     live.show(started)
-                    live.label(None, RUNNING)
+                    live.label(live.so_far, RUNNING)
                     ctx.master.addons.trigger(UpdateHook([live.flow]))
                 await asyncio.sleep(0)  # Streams first.
             await asyncio.sleep(max(TICK, SHARE * (time.monotonic() - started)))
