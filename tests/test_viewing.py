@@ -34,6 +34,8 @@ from ollama_auth.viewing import FAILED, REFUSED, RUNNING, TICK, Live
 from support import AUTH, BEARER, KEY, Gate, Upstream, Wire, ask, chat, free_port, head, wait_until
 from test_gate import IN_BASIC, WRONG, assert_no_secret, send_secrets
 
+MEGABYTE = 1024 * 1024
+
 
 @pytest.fixture(scope="module")
 def shared_web(shared_upstream: Upstream) -> Iterator[Mitmweb]:
@@ -253,6 +255,25 @@ def test_old_flows_are_dropped_and_those_at_work_are_not(upstream: Upstream) -> 
         """
         wait_until(lambda: int(web.do(held)) <= 21, "flows to be freed")
         assert "Removed" not in web.output
+
+
+def test_many_bytes_are_dropped_too(web: Mitmweb) -> None:
+    held = "result = ctx.master.addons.get('ollama_viewing').held"
+    web.do(f"import ollama_auth.viewing as v; v.MAX_HELD = {MEGABYTE}")
+    for _ in range(12):
+        send(web, body=chat(padding="x" * (MEGABYTE // 5)))
+    assert 4 <= len(web.flows()) <= 6
+    assert int(web.do(held)) < 2 * MEGABYTE
+    flow = web.flows()[-1]["id"]
+    freed = f"""
+        flow = ctx.master.addons.get("view").get_by_id({flow!r})
+        result = (flow.request.stream, flow.response.stream, len(flow.request.raw_content) > {MEGABYTE // 5})
+    """
+    assert web.do(freed) == "(False, False, True)"
+    web.do("import ollama_auth.viewing as v; v.MAX_HELD = 256 * 1024 * 1024")
+    web.call("POST", "/clear")
+    send(web)
+    assert int(web.do(held)) < 2 * MEGABYTE
 
 
 def test_more_at_work_than_may_be_kept(upstream: Upstream) -> None:

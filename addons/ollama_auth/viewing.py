@@ -7,7 +7,7 @@ An addon inside the gate: mitmproxy calls its hooks before those of its own view
 import asyncio
 import re
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 
 from mitmproxy import contentviews, ctx, exceptions, http
@@ -28,6 +28,8 @@ COPIED = 512 * 1024
 """Bytes of one answer that are copied in a second to be shown, at most: a long one is shown less often."""
 SHARE = 10
 """Showing answers takes at most one part in so many of the time."""
+MAX_HELD = 256 * 1024 * 1024
+"""Bytes of the bodies of flows that have ended; beyond it the oldest are dropped, however few they are."""
 RUNNING, REFUSED, FAILED, DONE = ":arrow_forward:", ":heavy_multiplication_x:", ":warning:", ""
 """Markers of flows, of those that old fonts and terminals have."""
 COLUMNS = ["path", "status", "comment", "time"]
@@ -133,8 +135,10 @@ class Viewing:
         self.config = config
         self.live: dict[str, Live] = {}
         """By the id of the flow."""
-        self.seen: deque[str] = deque()
-        """The ids of flows in the order in which they came, those dropped not among them."""
+        self.seen: OrderedDict[str, int] = OrderedDict()
+        """By the ids of flows, in the order in which they came: the bytes of their bodies, once they have ended."""
+        self.held = 0
+        """Bytes of all of them."""
 
     # For the desk.
 
@@ -219,8 +223,12 @@ class Viewing:
         live = self.live.pop(flow.id, None)
         if live:
             exchange = live.exchange
-            flow.request.stream = False  # Who sends it again sends what was kept of it.
             live.show(0)
+            # Who sends it again sends what was kept of it; and nothing else is to be kept.
+            flow.request.stream = False
+            if flow.response:
+                flow.response.stream = False
+            self._weigh(flow)
             live.label(
                 exchange.usage.finish(clean=exchange.reason is None) if exchange.usage else None,
                 FAILED if exchange.reason or flow.error else DONE,
@@ -233,14 +241,24 @@ class Viewing:
             return
         most = self.config.settings.max_flows if self.config.settings else 1
         for _ in range(len(self.seen)):
-            if len(self.seen) < most:
+            if len(self.seen) < most and self.held <= MAX_HELD:
                 break
-            oldest = view.get_by_id(self.seen.popleft())
+            flow_id, size = self.seen.popitem(last=False)
+            oldest = view.get_by_id(flow_id)
             if oldest and (oldest.live or oldest.intercepted):
-                self.seen.append(oldest.id)
-            elif oldest:
+                self.seen[flow_id] = size
+                continue
+            self.held -= size
+            if oldest:
                 view.remove([oldest])
-        self.seen.append(new.id)
+        self.seen[new.id] = 0
+
+    def _weigh(self, flow: http.HTTPFlow) -> None:
+        """Note how much is held of a flow that has ended."""
+        if flow.id in self.seen:
+            size = sum(len(message.raw_content or b"") for message in (flow.request, flow.response) if message)
+            self.held += size - self.seen[flow.id]
+            self.seen[flow.id] = size
 
     # Commands.
 
