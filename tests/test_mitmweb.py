@@ -1,16 +1,21 @@
 """A real browser shows a chat through the gate in mitmweb: when it is over, and while it streams."""
 
 import json
-import os
 import re
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from browser import Page, browse
+import pytest
+
+from devtools import Page, chromium, tab
 from edges import Line, Scripted
 from mitmweb import Mitmweb
-from support import BEARER, KEY, Upstream, Wire, ask, chat, head, wait_until
+from support import KEY, PATIENCE, Upstream, ask, chat
+from test_viewing import start
 
+TEXT = "document.body.innerText"
 PICTURE = "iVBORw0KGgo" + "A" * 65_525
 ASKED: dict[str, object] = {
     "model": "demo",
@@ -44,7 +49,7 @@ class Model:
 def native(model: str, messages: list[dict[str, object]], prompt: int, answer: int) -> list[bytes]:
     """A stream of /api/chat."""
     lines: list[dict[str, object]] = [{"model": model, "message": m | {"role": "assistant"}} for m in messages]
-    end = {"done_reason": "stop", "prompt_eval_count": prompt, "eval_count": answer}
+    end = {"done_reason": "stop", "prompt_eval_count": prompt, "eval_count": answer, "eval_duration": 10**9}
     lines += [{"model": model, "message": {"role": "assistant", "content": ""}, "done": True} | end]
     return [json.dumps({"done": False} | line, separators=(",", ":")).encode() + b"\n" for line in lines]
 
@@ -91,66 +96,79 @@ def post(web: Mitmweb, path: str, body: bytes, key: str = KEY) -> int:
     return ask(web.port, "POST", path, *fields, body=body).status
 
 
-def open_flow(page: Page, web: Mitmweb, flow_id: str, tab: str) -> None:
-    page.call("Page.navigate", url="about:blank")
-    page.call("Page.navigate", url=f"{web.page}#/flows/{flow_id}/{tab}")
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with chromium(tmp_path_factory.mktemp("profile")) as address:
+        yield address
 
 
-def test_a_chat_is_shown_as_a_conversation(tmp_path: Path) -> None:
+async def open_flow(page: Page, web: Mitmweb, tab: str) -> None:
+    """The tab of the newest flow."""
+    await page.look(1200, height=750)
+    await page.open("about:blank")
+    await page.open(f"{web.page}#/flows/{web.flows()[-1]['id']}/{tab}")
+
+
+async def text_with(page: Page, *texts: str) -> str:
+    """The text of the page once all of these are in it."""
+    return str(await page.until(f"{json.dumps(texts)}.every(t => document.body.innerText.includes(t)) && {TEXT}"))
+
+
+async def test_a_chat_is_shown_as_a_conversation(browser: str, tmp_path: Path) -> None:
     model = Model()
-    with Mitmweb(model.upstream.url) as web, browse("about:blank", tmp_path / "profile") as page:
+    with Mitmweb(model.upstream.url) as web:
         assert post(web, "/v1/chat/completions", chat(stream=True)) == 200
         assert post(web, "/api/chat", chat(), "not-a-key-of-ours") == 401
         assert post(web, "/v1/messages", chat(stream=True)) == 200
         assert post(web, "/api/chat", json.dumps(ASKED).encode()) == 200
-        flow = web.flow("/api/chat", "tokens")
-        open_flow(page, web, flow["id"], "request")
-        shown = page.wait_for("system:", "You are a gardener.", "tools: get_weather", "image, 49.2 kB")
-        assert "refused: unknown" in shown
-        assert "default · qwen3:8b · 219 + 57 tokens" in shown
-        open_flow(page, web, flow["id"], "response")
-        shown = page.wait_for("assistant, thinking:", "basil on a windowsill", "assistant:", "Let me see what")
-        assert 'assistant calls get_weather:\n  {"city": "Bergen", "days": 3}' in shown
-        assert re.search(r"qwen3:8b · 219 prompt \+ 57 answer · [\d.]+ tokens/s · end: stop", shown)
-        assert "Conversation" in shown
-        assert "raw, " in shown
-        page.screenshot(Path(os.environ.get("SCREENSHOT") or tmp_path / "mitmweb.png"))
+        web.flow("/api/chat", "57 tokens")
+        async with tab(browser) as page:
+            await open_flow(page, web, "request")
+            shown = await text_with(page, "system:", "You are a gardener.", "tools: get_weather", "image, 49.2 kB")
+            assert "refused: unknown" in shown
+            assert "default · qwen3:8b · 219 + 57 tokens" in shown
+            await open_flow(page, web, "response")
+            shown = await text_with(page, "assistant, thinking:", "basil on a windowsill", "Let me see what")
+            assert 'assistant calls get_weather:\n  {"city": "Bergen", "days": 3}' in shown
+            assert re.search(r"qwen3:8b · 219 prompt \+ 57 answer · [\d.]+ tokens/s · end: stop", shown)
+            assert "Conversation" in shown
+            assert "raw, " in shown
+            (tmp_path / "mitmweb.png").write_bytes(await page.screenshot())
     model.upstream.stop()
 
 
-def test_a_chat_is_shown_while_it_streams(upstream: Upstream, tmp_path: Path) -> None:
+async def test_a_chat_is_shown_while_it_streams(browser: str, upstream: Upstream) -> None:
     """Nobody has to reload the page."""
-    with Mitmweb(upstream.url) as web, browse("about:blank", tmp_path / "profile") as page:
-        upstream.hold()
-        body = chat()
-        with Wire(web.port, head("POST", "/api/chat", BEARER, f"Content-Length: {len(body)}") + body) as wire:
-            wire.read_until(b'"done":false}')
-            flow = web.flow("/api/chat")
-            open_flow(page, web, flow["id"], "response")
-            shown = page.wait_for("assistant:", "You", "(incomplete: this is what has come so far)", "▶")
+    upstream.hold()
+    with Mitmweb(upstream.url) as web, start(web, chat()) as wire:
+        async with tab(browser) as page:
+            await open_flow(page, web, "response")
+            shown = await text_with(page, "assistant:", "You", "(incomplete: this is what has come so far)", "▶")
             assert "came all the way" not in shown
             upstream.go_on()
             wire.read_until(b"\r\n0\r\n\r\n")
-            page.wait_for("came all the way and back.", "end: stop", "31 tokens")
+            await text_with(page, "came all the way and back.", "end: stop", "31 tokens")
 
 
-def test_a_stream_grows_on_the_page(tmp_path: Path) -> None:
-    upstream = Upstream(token_delay=0.1)
-    try:
-        with Mitmweb(upstream.url) as web, browse("about:blank", tmp_path / "profile") as page:
-            body = chat()
-            with Wire(web.port, head("POST", "/api/chat", BEARER, f"Content-Length: {len(body)}") + body) as wire:
-                wire.read_until(b'"done":false}')
-                flow = web.flow("/api/chat")
-                open_flow(page, web, flow["id"], "response")
-                lengths: set[int] = set()
+async def test_a_stream_grows_on_the_page(browser: str) -> None:
+    go_on = threading.Semaphore(0)
 
-                def grown() -> bool:
-                    lengths.add(len(web.content(flow)))
-                    return len(lengths) > 3
+    def play(line: Line) -> None:
+        line.head()
+        line.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n\r\n")
+        for data in native("m", words("content", "one two three"), 1, 3):
+            line.send(data)
+            go_on.acquire(timeout=PATIENCE)
 
-                wait_until(grown, "the answer to be shown in steps")
-                wire.read_until(b"\r\n0\r\n\r\n")
-                page.wait_for("came all the way and back.")
-    finally:
-        upstream.stop()
+    upstream = Scripted().start(play)
+    with Mitmweb(upstream.url) as web, start(web, chat()) as wire:
+        async with tab(browser) as page:
+            await open_flow(page, web, "response")
+            for text in ("one", "one two", "one two three"):
+                shown = await text_with(page, f"assistant:\n  {text}\n")
+                assert "(incomplete" in shown
+                go_on.release()
+            go_on.release()
+            wire.read_all()
+            await text_with(page, "one two three", "end: stop")
+    upstream.stop()

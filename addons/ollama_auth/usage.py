@@ -505,11 +505,6 @@ class UsageReader:
         """How many events with content have passed: the first of them is the first token."""
         return self._tally.usage.events
 
-    @property
-    def model(self) -> str | None:
-        """What has answered, as soon as that was read."""
-        return self._tally.usage.model
-
     def feed(self, data: bytes) -> None:
         """The next bytes of the body."""
         if self._form:

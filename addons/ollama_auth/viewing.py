@@ -20,7 +20,7 @@ from .contentview import ConversationView
 from .exchange import MAX_KEPT, Exchange
 from .responses import error
 from .routes import route
-from .usage import Usage, UsageReader
+from .usage import UsageReader
 
 TICK = 0.5
 """Seconds between two looks at running answers, at least."""
@@ -75,46 +75,43 @@ class Live:
         elif self.flow.response and self._shown:
             self.flow.response.raw_content, self._shown = None, 0
 
-    @property
-    def so_far(self) -> Usage | None:
-        """What it has used, by what has passed: an event is about a token."""
-        reader = self.exchange.usage
-        return Usage(reader.model, completion_tokens=reader.events, estimated=True) if reader else None
-
-    def label(self, used: Usage | None, mark: str) -> None:
+    def label(self, mark: str) -> None:
         """Say in the flow whose it is and how it goes, unless the user has written something else there."""
         flow, exchange = self.flow, self.exchange
-        rate = speed(exchange, used) if mark == DONE else None
-        told = {"ollama_model": used and used.model, "ollama_speed": rate, "ollama_failure": exchange.reason}
+        told = {"ollama_model": model(exchange), "ollama_speed": speed(exchange), "ollama_failure": exchange.reason}
         flow.metadata.update({name: value for name, value in told.items() if value is not None})
         if flow.comment == self.comment:
-            flow.comment = self.comment = comment(exchange, used, rate)
+            flow.comment = self.comment = comment(exchange)
         if flow.marked in (RUNNING, REFUSED, FAILED, DONE):
             flow.marked = mark
 
 
-def speed(exchange: Exchange, used: Usage | None) -> float | None:
-    """Tokens a second of a stream, since the head of the answer."""
-    seconds = time.monotonic() - exchange.first_byte if exchange.first_byte else 0
-    if used is None or not used.completion_tokens or used.events < 2 or seconds <= 0:
-        return None
-    return round(used.completion_tokens / seconds, 1)
+def model(exchange: Exchange) -> str | None:
+    """As the answer names it, else the request."""
+    return (exchange.usage and exchange.usage.model) or exchange.model
 
 
-def comment(exchange: Exchange, used: Usage | None, rate: float | None) -> str:
+def speed(exchange: Exchange) -> float | None:
+    """Tokens a second of a stream."""
+    return round(exchange.speed, 1) if exchange.stream and exchange.speed else None
+
+
+def comment(exchange: Exchange) -> str:
     """The line about a request in the list of flows."""
-    words = [exchange.key, used.model if used else None, tokens(used) if used else None]
-    return " · ".join(filter(None, [*words, f"{rate:.1f}/s" if rate else None, exchange.reason]))
+    rate = speed(exchange)
+    words = [exchange.key, model(exchange), tokens(exchange), f"{rate}/s" if rate else None, exchange.reason]
+    return " · ".join(filter(None, words))
 
 
-def tokens(used: Usage) -> str | None:
-    """`5 + 20 tokens`: of the prompt and of the answer, as far as they are known."""
-    if used.prompt_tokens is None and used.completion_tokens is None:
-        return None
+def tokens(exchange: Exchange) -> str | None:
+    """`5 + 20 tokens`: of the prompt and of the answer, as far as they are known; `~20 tokens` by what has passed."""
+    used = exchange.used
+    if used is None:
+        return f"~{exchange.tokens} tokens" if exchange.tokens else None
     about = "~" if used.estimated else ""
     known = [str(used.prompt_tokens)] if used.prompt_tokens is not None else []
     known += [f"{about}{used.completion_tokens}"] if used.completion_tokens is not None else []
-    return " + ".join(known) + " tokens"
+    return " + ".join(known) + " tokens" if known else None
 
 
 def label_refused(flow: http.HTTPFlow, exchange: Exchange, reason: str) -> None:
@@ -124,6 +121,8 @@ def label_refused(flow: http.HTTPFlow, exchange: Exchange, reason: str) -> None:
     flow.metadata["ollama_reason"] = reason
     flow.metadata["ollama_id"] = exchange.id
     flow.metadata["ollama_key"] = exchange.key
+    if exchange.model:
+        flow.metadata["ollama_model"] = exchange.model
 
 
 class Viewing:
@@ -152,7 +151,7 @@ class Viewing:
         self.live[flow.id] = live = Live(exchange, flow)
         flow.metadata["ollama_key"] = exchange.key
         flow.metadata["ollama_id"] = exchange.id
-        live.label(None, RUNNING)
+        live.label(RUNNING)
 
     def answered(self, exchange: Exchange, flow: http.HTTPFlow) -> Callable[[bytes], bytes]:
         """What is to be done with each chunk of its answer."""
@@ -186,7 +185,7 @@ class Viewing:
             for live in [live for live in self.live.values() if live.grown and live.due <= started]:
                 if live.flow.id in self.live:
                     live.show(started)
-                    live.label(live.so_far, RUNNING)
+                    live.label(RUNNING)
                     ctx.master.addons.trigger(UpdateHook([live.flow]))
                 await asyncio.sleep(0)  # Streams first.
             await asyncio.sleep(max(TICK, SHARE * (time.monotonic() - started)))
@@ -223,16 +222,15 @@ class Viewing:
         live = self.live.pop(flow.id, None)
         if live:
             exchange = live.exchange
+            if exchange.usage:
+                exchange.used = exchange.usage.finish(clean=exchange.reason is None)
             live.show(0)
             # Who sends it again sends what was kept of it; and nothing else is to be kept.
             flow.request.stream = False
             if flow.response:
                 flow.response.stream = False
             self._weigh(flow)
-            live.label(
-                exchange.usage.finish(clean=exchange.reason is None) if exchange.usage else None,
-                FAILED if exchange.reason or flow.error else DONE,
-            )
+            live.label(FAILED if exchange.reason or flow.error else DONE)
 
     def _drop_old(self, new: http.HTTPFlow) -> None:
         """Make room for a flow. Those at work stay."""
