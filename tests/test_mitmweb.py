@@ -51,7 +51,8 @@ def native(model: str, messages: list[dict[str, object]], prompt: int, answer: i
     lines: list[dict[str, object]] = [{"model": model, "message": m | {"role": "assistant"}} for m in messages]
     end = {"done_reason": "stop", "prompt_eval_count": prompt, "eval_count": answer, "eval_duration": 10**9}
     lines += [{"model": model, "message": {"role": "assistant", "content": ""}, "done": True} | end]
-    return [json.dumps({"done": False} | line, separators=(",", ":")).encode() + b"\n" for line in lines]
+    lines = [line if "done" in line else line | {"done": False} for line in lines]
+    return [json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines]
 
 
 def words(name: str, text: str) -> list[dict[str, object]]:
@@ -158,7 +159,7 @@ async def test_a_stream_grows_on_the_page(browser: str) -> None:
         line.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n\r\n")
         for data in native("m", words("content", "one two three"), 1, 3):
             line.send(data)
-            go_on.acquire(timeout=PATIENCE)
+            go_on.acquire(timeout=5 * PATIENCE)
 
     upstream = Scripted().start(play)
     with Mitmweb(upstream.url) as web, start(web, chat()) as wire:
