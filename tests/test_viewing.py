@@ -422,7 +422,7 @@ def send_more_secrets(gate: Gate) -> None:
     ask(gate.port, "GET", "/api/tags", BEARER, f"User-Agent: {KEY}", f"Accept: a/{KEY}")
     ask(gate.port, "GET", "/api/tags", f"Authorization: Bearer {WRONG}", f"User-Agent: x {KEY}", f"Accept: a/{WRONG}")
     ask(gate.port, "GET", "/api/tags", f"Host: {KEY}", f"User-Agent: {KEY}")
-    ask(gate.port, KEY[:30], "/api/tags", BEARER)
+    ask(gate.port, KEY[:30], "/api/tags", BEARER)  # A method has 32 characters at most.
     ask(gate.port, "POST", f"/api/chat?token={KEY}", body=chat())
     ask(gate.port, "POST", f"/api/chat?x={KEY}", BEARER, body=chat())
     ask(gate.port, "POST", f"/api/chat?x={WRONG}", f"x-api-key: {WRONG}", body=chat())

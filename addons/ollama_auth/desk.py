@@ -21,7 +21,7 @@ from .exchange import Admission, Claim, Exchange, Refusal, keeping
 from .head import Bounds, Fields, Head, HeadError
 from .headers import Known, mask_path
 from .include_usage import UsageHider
-from .judge import RETRY_SECONDS
+from .judge import METHODS, RETRY_SECONDS
 from .limits import Exceeded, StorageAway
 from .messages import Reservation
 from .recording import Recording
@@ -107,7 +107,8 @@ class Desk:
 
     def judge(self, head: Head, link: Link) -> tuple[Exchange, Admission | Claim | Refusal]:
         """May it go upstream? A Claim waits for its body or its turn. Whatever raises on the way: no."""
-        exchange = Exchange(link.address, mask_path(head.method, self.known).decode("ascii", "replace"))
+        method = head.method if head.method in METHODS else mask_path(head.method, self.known)  # It may be a key.
+        exchange = Exchange(link.address, method.decode("ascii", "replace"))
         try:
             verdict = self._judge(head, exchange, link)
         except Exception as fault:
