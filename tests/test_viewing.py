@@ -31,7 +31,7 @@ from ollama_auth import viewing
 from ollama_auth.exchange import Exchange
 from ollama_auth.usage import Usage
 from ollama_auth.viewing import FAILED, REFUSED, RUNNING, TICK, Live
-from support import AUTH, BEARER, KEY, Gate, Upstream, Wire, ask, chat, free_port, head, wait_until
+from support import AUTH, BEARER, KEY, Controlled, Gate, Upstream, Wire, ask, chat, free_port, head, wait_until
 from test_gate import IN_BASIC, WRONG, assert_no_secret, send_secrets
 
 MEGABYTE = 1024 * 1024
@@ -325,11 +325,15 @@ def test_filters(web: Mitmweb) -> None:
     web.command("ollama.all")
 
 
-def test_filters_need_a_list(upstream: Upstream) -> None:
-    from support import Controlled
-
+def test_where_nobody_looks_there_is_nothing_to_do(web: Mitmweb, upstream: Upstream, tmp_path: Path) -> None:
+    """No list to filter, and no hook of a request to call."""
+    silent = "result = ctx.master.addons.get('ollama_gate').audience.silent()"
     with Controlled(upstream.url) as gate:
         assert "run mitmweb" in gate.do("ctx.master.commands.execute('ollama.refused')")
+        assert gate.do(silent) == "True"
+        gate.do(f"ctx.options.update(save_stream_file={str(tmp_path / 'flows')!r})")
+        assert gate.do(silent) == "False"
+    assert web.do(silent) == "False"
 
 
 def filter_of(name: str) -> flowfilter.TFilter:
