@@ -1,11 +1,17 @@
 """Fixtures: one stand-in for Ollama and one gate for all tests that leave them as they were."""
 
+import warnings
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from support import Gate, Upstream
+
+with warnings.catch_warnings():
+    # mitmproxy and ldap3 call their libraries by old names, which only tests in this process would hear of.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import mitmproxy.addons  # noqa: F401
 
 # The same examples every time, and none fails for being slow on a busy machine.
 settings.register_profile("gate", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

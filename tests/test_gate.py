@@ -506,7 +506,7 @@ def test_no_secret_in_mitmweb(upstream: Upstream) -> None:
                 text = response.read().decode()
             assert_no_secret(text)
             if page == "/flows":
-                assert "key: default" in text
+                assert '"comment": "default ' in text
                 assert "refused: unknown" in text
 
 

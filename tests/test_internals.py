@@ -139,6 +139,8 @@ mitmproxy.addonmanager
     350b419ab728 AddonManager._iter_hooks                       hooks.Audience.trigger_event
     38c97e792d1d AddonManager.handle_lifecycle                  hooks.NAMES
     b710a0ed043c Loader.add_option                              addon.Gate.load
+    2b4388ba83ec Loader.add_command                             viewing.Viewing.load
+    bad3d9f88bdf traverse                                       viewing.Viewing
     01ddcca314ee AddonManager.register                          addon.Gate.installed
     2e93aab2204a AddonManager.remove                            addon.Gate.done
     6d4907744905 AddonManager.get                               addon.Gate.installed
@@ -146,6 +148,22 @@ mitmproxy.addonmanager
     131805324403 AddonManager.invoke_addon                      addon.Gate.done
     212818268a95 AddonManager.invoke_addon_sync                 addon.Gate.done
     f2052c18340e safecall                                       desk.Desk.judge
+mitmproxy.addons.view
+    d8a5d631b65c View.add                                       viewing.Viewing._drop_old
+    e6f502432cc3 View.get_by_id                                 viewing.Viewing._drop_old
+    081e9c0cbb95 View.remove                                    viewing.Viewing._drop_old
+    dafb2f5af167 View.update                                    viewing.Viewing.show
+mitmproxy.addons.clientplayback
+    5a67b2aa6117 MockServer                                     viewing.Viewing.responseheaders
+    cd1e8cb11b10 ReplayHandler                                  viewing.Viewing.requestheaders
+    9ee783101079 ClientPlayback.start_replay                    viewing.Viewing.requestheaders
+mitmproxy.addons.save
+    eba6fbbeeca0 Save.save_flow                                 viewing.Viewing._end
+mitmproxy.flowfilter
+    a122b2d74e27 _Rex                                           viewing.quoted
+    f039051aebe0 FMeta                                          viewing.Viewing.only_key
+mitmproxy.contentviews
+    5b6872aba7f8 prettify_message                               contentview.ConversationView
 mitmproxy.addons.script
     f6f07b85c252 Script                                         addon.OllamaAuth
 mitmproxy.addons.anticache
@@ -240,9 +258,9 @@ mitmproxy.proxy.layers.http:HttpStream flow stream_id
 mitmproxy.proxy.layers.http._http1:Http1Connection buf request response request_done response_done body_reader state
 mitmproxy.proxy.layers.http._http2:Http2Connection h2_conn streams
 mitmproxy.proxy.server:ConnectionHandler transports client max_conns
-mitmproxy.flow:Flow client_conn server_conn live error comment metadata
+mitmproxy.flow:Flow client_conn server_conn live error comment metadata marked is_replay intercepted
 mitmproxy.http:HTTPFlow request response
-mitmproxy.http:Message stream headers trailers
+mitmproxy.http:Message stream headers trailers raw_content
 mitmproxy.addonmanager:AddonManager chain lookup get register
 mitmproxy.tls:TlsData conn context
 mitmproxy.proxy.server_hooks:ServerConnectionHookData server client

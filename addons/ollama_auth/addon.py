@@ -1,4 +1,4 @@
-"""The addon: what mitmproxy calls, in the order in which a request meets it. The only module that touches `ctx`.
+"""The addon: what mitmproxy calls, in the order in which a request meets it. It and `viewing` alone touch `ctx`.
 
 Two objects. `OllamaAuth` is what the script auth.py holds; mitmproxy removes and loads it again whenever that file
 changes. `Gate` is put before all other addons once and stays: while no configured OllamaAuth is there it answers every
@@ -45,6 +45,7 @@ from .messages import Reservation
 from .observatory import Observatory
 from .responses import error, render, retry_after
 from .routes import Dialect
+from .viewing import COLUMNS, Viewing
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ _MITMDUMP_DEFAULTS: dict[str, Any] = {
     "flow_detail": 0,  # mitmdump's own lines show whole URLs; ours don't.
     "termlog_verbosity": "alert",  # Nor does every TCP connection need a line.
 }
+_MITMWEB_DEFAULTS: dict[str, Any] = {"web_columns": COLUMNS}
 
 
 class OllamaAuth:
@@ -102,7 +104,9 @@ class Gate:
         self.config = Configuration(where_lines_go, self.observatory)
         self.connections = Connections()
         self.removed = False
-        self.desk = Desk(self.config, self.connections, self.is_open, self.is_watched, self.observatory)
+        viewing = Viewing(self.config)
+        self.addons = [viewing]  # mitmproxy calls their hooks after the gate's own, before those of other addons.
+        self.desk = Desk(self.config, self.connections, self.is_open, viewing, self.observatory)
 
     # Starting, being configured, being held open.
 
@@ -127,10 +131,6 @@ class Gate:
         """A configured script of ours is loaded, and nobody has taken the gate out."""
         return self.settings is not None and bool(self.holders) and not self.removed
 
-    def is_watched(self) -> bool:
-        """Somebody looks at flows: mitmweb, mitmproxy, or a file of flows."""
-        return ctx.master.addons.get("view") is not None or bool(ctx.options.save_stream_file)
-
     def load(self, loader: Loader) -> None:
         for option in settings.OPTIONS:
             loader.add_option(option.name, option.type, option.default, option.help)
@@ -139,6 +139,7 @@ class Gate:
         """Set what nobody set."""
         options = dict(ctx.options.items())
         wanted = _DEFAULTS | (_MITMDUMP_DEFAULTS if "flow_detail" in options else {})
+        wanted |= _MITMWEB_DEFAULTS if "web_columns" in options else {}
         ctx.options.update(**{n: v for n, v in wanted.items() if options[n].value is optmanager.unset})
 
     def configure(self, updated: set[str]) -> None:

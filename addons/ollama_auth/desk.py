@@ -19,8 +19,9 @@ from .configuration import Configuration
 from .connections import Connections, Link
 from .exchange import Admission, Claim, Exchange, Refusal, keeping
 from .head import Bounds, Fields, Head, HeadError
+from .headers import Known, mask_path
 from .include_usage import UsageHider
-from .judge import RETRY_SECONDS
+from .judge import METHODS, RETRY_SECONDS
 from .limits import Exceeded, StorageAway
 from .messages import Reservation
 from .recording import Recording
@@ -28,6 +29,7 @@ from .responses import Answer, error, retry_after
 from .routes import Dialect, RouteClass
 from .settings import Settings
 from .usage import UsageReader
+from .viewing import Viewing
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +66,15 @@ class Desk:
         config: Configuration,
         connections: Connections,
         ready: Callable[[], bool],
-        watched: Callable[[], bool],
+        viewing: Viewing,
         observer: Observer,
     ) -> None:
-        """`ready`: somebody holds the gate open. `watched`: somebody looks at flows."""
+        """`ready`: somebody holds the gate open."""
         self.config = config
         self.connections = connections
         self.ready = ready
-        self.watched = watched
+        self.viewing = viewing
+        self.watched = viewing.watched
         self.observer = observer
         self.draining = False
 
@@ -95,11 +98,17 @@ class Desk:
         """Seconds between two requests."""
         return self.settings.idle_timeout if self.settings else 10
 
+    @property
+    def known(self) -> Known | None:
+        """Says whose a secret is, to mask it."""
+        return self.settings.ring.find if self.settings else None
+
     # A request.
 
     def judge(self, head: Head, link: Link) -> tuple[Exchange, Admission | Claim | Refusal]:
         """May it go upstream? A Claim waits for its body or its turn. Whatever raises on the way: no."""
-        exchange = Exchange(link.address, head.method.decode("ascii", "replace"))
+        method = head.method if head.method in METHODS else mask_path(head.method, self.known)  # It may be a key.
+        exchange = Exchange(link.address, method.decode("ascii", "replace"))
         try:
             verdict = self._judge(head, exchange, link)
         except Exception as fault:
@@ -180,13 +189,13 @@ class Desk:
 
     def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
         """An admitted request is about to go upstream: its body streams, and mitmproxy's viewers know whose it is."""
-        flow.metadata["ollama_key"] = exchange.key
-        flow.metadata["ollama_id"] = exchange.id
-        flow.comment = f"key: {exchange.key}"
         if self.config.audit and audit.concerns(exchange):
             exchange.recording = Recording()
         count = exchange.request_chunk
-        flow.request.stream = keeping(flow.request, count) if self.watched() else count
+        flow.request.stream = count
+        if self.watched():
+            flow.request.stream = keeping(flow.request, count)
+            self.viewing.begin(exchange, flow)
 
     def answered(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
         """The head of the response is here: it goes on at once, and so does every chunk behind it."""
@@ -207,8 +216,7 @@ class Desk:
             kinds = get("content-type", ""), get("content-encoding", "")
             exchange.usage = UsageReader(exchange.route, *kinds, exchange.status)
             exchange.pace = self.observer.pace
-        count = exchange.response_chunk
-        passing = keeping(flow.response, count) if self.watched() else count
+        passing = self.viewing.answered(exchange, flow)
         flow.response.stream = hiding(passing) if exchange.hides_usage and exchange.stream else passing
 
     def rewrite(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
@@ -249,6 +257,7 @@ class Desk:
         exchange.finish()
         if link:
             link.exchanges.pop(id(exchange), None)
+        self.viewing.end(exchange)
         self._tell(exchange)
         charged = exchange.used and exchange.claim and exchange.claim.principal.tokens_per_day is not None
         if exchange.entered or charged:

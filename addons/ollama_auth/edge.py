@@ -51,12 +51,13 @@ from OpenSSL import SSL
 from .connections import CONNECT_TIMEOUT, Drain, Expire, Link, Resume
 from .exchange import Admission, Claim, Exchange, Refusal
 from .head import CHUNKED, Head, values
-from .headers import FORWARDED
+from .headers import FORWARDED, Known, mask_path
 from .hooks import FLOW_HOOKS, Audience, FlowHook
 from .http1 import Http1Edge, Http1Upstream
 from .http2 import Http2Edge, Settle
 from .messages import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, OllamaReserveHook, Refuse, Reservation
 from .splice import Splice, splice
+from .viewing import label_refused
 
 MAX_CLIENT_HELLO = 64 * 1024
 """Bytes before TLS has begun, where mitmproxy would take 16 MB."""
@@ -315,7 +316,7 @@ class GateStream(HttpStream):
         yield SendHttp(Refuse(self.stream_id, refusal.answer.to(head.method)), self.context.client)
         self.gate.end(self.exchange, self.parent.link)
         if self.gate.watched():
-            flow = refused_flow(self.context, event.request, head, self.exchange, refusal)
+            flow = refused_flow(self.context, event.request, head, self.exchange, refusal, self.gate.known)
             yield HttpRequestHeadersHook(flow)
             yield HttpResponseHook(flow)
             flow.live = False
@@ -574,23 +575,23 @@ def head_of(event: RequestHeaders) -> Head:
 
 
 def refused_flow(
-    context: Context, request: http.Request, head: Head, exchange: Exchange, refusal: Refusal
+    context: Context, request: http.Request, head: Head, exchange: Exchange, refusal: Refusal, known: Known | None
 ) -> http.HTTPFlow:
     """A refused request as mitmweb and files of flows show it: without the headers that may hold a credential."""
     flow = http.HTTPFlow(context.client, context.server)
     flow.request = request
-    request.headers.fields = tuple((n, v) for n, v in head.fields if n.lower() in FORWARDED)
+    request.headers.fields = tuple((n, mask_path(v, known)) for n, v in head.fields if n.lower() in FORWARDED)
     request.data.path = quote(exchange.path or b"/", safe="/:@!$&'()*+,;=~").encode()
+    request.data.method = exchange.method.encode("ascii", "replace")
     request.data.content = b""
+    request.data.authority = b""  # It is what a stranger sent.
     address = context.server.address
     if address:
         request.data.host, request.data.port = address[0], address[1]
     request.scheme = "https" if context.server.tls else "http"
     answer = refusal.answer
     flow.response = http.Response.make(answer.status, answer.body, http.Headers(answer.fields))
-    flow.comment = f"refused: {refusal.reason}"
-    flow.metadata["ollama_reason"] = refusal.reason
-    flow.metadata["ollama_id"] = exchange.id
+    label_refused(flow, exchange, refusal.reason)
     flow.live = True
     return flow
 

@@ -42,6 +42,8 @@ from mitmproxy.proxy.layers.http._hooks import (
     HttpResponseHook,
 )
 
+from .viewing import Viewing
+
 CONNECTIONS = logging.getLogger("mitmproxy.proxy.server")
 LIFECYCLE = ("load", "configure", "running", "done")
 """These change the addons while they are called: left to mitmproxy."""
@@ -53,6 +55,10 @@ NAMES = (*(hook.name for hook in FLOW_HOOKS), "update")
 
 def always(_: Any) -> bool:
     return True
+
+
+def never(_: Any) -> bool:
+    return False
 
 
 IDLE: Mapping[type, Callable[[Any], bool]] = {
@@ -76,8 +82,9 @@ IDLE: Mapping[type, Callable[[Any], bool]] = {
     update_alt_svc.UpdateAltSvc: always,  # But see edge.GateStream.is_silent.
     upstream_auth.UpstreamAuth: lambda addon: addon.auth is None,
     dumper.Dumper: lambda _: ctx.options.flow_detail == 0,
+    Viewing: lambda addon: not addon.watched(),
 }
-"""Addons of mitmproxy's own that have methods for the hooks of a request: when these do nothing."""
+"""Addons that have methods for the hooks of a request: when these do nothing."""
 
 
 class Audience:
@@ -132,14 +139,8 @@ class Audience:
 
     def _acts(self, *names: str) -> bool:
         """Somebody would do something at one of these hooks."""
-        for addon in self.hearing(*names):
-            idle = IDLE.get(type(addon))
-            if idle:
-                if not idle(addon):
-                    return True
-            elif any(hasattr(one, name) for one in traverse([addon]) for name in names):
-                return True
-        return False
+        found = (one for addon in self.hearing(*names) for one in traverse([addon]))
+        return any(any(hasattr(one, name) for name in names) and not IDLE.get(type(one), never)(one) for one in found)
 
 
 def may_hear(addon: Any, name: str) -> bool:

@@ -12,6 +12,7 @@ from mitmproxy.proxy.layers.http._events import RequestHeaders, ResponseProtocol
 from .connections import Link
 from .exchange import Admission, Claim, Exchange, Refusal
 from .head import Bounds, Head, HeadError
+from .headers import Known
 from .responses import Answer
 
 type Commands = layer.CommandGenerator[None]
@@ -34,6 +35,10 @@ class Gate(Protocol):
     @property
     def watched(self) -> Callable[[], bool]:
         """Somebody looks at flows, so that those refused are worth building."""
+
+    @property
+    def known(self) -> Known | None:
+        """Says whose a secret is, to mask it."""
 
     def judge(self, head: Head, link: Link) -> tuple[Exchange, Admission | Claim | Refusal]:
         """May this request go upstream? A Claim waits for its body, or for its turn, or for both."""

@@ -92,6 +92,8 @@ OPTIONS = (
            "Most client connections at once; those that sent no request yet make room first, then 503."),
     Option("ollama_max_connections_per_client", int, 1024,
            "Most connections of one client address (of one /64 network in IPv6); 0: no limit of its own."),
+    Option("ollama_max_flows", int, 1000,
+           "Most requests that mitmweb and mitmproxy keep to look at; the oldest that have ended are dropped."),
     Option("ollama_grace_period", int, 30, "Seconds that running requests have to end when the gate is stopped."),
 )  # fmt: skip
 
@@ -144,6 +146,7 @@ class Settings:
     max_connections: int
     max_connections_per_client: int
     grace_period: int
+    max_flows: int
     tls: bool
     keys_file: str | None
     max_judged_body: int
@@ -186,6 +189,7 @@ def read(options: Options, environ: Mapping[str, str], taken: bytes | None = Non
         max_connections=options.ollama_max_connections,
         max_connections_per_client=options.ollama_max_connections_per_client,
         grace_period=options.ollama_grace_period,
+        max_flows=options.ollama_max_flows,
         tls=bool(options.certs),
         keys_file=keys_file_of(options, environ),
         max_judged_body=read_size("ollama_max_judged_body", options.ollama_max_judged_body),
