@@ -69,7 +69,7 @@ class Image:
 
     def added(self) -> Path:
         """The layer on top of the base, compressed."""
-        return self.blobs / self.manifest["layers"][-1]["digest"].partition(":")[2]
+        return self.blobs / str(self.manifest["layers"][-1]["digest"]).partition(":")[2]
 
 
 @pytest.fixture(scope="module")
