@@ -170,7 +170,7 @@ def check(tag: str) -> int:
     if os.geteuid() != 0:
         raise Problem("the tests of the image need root: they run containers with runc")
     with_buildah(tag)
-    tests = [sys.executable, "-m", "pytest", "tests/test_image.py", "-v", "-rs"]
+    tests = [sys.executable, "-m", "pytest", "tests/test_image.py", "-v", "-rs", "-s"]
     return subprocess.run(tests, cwd=ROOT, env=os.environ | {"OLLAMA_AUTH_IMAGE": tag}, check=False).returncode
 
 

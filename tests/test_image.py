@@ -159,7 +159,8 @@ class Container:
 
     def run(self, *words: str) -> int:
         """Another process in there."""
-        return subprocess.run(["runc", "exec", self.name, *words], timeout=SLOW, check=False).returncode
+        execute = ["runc", "exec", self.name, *words]
+        return subprocess.run(execute, capture_output=True, timeout=SLOW, check=False).returncode
 
     def python(self, code: str, program: str = "/venv/bin/python") -> int:
         return self.run(program, "-c", code)
@@ -207,12 +208,11 @@ def test_what_it_is_stands_in_its_labels(image: Image) -> None:
     assert all(named.values())
 
 
-def test_it_is_small(image: Image, record_property: Any) -> None:
+def test_it_is_small(image: Image) -> None:
     """What we add to the base, on the wire and on the disk."""
     wire = image.added().stat().st_size
     with tarfile.open(image.added()) as layer:
         disk = sum(member.size for member in layer)
-    record_property("megabytes", f"{wire / MEGABYTE:.0f} on the wire, {disk / MEGABYTE:.0f} on the disk")
     print(f"added to the base: {wire / MEGABYTE:.0f} MB on the wire, {disk / MEGABYTE:.0f} MB on the disk")
     assert wire < 50 * MEGABYTE
 
@@ -223,7 +223,7 @@ def test_it_holds_nothing_that_only_a_build_needs(image: Image) -> None:
     assert not {path.name for folder in folders for path in folder.iterdir()} & unwanted
     app = [path.relative_to(image.root / "app") for path in (image.root / "app").rglob("*") if path.is_file()]
     assert {path.parts[0] for path in app} == {"addons", "scripts"}
-    assert {path.suffix for path in app} == {".py", ".pyc"}
+    assert {path.suffix for path in app} == {".py", ".pyc", ".html"}
     assert not list((image.root / "venv").rglob("tests"))
 
 
@@ -329,6 +329,18 @@ def test_as_it_comes_it_listens_on_8081(image: Image) -> None:
         check = "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8081); c.request('GET', '/'); "
         assert container.python(f"{check}assert c.getresponse().status == 401") == 0
         assert health(container) == 0
+
+
+@pytest.mark.skipif(
+    "prometheus" not in (ROOT / "scripts" / "requirements.txt").read_text(), reason="the pins have no prometheus-client"
+)
+def test_it_shows_its_health_where_it_is_told_to(image: Image, upstream: Upstream) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    env = {"OLLAMA_API_KEY": KEY, "OLLAMA_ENDPOINT": upstream.url, "OLLAMA_METRICS_LISTEN": listen}
+    with Container(image, env=env) as container:
+        container.started()
+        for path in ("/healthz", "/readyz", "/metrics", "/"):
+            assert ask(int(listen.rpartition(":")[2]), "GET", path, "Host: localhost").status == 200
 
 
 def test_it_is_ill_when_it_does_not_answer_and_well_when_it_does_again(guarded: Container) -> None:

@@ -75,4 +75,4 @@ def test_the_image_holds_what_its_program_needs_and_no_more() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     copied = set(re.findall(r"scripts/[\w.]+\.(?:py|txt)", " ".join(re.findall(r"^COPY .*", dockerfile, re.MULTILINE))))
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert allowed == copied | {"addons/auth.py", "addons/ollama_auth/*.py"}
+    assert allowed == copied | {"addons/auth.py", "addons/ollama_auth/*.py", "addons/ollama_auth/*.html"}
