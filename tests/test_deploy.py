@@ -1,16 +1,14 @@
 """The examples under scripts/deploy, by the tools of those they are for, and in front of a real gate."""
 
-import http.server
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,8 @@ from support import BEARER, KEY, PATIENCE, ROOT, Gate, Response, Upstream, chat,
 
 DEPLOY = ROOT / "scripts" / "deploy"
 OPTIONS = {option.name for option in settings.OPTIONS}
+ELSEWHERE = {"ollama_limits_storage", "ollama_metrics_listen"}
+"""Options of what is not on this machine, or of a port that may be taken."""
 UNIT = DEPLOY / "ollama-auth.service"
 COMPOSE: dict[str, Any] = YAML(typ="safe").load((DEPLOY / "compose.yaml").read_text())
 OBJECTS: list[dict[str, Any]] = list(YAML(typ="safe").load_all((DEPLOY / "kubernetes.yaml").read_text()))
@@ -105,8 +105,8 @@ GIVEN = {
 
 
 def known(arguments: Sequence[str]) -> list[str]:
-    """Those of options that this gate has; what they need besides it is somewhere else."""
-    named = [text for text in arguments if text.partition("=")[0] in OPTIONS - {"ollama_limits_storage"}]
+    """What a gate can be given here."""
+    named = [text for text in arguments if text.partition("=")[0] in OPTIONS - ELSEWHERE]
     return [word for text in named for word in ("--set", text)]
 
 
@@ -120,7 +120,7 @@ def test_the_gate_takes_the_arguments(upstream: Upstream, where: str) -> None:
 @pytest.mark.parametrize("where", GIVEN)
 def test_no_option_is_misspelt(where: str) -> None:
     names = {text.partition("=")[0] for text in GIVEN[where] if "=" in text}
-    assert names <= OPTIONS | {"ollama_metrics_listen"}
+    assert names <= OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -344,45 +344,38 @@ def nginx(gates: Sequence[Gate], cert: Path, folder: Path) -> Iterator[int]:
         yield port
 
 
-class Ready(http.server.BaseHTTPRequestHandler):
-    """Says what its gate's /readyz would: ready while it listens."""
+class Ready(Gate):
+    """A gate that says at a port of its own whether it is ready."""
 
-    def do_GET(self) -> None:
-        self.send_response(200 if listens(self.server.gate_port) else 503)  # type: ignore[attr-defined]
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Nobody reads it."""
+    def __init__(self, upstream: str) -> None:
+        self.watch = free_port()
+        super().__init__(upstream, "--set", f"ollama_metrics_listen=127.0.0.1:{self.watch}")
 
 
 @contextmanager
-def ready(gate: Gate) -> Iterator[int]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ready)
-    server.gate_port = gate.port  # type: ignore[attr-defined]
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
-
-
-@contextmanager
-def haproxy(gates: Sequence[Gate], cert: Path, folder: Path) -> Iterator[int]:
+def haproxy(gates: Sequence[Ready], cert: Path, folder: Path) -> Iterator[int]:
     port = free_port()
     text = (DEPLOY / "haproxy.cfg").read_text()
-    with ExitStack() as stack:
-        checks = [stack.enter_context(ready(gate)) for gate in gates]
-        servers = "\n".join(
-            f"    server gate{gate.port} 127.0.0.1:{gate.port} port {check}"
-            for gate, check in zip(gates, checks, strict=True)
-        )
-        text = re.sub(r"( +server gate\d .*\n)+", lambda _: servers + "\n", text)
-        text = text.replace(":443 ssl", f"127.0.0.1:{port} ssl").replace("/etc/ssl/ollama-auth/both.pem", str(cert))
-        (folder / "haproxy.cfg").write_text(text)
-        command = [tool("haproxy"), "-f", str(folder / "haproxy.cfg")]
-        run(*command, "-c")
-        with proxy([*command, "-db"], port, folder):
-            yield port
+    servers = "\n".join(f"    server gate{gate.port} 127.0.0.1:{gate.port} port {gate.watch}" for gate in gates)
+    text = re.sub(r"( +server gate\d .*\n)+", lambda _: servers + "\n", text)
+    text = text.replace(":443 ssl", f"127.0.0.1:{port} ssl").replace("/etc/ssl/ollama-auth/both.pem", str(cert))
+    (folder / "haproxy.cfg").write_text(text)
+    command = [tool("haproxy"), "-f", str(folder / "haproxy.cfg")]
+    run(*command, "-c")
+    with proxy([*command, "-db"], port, folder):
+        yield port
+
+
+@pytest.fixture(scope="module")
+def shared_ready(shared_upstream: Upstream) -> Iterator[Ready]:
+    with Ready(shared_upstream.url) as gate:
+        yield gate
+
+
+@pytest.fixture
+def ready(shared_ready: Ready, upstream: Upstream) -> Ready:
+    """A gate in front of `upstream`."""
+    return shared_ready
 
 
 BALANCERS = pytest.mark.parametrize("balancer", [nginx, haproxy])
@@ -404,9 +397,9 @@ def stream(port: int, cert: Path) -> TlsWire:
 
 @BALANCERS
 def test_who_has_no_key_gets_the_gates_answer(
-    balancer: Any, gate: Gate, upstream: Upstream, cert: Path, tmp_path: Path
+    balancer: Any, ready: Ready, upstream: Upstream, cert: Path, tmp_path: Path
 ) -> None:
-    with balancer([gate], cert, tmp_path) as port:
+    with balancer([ready], cert, tmp_path) as port:
         wait_until(lambda: ask(port, cert, BEARER).status == 200, "the balancer to know the gate")
         with upstream.untouched():
             refusal = ask(port, cert)
@@ -416,9 +409,9 @@ def test_who_has_no_key_gets_the_gates_answer(
 
 @BALANCERS
 def test_tokens_pass_at_once_and_a_client_that_leaves_ends_the_request(
-    balancer: Any, gate: Gate, upstream: Upstream, cert: Path, tmp_path: Path
+    balancer: Any, ready: Ready, upstream: Upstream, cert: Path, tmp_path: Path
 ) -> None:
-    with balancer([gate], cert, tmp_path) as port:
+    with balancer([ready], cert, tmp_path) as port:
         wait_until(lambda: ask(port, cert, BEARER).status == 200, "the balancer to know the gate")
         wait_until(lambda: upstream.open_connections == 0, "everything before to end")
         upstream.hold()
@@ -435,7 +428,7 @@ def test_tokens_pass_at_once_and_a_client_that_leaves_ends_the_request(
 def test_a_gate_that_is_stopped_takes_no_stream_and_no_request_with_it(
     balancer: Any, upstream: Upstream, cert: Path, tmp_path: Path
 ) -> None:
-    with Gate(upstream.url) as one, Gate(upstream.url) as two, balancer([one, two], cert, tmp_path) as port:
+    with Ready(upstream.url) as one, Ready(upstream.url) as two, balancer([one, two], cert, tmp_path) as port:
         wait_until(lambda: all(ask(port, cert, BEARER).status == 200 for _ in range(4)), "the balancer to know both")
         upstream.hold()
         running = [stream(port, cert) for _ in range(4)]
