@@ -3,11 +3,15 @@
 `entrypoint.py --healthy` is its health check: 0 where the gate that the container runs answers, whatever it says.
 """
 
+import io
+import json
 import os
+import re
 import runpy
 import signal
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,6 +19,8 @@ from urllib.parse import urlsplit
 from serve import Problem, endpoint, gate_command, split
 
 LOG = "ollama_access_log"
+CLOCK = re.compile(r"\[\d\d:\d\d:\d\d\.\d{3}\] ")
+"""What mitmproxy begins its lines with."""
 COMMAND_LINE = Path("/proc/1/cmdline")
 PATIENCE = 4.0
 """Seconds; the image's health check has one more."""
@@ -41,6 +47,25 @@ def healthy(arguments: Sequence[str]) -> bool:
     return True
 
 
+class JsonLines(io.TextIOBase):
+    """Standard output that makes JSON of what is printed; the access log, which is JSON already, writes beneath it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._rest = ""
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            message = json.dumps({"time": now, "message": CLOCK.sub("", line, count=1)}, separators=(",", ":"))
+            os.write(self._descriptor, f"{message}\n".encode())
+        return len(text)
+
+
 def be_the_first_process() -> None:
     """The kernel has special rules for process 1, which mitmdump knows nothing of (signal(7), wait(2)).
 
@@ -53,10 +78,12 @@ def be_the_first_process() -> None:
 
 def run(arguments: Sequence[str]) -> None:
     found = split(arguments)
-    json = [] if LOG in found.options else ["--set", f"{LOG}=-"]
+    log = [] if LOG in found.options else ["--set", f"{LOG}=-"]
+    if found.options.get(LOG, "-") == "-":
+        sys.stdout = JsonLines(sys.stdout.fileno())
     _, *command = gate_command(endpoint(os.environ.get("OLLAMA_ENDPOINT")), found)
     be_the_first_process()
-    sys.argv = [*command, *json]
+    sys.argv = [*command, *log]
     runpy.run_path(command[0], run_name="__main__")
 
 

@@ -1,5 +1,6 @@
 """The container's program, here without its container; test_image.py shows it in one."""
 
+import json
 import os
 import socket
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from entrypoint import arguments_of, healthy
+from entrypoint import JsonLines, arguments_of, healthy
 from support import BEARER, KEY, ROOT, Upstream, ask, free_port, wait_until
 
 ENTRYPOINT = ROOT / "scripts" / "entrypoint.py"
@@ -27,10 +28,8 @@ def test_it_refuses_to_start_without_a_key(tmp_path: Path) -> None:
     assert not (tmp_path / ".env.local").exists()
 
 
-@pytest.mark.parametrize(
-    ("more", "begins"), [((), '{"time":"20'), (("--set", "ollama_access_log="), "20")], ids=["json", "as told"]
-)
-def test_it_logs_json_unless_told_otherwise(upstream: Upstream, tmp_path: Path, more: tuple[str], begins: str) -> None:
+@pytest.mark.parametrize("more", [(), ("--set", "ollama_access_log=")], ids=["json", "as told"])
+def test_all_it_says_is_json_unless_it_is_told_otherwise(upstream: Upstream, tmp_path: Path, more: tuple[str]) -> None:
     port = free_port()
     command = [sys.executable, str(ENTRYPOINT), "--listen-host", "127.0.0.1", "--listen-port", str(port), *more]
     env = NO_KEY | {"HOME": str(tmp_path), "OLLAMA_API_KEY": KEY, "OLLAMA_ENDPOINT": upstream.url}
@@ -45,8 +44,33 @@ def test_it_logs_json_unless_told_otherwise(upstream: Upstream, tmp_path: Path, 
             assert process.wait(30) == 0
         finally:
             process.kill()
-    lines = [line for line in (tmp_path / "out").read_text().splitlines() if "/api/tags" in line]
-    assert [line.startswith(begins) for line in lines] == [True]
+    lines = (tmp_path / "out").read_text().splitlines()
+    if more:
+        assert not any(line.startswith("{") for line in lines)
+    else:
+        said = list(map(json.loads, lines))
+        assert all(one["time"].endswith("Z") for one in said)
+        assert any(one.get("message", "").startswith("ollama_auth: guarding") for one in said)
+        assert [one["status"] for one in said if "status" in one] == [200]
+
+
+@pytest.mark.parametrize(
+    ("written", "messages"),
+    [
+        (("[09:15:11.824] a", "\n"), ["a"]),
+        (("a\nb\n",), ["a", "b"]),
+        (("a", "b\n", "c"), ["ab"]),
+        (('"\x1b[31m\udcff\n',), ['"\x1b[31m\udcff']),
+        (("\n",), [""]),
+        ((), []),
+    ],
+)
+def test_a_line_that_is_printed_is_a_line_of_json(tmp_path: Path, written: tuple[str], messages: list[str]) -> None:
+    with (tmp_path / "out").open("wb") as out:
+        lines = JsonLines(out.fileno())
+        for text in written:
+            lines.write(text)
+    assert [json.loads(line)["message"] for line in (tmp_path / "out").read_text().splitlines()] == messages
 
 
 @pytest.mark.parametrize(
