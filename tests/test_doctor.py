@@ -27,7 +27,7 @@ from cryptography.x509.oid import NameOID
 
 import doctor
 import serve
-from checkup import around, certificate, findings, versions
+from checkup import answers, around, certificate, findings, versions
 from checkup.secrets import bits
 from support import KEY, PATIENCE, ROOT, Gate, Upstream, free_port
 
@@ -539,4 +539,4 @@ def test_python(year: int, level: str) -> None:
     ("text", "numbers"), [("0.33.0-rc2", (0, 33, 0)), ("1", (1,)), ("", ()), ("v1", ()), ("9" * 5000, (999999999,))]
 )
 def test_numbers_of_versions(text: str, numbers: tuple[int, ...]) -> None:
-    assert findings.numbers(text) == numbers
+    assert answers.numbers(text) == numbers

@@ -13,7 +13,7 @@ from urllib.parse import SplitResult
 
 from ollama_auth import responses
 
-from .findings import Finding, Level, Patient, bad, is_loopback, numbers, ok, warn
+from .findings import Finding, Level, Patient, bad, is_loopback, ok, warn
 
 PATIENCE = 5.0
 """Seconds that the endpoint and the gate have to answer."""
@@ -76,6 +76,12 @@ def version_in(answer: Answer) -> str | None:
         if answer.status == 200 and isinstance(version, str) and numbers(version):
             return re.sub(r"[^\w.+-]", "", version)[:32]
     return None
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """`"0.17.1-rc2"` -> (0, 17, 1)."""
+    match = re.match(r"\d{1,9}(\.\d{1,9}){0,3}", version)
+    return tuple(map(int, match[0].split("."))) if match else ()
 
 
 def is_a_gate(answer: Answer) -> bool:

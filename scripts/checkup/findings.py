@@ -3,7 +3,6 @@
 import argparse
 import ipaddress
 import os
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -82,18 +81,6 @@ def examine(arguments: Sequence[str]) -> Patient:
         (seen.listen_host or split.options.get("listen_host") or "") in ("", "0.0.0.0", "::"),  # noqa: S104, compared
         tuple(Path(spec.rpartition("=")[2]).expanduser() for spec in certificates),
     )
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """`"0.17.1-rc2"` -> (0, 17, 1)."""
-    match = re.match(r"\d{1,9}(\.\d{1,9}){0,3}", version)
-    return tuple(map(int, match[0].split("."))) if match else ()
-
-
-def divided(line: str) -> tuple[str, str]:
-    """(what is wrong, what to do) of a message in the words of the gate."""
-    parts = re.split(r"; |: (?=make one|pip install)", line, maxsplit=1)
-    return parts[0], parts[1] if parts[1:] else "see README.md"
 
 
 def some(names: Sequence[str]) -> str:

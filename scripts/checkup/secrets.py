@@ -13,7 +13,7 @@ from typing import Any
 import serve
 from ollama_auth import keys, settings
 
-from .findings import SOON, Finding, Patient, bad, divided, ok, some, warn
+from .findings import SOON, Finding, Patient, bad, ok, some, warn
 
 WEAK, POOR = 50.0, 80.0
 """Bits of a key: below the first it can be guessed, below the second that may change."""
@@ -37,6 +37,12 @@ def credentials(patient: Patient) -> Iterator[Finding]:
         yield strength(secret)
     if patient.given("ollama_keys_file"):
         yield from named_keys(ring.principals.values(), time.time())
+
+
+def divided(line: str) -> tuple[str, str]:
+    """(what is wrong, what to do) of a message in the words of the gate."""
+    parts = re.split(r"; |: (?=make one)", line, maxsplit=1)
+    return parts[0], parts[1] if parts[1:] else "see README.md"
 
 
 def the_key(patient: Patient) -> str | None:

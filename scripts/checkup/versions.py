@@ -2,15 +2,16 @@
 
 import re
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from ollama_auth import settings
-from ollama_auth.addon import check_version
+from packaging.requirements import Requirement
+from packaging.version import Version
 
-from .findings import Finding, Patient, bad, divided, numbers, ok, warn
+from .findings import Finding, Patient, bad, ok, warn
 
 PYTHON_ENDS: Mapping[tuple[int, ...], datetime] = {
     (3, 12): datetime(2028, 10, 31, tzinfo=UTC),
@@ -18,12 +19,14 @@ PYTHON_ENDS: Mapping[tuple[int, ...], datetime] = {
 }
 """PEP 693, PEP 719."""
 PINS = Path(__file__).parent.with_name("requirements.txt")
+PROJECT = tomllib.loads((PINS.parent.parent / "pyproject.toml").read_text())["project"]
+"""The range it names begins where GHSA-527g-3w9m-29hv is mended, and ends before what was never tried."""
 
 
 def versions(patient: Patient) -> Iterator[Finding]:
     yield python(sys.version_info[:2], datetime.now(UTC))
     pinned = re.search(r"^mitmproxy==(\S+)", PINS.read_text(), re.MULTILINE)
-    yield mitmproxy(metadata.version("mitmproxy"), pinned[1] if pinned else "")
+    yield mitmproxy(metadata.version("mitmproxy"), pinned[1] if pinned else "0")
 
 
 def python(version: tuple[int, ...], now: datetime) -> Finding:
@@ -34,10 +37,9 @@ def python(version: tuple[int, ...], now: datetime) -> Finding:
 
 
 def mitmproxy(version: str, pinned: str) -> Finding:
-    try:
-        check_version(version)
-    except settings.SettingsError as fault:
-        return bad("mitmproxy", *divided(str(fault)))
-    if numbers(version) < numbers(pinned):
+    needed = next(one for one in map(Requirement, PROJECT["dependencies"]) if one.name == "mitmproxy")
+    if not needed.specifier.contains(version):
+        return bad("mitmproxy", f"{version} has known holes, or was not tried", f"pip install '{needed}'")
+    if Version(version) < Version(pinned):
         return warn("mitmproxy", f"{version}, and {pinned} is what we run", "pip install -r scripts/requirements.txt")
     return ok("mitmproxy", version)
