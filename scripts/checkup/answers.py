@@ -20,6 +20,8 @@ PATIENCE = 5.0
 MAX_ANSWER = 64 * 1024
 FAR_OFF = 5.0
 """Seconds by which two clocks may differ before it is worth a word; the times compared are in whole seconds."""
+TOO_FAR_OFF = 60.0
+"""Seconds after which signatures of the CLI are refused (`ollama_signature_window`)."""
 OLLAMA = (0, 17, 1)
 """Older ones give their memory, with keys and chats in it, to whoever may create models (CVE-2026-7482)."""
 
@@ -101,10 +103,9 @@ def clock(date: str | None, ours: float) -> Iterator[Finding]:
     if apart <= FAR_OFF:
         yield ok("clock", "it agrees with Ollama's")
     else:
-        level = Level.WARN if apart < 60 else Level.BAD
-        yield Finding(
-            level, "clock", f"it is {apart:.0f} s away from Ollama's", "set both by NTP: timedatectl set-ntp on"
-        )
+        level = Level.WARN if apart < TOO_FAR_OFF else Level.BAD
+        remedy = "set both by NTP: timedatectl set-ntp on"
+        yield Finding(level, "clock", f"it is {apart:.0f} s away from Ollama's", remedy)
 
 
 def gate(patient: Patient) -> Iterator[Finding]:

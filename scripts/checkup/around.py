@@ -19,8 +19,6 @@ UNITS = tuple(
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 LISTENING = "0A"
 """The state of a socket in /proc/net/tcp (include/net/tcp_states.h of Linux)."""
-
-
 PATIENCE = 5.0
 """Seconds to connect."""
 
@@ -35,7 +33,7 @@ def around(patient: Patient) -> Iterator[Finding]:
         return
     told = [*told_by(patient.environment.items(), "the environment"), *told_by_systemd()]
     yield from told
-    port = upstream.port or 80
+    port = upstream.port or (443 if upstream.scheme == "https" else 80)
     hosts = {host for host, at in listening() if at == port} if TABLES[0].exists() else reached(port, own_addresses())
     if places := sorted(str(host) for host in hosts if not host.is_loopback):
         remedy = "have Ollama started with OLLAMA_HOST=127.0.0.1, or close the port to others"

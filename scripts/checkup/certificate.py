@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from .findings import SOON, Finding, Level, Patient, bad, is_loopback, ok, warn
 
+MAX_FILE = 1 << 20
+
 
 def certificates(patient: Patient) -> Iterator[Finding]:
     if patient.certificates:
@@ -27,7 +29,8 @@ def certificate(path: Path, now: datetime) -> Iterator[Finding]:
     """A file with a key and a chain, as mitmproxy's --certs takes it."""
     where = str(path)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE)
         leaf, *chain = x509.load_pem_x509_certificates(data)
         key = serialization.load_pem_private_key(data, None)
     except OSError as error:

@@ -59,8 +59,8 @@ class Patient:
     certificates: tuple[Path, ...]
 
     def given(self, name: str) -> str | None:
-        """A value that is an option or an environment variable; the option wins."""
-        return self.options.get(name) or self.environment.get(name.upper()) or None
+        """A value that is an option or an environment variable; the option wins, also where it is empty."""
+        return self.options.get(name, self.environment.get(name.upper())) or None
 
 
 def examine(arguments: Sequence[str]) -> Patient:

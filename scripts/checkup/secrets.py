@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import stat
 import time
 from collections import Counter
