@@ -1,14 +1,35 @@
-FROM python:3.13-slim AS build
-COPY scripts/requirements.txt /
-RUN python -m venv --without-pip /venv && \
-    pip --python /venv/bin/python install --no-cache-dir --require-hashes -r /requirements.txt
+# Another base, such as one that is pinned by its digest: --build-arg PYTHON=python:3.13-slim@sha256:…
+ARG PYTHON=docker.io/library/python:3.13-slim
 
-FROM python:3.13-slim
-LABEL org.opencontainers.image.title="ollama-auth" \
-      org.opencontainers.image.description="An authenticating gateway for Ollama"
-COPY --from=build /venv /venv
+FROM ${PYTHON} AS build
+# What is compiled must not differ from build to build.
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
+COPY scripts/requirements.txt /
+# A package index of your own: --secret id=pip,src=pip.conf
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    python -m venv --without-pip /venv && \
+    pip --python /venv/bin/python install --no-cache-dir --no-compile --require-hashes -r /requirements.txt
 COPY addons /app/addons
 COPY scripts/serve.py scripts/entrypoint.py scripts/mitmdump.py /app/scripts/
+# Compiled files that hold times would be stale in an image whose times are set, and everything compiled at each start.
+# Whatever the modes in the checkout are: anybody may read, nobody may write.
+RUN find /venv -depth -type d -name tests -exec rm -r {} + && \
+    chmod -R u=rwX,go=rX /app && \
+    /venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /venv/lib /app
+
+FROM ${PYTHON}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG SOURCE=https://github.com/OWNER/ollama-auth
+LABEL org.opencontainers.image.title="ollama-auth" \
+      org.opencontainers.image.description="An authenticating gateway for Ollama" \
+      org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# Nothing is installed in a container that runs.
+RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3*/site-packages/pip* /usr/local/lib/python3*/ensurepip
+COPY --from=build /venv /venv
+COPY --from=build /app /app
 # mitmproxy makes its certificates at every start, in $HOME: /dev/shm can be written also under --read-only.
 ENV HOME=/dev/shm \
     OLLAMA_ENDPOINT=http://host.docker.internal:11434 \
@@ -16,7 +37,7 @@ ENV HOME=/dev/shm \
     PYTHONUNBUFFERED=1
 USER 65532:65532
 EXPOSE 8081
-# Any answer will do, and without a key that is a 401; only silence is ill.
+# Any answer will do, and without a key that is a 401; only silence is ill. Ollama's health is not the gate's.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s \
-    CMD ["/venv/bin/python", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8081, timeout=4); c.request('HEAD', '/'); c.getresponse()"]
+    CMD ["/venv/bin/python", "/app/scripts/entrypoint.py", "--healthy"]
 ENTRYPOINT ["/venv/bin/python", "/app/scripts/entrypoint.py"]

@@ -5,13 +5,14 @@ import json
 import socket
 import ssl
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import h2.config
 import h2.connection
@@ -30,10 +31,17 @@ SECONDS = 6.0
 CRASHED = ("mitmproxy has crashed", "Addon error", "Traceback", "Unhandled", "the request was denied")
 
 
+class Running(Protocol):
+    """A gate, in whatever it runs: its port on 127.0.0.1, and a folder in which the file `out` is its output."""
+
+    port: int
+    dir: tempfile.TemporaryDirectory[str]
+
+
 _parsed: dict[str, tuple[int, list[dict[str, Any]]]] = {}
 
 
-def log_lines(gate: Gate) -> list[dict[str, Any]]:
+def log_lines(gate: Running) -> list[dict[str, Any]]:
     """The access log of a gate that writes it as JSON to standard output."""
     name = gate.dir.name
     offset, lines = _parsed.get(name, (0, []))
@@ -133,7 +141,7 @@ def wires(port: int, count: int, data: bytes = b"", source: str = "127.0.0.1") -
 
 
 @contextmanager
-def streams(gate: Gate, upstream: Upstream, count: int, source: str = "127.0.0.1") -> Iterator[list[Line]]:
+def streams(gate: Running, upstream: Upstream, count: int, source: str = "127.0.0.1") -> Iterator[list[Line]]:
     """So many chats under way; each has got its first token, and gets no more before `upstream.go_on()`."""
     upstream.hold()
     body = chat()
