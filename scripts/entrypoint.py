@@ -78,6 +78,8 @@ def be_the_first_process() -> None:
 
 def run(arguments: Sequence[str]) -> None:
     found = split(arguments)
+    if found.workers > 1:
+        raise Problem("a container runs one gate: start more containers in place of --workers")
     log = [] if LOG in found.options else ["--set", f"{LOG}=-"]
     if found.options.get(LOG, "-") == "-":
         sys.stdout = JsonLines(sys.stdout.fileno())

@@ -387,7 +387,16 @@ def test_a_file_may_be_in_the_home_directory(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize(
     ("mode", "warning"),
-    [(0o600, ""), (0o400, ""), (0o640, "read"), (0o604, "read"), (0o644, "read"), (0o620, "change"), (0o666, "change")],
+    [
+        (0o600, ""),
+        (0o400, ""),
+        (0o440, ""),
+        (0o640, "read"),
+        (0o604, "read"),
+        (0o644, "read"),
+        (0o620, "change"),
+        (0o666, "change"),
+    ],
 )
 def test_a_file_that_others_may_read_is_warned_about(tmp_path: Path, mode: int, warning: str) -> None:
     file = written(tmp_path / "keys.toml", mode=mode)

@@ -58,7 +58,8 @@ def load(path: str | Path) -> tuple[tuple[Key, ...], tuple[str, ...]]:
     warnings = []
     if not keys:
         warnings.append(f"{path}: no key is in it; add one with `scripts/keys add NAME`")
-    if os.name == "posix" and mode & 0o077:
+    # 0440 is what Kubernetes and systemd give: one group may read it, and nobody change it.
+    if os.name == "posix" and mode & 0o077 and mode & 0o777 != 0o440:
         may = "change" if mode & 0o022 else "read"
         warnings.append(f"{path}: others may {may} it; run `chmod 600` on it")
     return keys, tuple(warnings)
