@@ -48,7 +48,7 @@ from mitmproxy.proxy.layers.http._hooks import (
 from mitmproxy.proxy.layers.http._http2 import Http2Client
 from OpenSSL import SSL
 
-from .connections import CONNECT_TIMEOUT, Drain, Expire, Link, Resume
+from .connections import CONNECT_TIMEOUT, BulkReader, Drain, Expire, Link, Resume
 from .exchange import Admission, Claim, Exchange, Refusal
 from .head import CHUNKED, Head, values
 from .headers import FORWARDED
@@ -144,6 +144,8 @@ class GateLayer(HttpLayer):
         (conn, source), (_, target) = ends if isinstance(message, http.Request) else reversed(ends)
         if found := splice(source, target, stream, message, content):
             self.splices[conn] = found
+            if conn is client:  # Not before: what strangers send is kept in small measures.
+                BulkReader.take_over(self.link.handler, client)
 
     def part(self, stream: "GateStream") -> None:
         """A stream has ended."""
