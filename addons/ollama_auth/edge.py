@@ -137,6 +137,8 @@ class GateLayer(HttpLayer):
 
     def join(self, stream: "GateStream", message: http.Message, content: Callable[[bytes], bytes]) -> None:
         """A body of a stream begins to pass: let it take the short way if it can."""
+        if not stream.unheard:  # Who hears of a request may change it at any time.
+            return
         client, server = self.context.client, stream.context.server
         upstream = self.connections.get(server)
         inner = upstream.child_layer if isinstance(upstream, Upstream) else None  # Not so in TLS.
