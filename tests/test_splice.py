@@ -65,6 +65,7 @@ class Desk:
     idle_timeout: float = 10.0
     draining: bool = False
     read: list[bytes] = field(default_factory=list)
+    events: int = 0
     exchange: Exchange = field(default_factory=lambda: Exchange("127.0.0.1"))
 
     def watched(self) -> bool:

@@ -254,7 +254,6 @@ class Gate:
                 full = error(503, "too many connections; try again later", Dialect.OLLAMA, retry_after(RETRY_SECONDS))
                 handler.transports[client].writer.write(render(full))
             return
-        BulkReader.take_over(handler, client)
         handler.max_conns = defaultdict(lambda: asyncio.Semaphore(UPSTREAM_CONNECTIONS))
         client.error = None
 

@@ -200,7 +200,8 @@ class BulkReader(asyncio.StreamReader):
     @classmethod
     def take_over(cls, handler: ConnectionHandler, connection: Connection) -> None:
         """Read this connection, which has just been made."""
-        reader = handler.transports[connection].reader
+        io = handler.transports.get(connection)
+        reader = io.reader if io else None
         if type(reader) is asyncio.StreamReader:
             reader.__class__ = cls
             reader._limit = BULK // 2  # type: ignore[attr-defined]

@@ -48,7 +48,7 @@ from mitmproxy.proxy.layers.http._hooks import (
 from mitmproxy.proxy.layers.http._http2 import Http2Client
 from OpenSSL import SSL
 
-from .connections import CONNECT_TIMEOUT, Drain, Expire, Link, Resume
+from .connections import CONNECT_TIMEOUT, BulkReader, Drain, Expire, Link, Resume
 from .exchange import Admission, Claim, Exchange, Refusal
 from .head import CHUNKED, Head, values
 from .headers import FORWARDED, Known, mask_path
@@ -138,6 +138,8 @@ class GateLayer(HttpLayer):
 
     def join(self, stream: "GateStream", message: http.Message, content: Callable[[bytes], bytes]) -> None:
         """A body of a stream begins to pass: let it take the short way if it can."""
+        if not stream.unheard:  # Who hears of a request may change it at any time.
+            return
         client, server = self.context.client, stream.context.server
         upstream = self.connections.get(server)
         inner = upstream.child_layer if isinstance(upstream, Upstream) else None  # Not so in TLS.
@@ -145,6 +147,8 @@ class GateLayer(HttpLayer):
         (conn, source), (_, target) = ends if isinstance(message, http.Request) else reversed(ends)
         if found := splice(source, target, stream, message, content):
             self.splices[conn] = found
+            if conn is client:  # Not before: what strangers send is kept in small measures.
+                BulkReader.take_over(self.link.handler, client)
 
     def part(self, stream: "GateStream") -> None:
         """A stream has ended."""

@@ -34,7 +34,7 @@ from mitmproxy.addons import (
     upstream_auth,
 )
 from mitmproxy.hooks import Hook
-from mitmproxy.log import LegacyLogEvents
+from mitmproxy.log import ALERT, LegacyLogEvents
 from mitmproxy.proxy.layers.http._hooks import (
     HttpRequestHeadersHook,
     HttpRequestHook,
@@ -129,7 +129,7 @@ class Audience:
         """mitmproxy's lines about connections, several a request, are made only where somebody shows them."""
         root = logging.getLogger()
         shown = any(one.level <= logging.INFO and not isinstance(one, LegacyLogEvents) for one in root.handlers)
-        level = logging.NOTSET if shown or self._acts("add_log") else logging.WARNING
+        level = logging.NOTSET if shown or self._acts("add_log") else ALERT
         if CONNECTIONS.level != level:
             CONNECTIONS.setLevel(level)
 
