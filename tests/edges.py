@@ -330,7 +330,9 @@ class H2:
                     self.events.append(event)
                     if isinstance(event, h2.events.DataReceived):
                         self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                self.flush()
+                # Where an earlier write failed half-way, OpenSSL takes no other one; what is left to read still counts.
+                with suppress(ssl.SSLError):
+                    self.flush()
                 return
         self.closed = True
 

@@ -63,7 +63,8 @@ def test_full_files_are_put_aside(upstream: Upstream, tmp_path: Path) -> None:
     file = tmp_path / "audit.log"
     with Gate(upstream.url, "--set", f"ollama_audit_log={file}", "--set", "ollama_audit_size=6k") as gate:
         for _ in range(9):
-            ask(gate.port, "POST", "/api/chat", BEARER, body=chat())
+            answer = ask(gate.port, "POST", "/api/chat", BEARER, body=chat())
+            wait_until(lambda: answer.headers["x-request-id"] in file.read_text(), "the line")  # noqa: B023, at once
         wait_until(lambda: len([*tmp_path.iterdir()]) == 6, "all files to be there")
         assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
 
