@@ -335,6 +335,9 @@ def parse() -> argparse.Namespace:
         help="also what that command starts on 127.0.0.1; it may name {port}, {upstream}, {key} and {folder}",
     )
     parser.add_argument("--memory", action="store_true", help="measure memory too, with --quick as well (Linux)")
+    parser.add_argument(
+        "--usage", action="store_true", help="also the gate that reads no usage, to see what that costs"
+    )
     parser.add_argument("--keys", action="store_true", help=f"also the gate with {targets.MANY:,} named keys")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw them there")
@@ -347,7 +350,7 @@ async def run(options: argparse.Namespace, size: Size) -> tuple[Figures, list[st
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         direct = targets.upstream()
         all_ = [Running(direct, stack.enter_context(direct.started()))]
-        makes = targets.all_of(direct.at, options.workers, options.also, keys=options.keys)
+        makes = targets.all_of(direct.at, options.workers, options.also, keys=options.keys, usage=options.usage)
         makes = {name: make for name, make in makes.items() if name not in options.without}
         for make in makes.values():
             target = make(folder)

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from bench_load import Address
-from serve import KEY, KEYS_FILE, REPOSITORY, gate_command, split
+from serve import KEY, KEYS_FILE, REPOSITORY, WATCH, gate_command, split
 
 HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
@@ -25,6 +25,10 @@ MANY = 10_000
 STREAM_ALL = """
 def requestheaders(flow): flow.request.stream = True
 def responseheaders(flow): flow.response.stream = True
+"""
+BLIND = """
+from ollama_auth.usage import UsageReader
+UsageReader.feed = lambda self, data: None
 """
 CADDYFILE = """
 {{
@@ -181,16 +185,24 @@ def bare(upstream: Address, folder: Path) -> Target:
 
 
 def ours(name: str, more: list[str], upstream: Address, folder: Path) -> Target:
+    """As scripts/serve starts it: with its metrics and status page."""
     at = address()
     command = gate_command(f"http://{HOST}:{upstream.port}", split([*arguments(at, folder), *more]))
-    return Target(name, at, command, {KEY: at.key})
+    return Target(name, at, command, {KEY: at.key, WATCH: f"{HOST}:{free_port()}"})
+
+
+def blind(upstream: Address, folder: Path) -> Target:
+    """The gate that reads no usage out of its answers."""
+    (script := folder / "blind.py").write_text(BLIND)
+    return ours("blind", ["-s", str(script)], upstream, folder)
 
 
 def workers(count: int, upstream: Address, folder: Path) -> Target:
     at = address()
     serve = str(REPOSITORY / "scripts" / "serve.py")
     command = [sys.executable, serve, "--workers", str(count), *arguments(at, folder)]
-    return Target(f"ours x{count}", at, command, {KEY: at.key, "OLLAMA_ENDPOINT": f"http://{HOST}:{upstream.port}"})
+    variables = {KEY: at.key, "OLLAMA_ENDPOINT": f"http://{HOST}:{upstream.port}", WATCH: f"{HOST}:{free_port()}"}
+    return Target(f"ours x{count}", at, command, variables)
 
 
 def other(spec: str, upstream: Address, folder: Path) -> Target:
@@ -221,7 +233,7 @@ SCOPES = 'scopes = ["infer", "embed", "list", "cloud"]\n'
 MODELS = SCOPES + 'models = ["demo", "qwen*"]\n'
 
 
-def all_of(upstream: Address, worker_count: int, others: list[str], *, keys: bool) -> dict[str, Make]:
+def all_of(upstream: Address, worker_count: int, others: list[str], *, keys: bool, usage: bool) -> dict[str, Make]:
     """What can be measured here, by name, and a word about what can't."""
     makes: dict[str, Make] = {}
     for name, make in {"caddy": caddy, "nginx": nginx}.items():
@@ -231,10 +243,10 @@ def all_of(upstream: Address, worker_count: int, others: list[str], *, keys: boo
             print(f"no {name} here: without its column", file=sys.stderr)
     makes["bare"] = partial(bare, upstream)
     makes["ours"] = partial(ours, "ours", [], upstream)
-    if worker_count > 1 and "--workers" in (REPOSITORY / "scripts" / "serve.py").read_text():
+    if worker_count > 1:
         makes["workers"] = partial(workers, worker_count, upstream)
-    elif worker_count > 1:
-        print("scripts/serve knows no --workers: without that column", file=sys.stderr)
+    if usage:
+        makes["blind"] = partial(blind, upstream)
     for spec in others:
         makes[spec] = partial(other, spec, upstream)
     if keys:
