@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import threading
 from datetime import datetime
@@ -32,6 +33,7 @@ from ollama_auth.access_log import (
 from ollama_auth.exchange import Exchange
 from ollama_auth.routes import route
 from ollama_auth.usage import UsageReader
+from support import BEARER, Gate, Upstream, ask, chat, wait_until
 
 FIELDS = ["time", "id", "client", "key", "method", "path", "status", "reason", "stripped"]
 FIELDS += ["bytes_in", "bytes_out", "duration_ms", "ttft_ms"]
@@ -422,3 +424,25 @@ def test_a_standard_output_that_was_closed(monkeypatch: pytest.MonkeyPatch, capl
     log.write(exchange())
     log.close()
     assert caplog.messages == ["the access log can't be written (it is closed): lines are lost until it can"]
+
+
+def test_sighup_opens_both_logs_anew(upstream: Upstream, tmp_path: Path) -> None:
+    """As logrotate does: move the files away, send SIGHUP; no line is lost between."""
+    files = [tmp_path / "access.log", tmp_path / "audit.log"]
+    options = ("--set", f"ollama_access_log={files[0]}", "--set", f"ollama_audit_log={files[1]}")
+    with Gate(upstream.url, *options) as gate:
+        for moved in (False, True):
+            if moved:
+                for file in files:
+                    file.rename(file.with_suffix(".1"))
+                gate.signal(signal.SIGHUP)
+            identity = ask(gate.port, "POST", "/api/chat", BEARER, body=chat()).headers["x-request-id"]
+            wait_until(lambda: written(tmp_path).count(identity) == 2, "its lines")  # noqa: B023, at once
+        for file in files:
+            wait_until(file.exists, f"{file.name} to be there again")
+        ask(gate.port, "GET", "/api/tags", BEARER)
+        wait_until(lambda: "/api/tags" in files[0].read_text(), "a line in the new file")
+
+
+def written(folder: Path) -> str:
+    return "".join(file.read_text() for file in folder.iterdir())

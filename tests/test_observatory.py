@@ -81,6 +81,17 @@ def test_all_is_counted_once(watched: Watched, upstream: Upstream) -> None:
     assert grown["ollama_auth_request_duration_seconds_count{}"] == 3, "of those that were let in"
 
 
+def test_what_went_wrong_behind_the_gate_is_counted(upstream: Upstream) -> None:
+    with Watched("http://127.0.0.1:1") as gate:
+        assert ask(gate.port, "GET", "/api/tags", BEARER).status == 503
+        samples = gate.samples()
+        assert samples["ollama_auth_upstream_errors_total{reason=upstream unreachable}"] == 1
+        assert samples["ollama_auth_requests_total{class=list,key=default,status=503}"] == 1
+        assert not [name for name in samples if name.startswith("ollama_auth_refusals_total")]
+        [minute] = [minute for minute in gate.status["minutes"] if minute["requests"]]
+        assert (minute["errors"], minute["refused"]) == (1, 0)
+
+
 def test_the_metrics_are_well_formed(watched: Watched) -> None:
     """Each family once, with help and type; in both formats; names and labels as Prometheus wants them."""
     ask(watched.port, "POST", "/api/chat", BEARER, body=chat())
