@@ -14,7 +14,7 @@ import re
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from tornado.httpserver import HTTPServer
@@ -23,7 +23,6 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
 from . import workers
-from .observatory import Observatory
 
 MAX_CONNECTIONS = 64
 MAX_HEAD = 8 * 1024
@@ -33,6 +32,19 @@ IDLE = 30.0
 RETRY_SECONDS = 5
 _FILE = Path(__file__).with_name("status.html")
 _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+
+
+class Observatory(Protocol):
+    """What is to be seen."""
+
+    async def status(self) -> dict[str, object]:
+        """All that the status page shows."""
+
+    async def trouble(self) -> str | None:
+        """Why a request would not be served now, or None."""
+
+    def measures(self, accept: str) -> tuple[bytes, str]:
+        """(the metrics, their media type)."""
 
 
 class Server:
