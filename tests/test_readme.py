@@ -44,6 +44,7 @@ CHECKED = {
     "scripts/usage --by day,key --since 2026-11-01 --format csv access.log access.log.1.gz": "test_usage_report.py",
     "scripts/test": "this is it",
     "scripts/test tests/test_gate.py -k streaming": "test_the_test_command",
+    "scripts/bench": "test_bench.py",
     "scripts/bench --quick": "test_scripts_exist",
     "scripts/refresh-pins": "test_scripts_exist",
 }

@@ -1,5 +1,6 @@
 """The short way of a response gives the client the very bytes of the long one."""
 
+import asyncio
 import itertools
 import os
 from collections.abc import Iterator
@@ -16,13 +17,13 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 from mitmproxy.test import taddons
 
 from ollama_auth import splice
-from ollama_auth.connections import Link
+from ollama_auth.connections import BulkReader, Link
 from ollama_auth.edge import GateLayer
 from ollama_auth.exchange import Admission, Claim, Exchange
 from ollama_auth.head import Bounds, Head
 from ollama_auth.keys import Principal
 from ollama_auth.responses import Answer
-from support import Gate, Upstream
+from support import BEARER, Controlled, Gate, Upstream, Wire, chat, head
 
 # These run here once more, through the gate below, which has only the long way.
 from test_edge import (  # noqa: F401
@@ -296,6 +297,74 @@ def test_who_reads_it_may_raise() -> None:
             patch.setattr(Desk, "feed", raise_it)
             with pytest.raises(Fault):
                 relay([chunk(b"a")], short=way, cut=False)
+
+
+async def test_what_is_taken_ahead_is_not_read() -> None:
+    """Only while the reader waits and holds nothing: what came before goes first."""
+    reader, taken = BulkReader(), []
+
+    def ahead(data: bytes) -> int:
+        taken.append(data)
+        return 3
+
+    reader.ahead = ahead
+    reader.feed_data(b"0")  # Nobody waits yet.
+    assert await reader.read(1) == b"0"
+    waiting = asyncio.create_task(reader.read(1))
+    await asyncio.sleep(0)
+    reader.feed_data(b"abc")
+    assert not waiting.done()
+    reader.feed_data(b"defg")
+    reader.feed_data(b"hij")  # It has been woken: this follows what it was woken for.
+    assert await waiting == b"ghij"
+    assert taken == [b"abc", b"defg"]
+    waiting = asyncio.create_task(reader.read(1))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    reader.feed_data(b"klm")  # It is about to end.
+    assert taken == [b"abc", b"defg"]
+
+
+def test_tokens_are_taken_ahead(upstream: Upstream) -> None:
+    """In the gate as it is by default."""
+    count = """
+        from ollama_auth.edge import GateLayer
+        plain, taken = GateLayer.take_ahead, []
+        def counting(*args):
+            taken.append(plain(*args))
+            return taken[-1]
+        GateLayer.take_ahead = counting
+        ctx.taken = taken
+    """
+    with Controlled(upstream.url) as controlled:
+        controlled.do(count)
+        upstream.hold()
+        body = chat()
+        with Wire(controlled.port, head("POST", "/api/chat", BEARER, f"Content-Length: {len(body)}") + body) as wire:
+            wire.read_until(b'"done":false}')
+            upstream.go_on()
+            wire.read_until(b"0\r\n\r\n")
+        assert controlled.do("result = any(ctx.taken)") == "True"
+
+
+def test_a_fault_while_it_is_taken_ahead_ends_the_answer(upstream: Upstream) -> None:
+    """Visibly, and in the log; see GateLayer.take_ahead."""
+    fault = """
+        from ollama_auth.splice import Splice
+        def broken(self, data):
+            raise ValueError("on purpose")
+        Splice.take = broken
+    """
+    with Controlled(upstream.url) as controlled:
+        controlled.do(fault)
+        upstream.hold()
+        body = chat()
+        with Wire(controlled.port, head("POST", "/api/chat", BEARER, f"Content-Length: {len(body)}") + body) as wire:
+            wire.read_until(b'"done":false}')
+            upstream.go_on()
+            assert not wire.read_all().endswith(b"0\r\n\r\n")
+        assert "ValueError at" in controlled.find("the request was denied")
+        assert "on purpose" not in controlled.output
 
 
 def test_this_environment_takes_the_short_way() -> None:

@@ -188,8 +188,14 @@ class Link:
 
 
 class BulkReader(asyncio.StreamReader):
-    """What mitmproxy reads a connection with: at once all that is there, where mitmproxy asks for 64 KB."""
+    """What mitmproxy reads a connection with: at once all that is there, where mitmproxy asks for 64 KB.
 
+    What comes while mitmproxy waits for it may be taken ahead, without waking the task that waits.
+    """
+
+    ahead: Callable[[bytes], int] | None = None
+    """Takes so many bytes at the start of what has come."""
+    _waiter: asyncio.Future[None] | None
     _buffer: bytearray
     _eof: bool
     _exception: BaseException | None
@@ -198,13 +204,20 @@ class BulkReader(asyncio.StreamReader):
     _maybe_resume_transport: Callable[[], None]
 
     @classmethod
-    def take_over(cls, handler: ConnectionHandler, connection: Connection) -> None:
-        """Read this connection, which has just been made."""
+    def take_over(cls, handler: ConnectionHandler, connection: Connection) -> "BulkReader | None":
+        """Read this connection, if it is one of asyncio's."""
         io = handler.transports.get(connection)
         reader = io.reader if io else None
         if type(reader) is asyncio.StreamReader:
             reader.__class__ = cls
             reader._limit = BULK // 2  # type: ignore[attr-defined]
+        return reader if isinstance(reader, cls) else None
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override] # Transports hand bytes on.
+        """As StreamReader.feed_data, for what is left."""
+        if self.ahead and self._waiter and not self._waiter.done() and not self._buffer:
+            data = data[self.ahead(data) :]
+        super().feed_data(data)
 
     async def read(self, n: int = -1) -> bytes:
         """As StreamReader.read, but for how much."""
