@@ -139,7 +139,7 @@ mitmproxy.addonmanager
     350b419ab728 AddonManager._iter_hooks                       hooks.Audience.trigger_event
     38c97e792d1d AddonManager.handle_lifecycle                  hooks.NAMES
     b710a0ed043c Loader.add_option                              addon.Gate.load
-    2b4388ba83ec Loader.add_command                             viewing.Viewing.load
+    2b4388ba83ec,9dcb0a92bd9a Loader.add_command                             viewing.Viewing.load
     bad3d9f88bdf traverse                                       viewing.Viewing
     01ddcca314ee AddonManager.register                          addon.Gate.installed
     2e93aab2204a AddonManager.remove                            addon.Gate.done
@@ -160,8 +160,8 @@ mitmproxy.addons.clientplayback
 mitmproxy.addons.save
     eba6fbbeeca0 Save.save_flow                                 viewing.Viewing._end
 mitmproxy.flowfilter
-    a122b2d74e27 _Rex                                           viewing.quoted
-    f039051aebe0 FMeta                                          viewing.Viewing.only_key
+    a122b2d74e27,27e2ad3d9533 _Rex                                           viewing.quoted
+    f039051aebe0,2e4a35e667ea FMeta                                          viewing.Viewing.only_key
 mitmproxy.contentviews
     5b6872aba7f8 prettify_message                               contentview.ConversationView
 mitmproxy.addons.script
@@ -206,7 +206,7 @@ mitmproxy.addons.stickycookie
     d57c78803120 StickyCookie.request                           hooks.IDLE
     2cd0720d69af StickyCookie.response                          hooks.IDLE
 mitmproxy.addons.tlsconfig
-    84c6d74b564d TlsConfig.request                              hooks.IDLE
+    84c6d74b564d,4979371e5dca TlsConfig.request                              hooks.IDLE
 mitmproxy.addons.update_alt_svc
     25ce1b89275c UpdateAltSvc.responseheaders                   hooks.IDLE
 mitmproxy.addons.upstream_auth
