@@ -130,8 +130,9 @@ class Gate:
         program: str = "mitmdump",
         ready: bool = True,
         cwd: Path | str = "/",
+        port: int | None = None,
     ) -> None:
-        self.port = free_port()
+        self.port = port or free_port()
         self.dir = tempfile.TemporaryDirectory(prefix="gate-")
         self._out = open(Path(self.dir.name, "out"), "wb")  # noqa: SIM115
         variables = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import pytest
 from ruamel.yaml import YAML
@@ -344,22 +344,35 @@ def nginx(gates: Sequence[Gate], cert: Path, folder: Path) -> Iterator[int]:
         yield port
 
 
+class Place(NamedTuple):
+    """Where a gate listens, and where it says whether it is ready."""
+
+    port: int
+    watch: int
+
+    @classmethod
+    def free(cls) -> Self:
+        return cls(free_port(), free_port())
+
+
 class Ready(Gate):
     """A gate that says at a port of its own whether it is ready."""
 
-    def __init__(self, upstream: str) -> None:
-        self.watch = free_port()
-        super().__init__(upstream, "--set", f"ollama_metrics_listen=127.0.0.1:{self.watch}")
+    def __init__(self, upstream: str, *args: str, place: Place | None = None, **rest: Any) -> None:
+        self.watch = place.watch if place else free_port()
+        watched = ("--set", f"ollama_metrics_listen=127.0.0.1:{self.watch}")
+        super().__init__(upstream, *watched, *args, port=place.port if place else None, **rest)
 
 
 @contextmanager
-def haproxy(gates: Sequence[Ready], cert: Path, folder: Path) -> Iterator[int]:
+def haproxy(gates: Sequence[Ready | Place], cert: Path, folder: Path, *more: str) -> Iterator[int]:
+    """A port of HAProxy with our example, and more lines of its backend."""
     port = free_port()
     text = (DEPLOY / "haproxy.cfg").read_text()
     servers = "\n".join(f"    server gate{gate.port} 127.0.0.1:{gate.port} port {gate.watch}" for gate in gates)
     text = re.sub(r"( +server gate\d .*\n)+", lambda _: servers + "\n", text)
     text = text.replace(":443 ssl", f"127.0.0.1:{port} ssl").replace("/etc/ssl/ollama-auth/both.pem", str(cert))
-    (folder / "haproxy.cfg").write_text(text)
+    (folder / "haproxy.cfg").write_text("\n".join((text.rstrip(), *more, "")))
     command = [tool("haproxy"), "-f", str(folder / "haproxy.cfg")]
     run(*command, "-c")
     with proxy([*command, "-db"], port, folder):

@@ -187,6 +187,7 @@ class Gate:
         asyncio_utils.create_task(self.connections.sweep(), name="gate sweep", keep_ref=True)
         asyncio_utils.create_task(self.observatory.share(), name="gate workers", keep_ref=True)
         asyncio_utils.create_task(self.config.watch(ctx.options), name="gate keys", keep_ref=True)
+        asyncio_utils.create_task(self.config.renew(), name="gate leases", keep_ref=True)
         if hasattr(signal, "SIGHUP"):
             with suppress(NotImplementedError, RuntimeError, ValueError):
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.hang_up)
@@ -356,9 +357,9 @@ class Gate:
         return None
 
     async def drain(self) -> None:
-        """Stop listening, let running requests end within the grace period, close the rest."""
+        """Say so to those who look, stop listening, let running requests end within the grace period, close the rest."""
         self.desk.draining = True
-        grace = self.settings.grace_period if self.settings else 0
+        grace, delay = (self.settings.grace_period, self.settings.drain_delay) if self.settings else (0, 0)
         impatient = asyncio.Event()
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
@@ -367,6 +368,8 @@ class Gate:
         servers = ctx.master.addons.get("proxyserver").servers
         if any(server.mode.transport_protocol != "tcp" for server in servers):
             leave_with(0)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(impatient.wait(), delay)
         await servers.update([])
         for link in self.connections:
             link.drain()

@@ -5,7 +5,6 @@ not at all, while it runs too.
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -18,7 +17,7 @@ from .access_log import AccessLog
 from .audit import AuditLog
 from .cli_signature import Replays
 from .judge import Judge, Memory
-from .limits import LEASE, Limiter, LimitsFault, StorageAway, limited
+from .limits import RENEW, Limiter, LimitsFault, StorageAway, limited
 from .observatory import Observatory, ObservatoryFault
 from .settings import Settings, SettingsError
 from .throttle import Throttle
@@ -123,18 +122,22 @@ class Configuration:
     # The keys file.
 
     async def watch(self, options: Any) -> None:
-        """Read the keys file again when it was changed, however that was done; renew what running requests hold."""
-        taken, seen, renewed = self._stamp(), self._stamp(), time.monotonic()
+        """Read the keys file again when it was changed, however that was done."""
+        taken, seen = self._stamp(), self._stamp()
         while True:
             last, seen = seen, self._stamp()
             if seen == last != taken:  # Changed, and not being written any more.
                 taken = seen
                 await self.reload(options)
-            if self.limiter and time.monotonic() - renewed > LEASE / 3:
-                renewed = time.monotonic()
+            await asyncio.sleep(WATCH)
+
+    async def renew(self) -> None:
+        """Renew what running requests hold, for ever. A storage that was away may have forgotten all of it."""
+        while True:
+            await asyncio.sleep(RENEW)
+            if self.limiter:
                 with suppress(StorageAway):
                     await self.limiter.renew()
-            await asyncio.sleep(WATCH)
 
     def _stamp(self) -> object:
         path = self.settings.keys_file if self.settings else None

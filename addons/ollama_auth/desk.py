@@ -15,6 +15,7 @@ from mitmproxy import http
 from mitmproxy.utils import asyncio_utils
 
 from . import audit, cors, include_usage, models, policy
+from .cli_signature import REPLAY_GRACE
 from .configuration import Configuration
 from .connections import Connections, Link
 from .exchange import Admission, Claim, Exchange, Refusal, keeping
@@ -127,7 +128,7 @@ class Desk:
         if isinstance(claim, Refusal):
             return claim
         exchange.claim = claim
-        return claim if claim.held or claim.limited else self._admit(exchange, claim, link)
+        return claim if claim.held or claim.reserves else self._admit(exchange, claim, link)
 
     def judge_body(self, exchange: Exchange, body: bytes, link: Link) -> Admission | Claim | Refusal:
         """The body of a Claim that waited for it is here."""
@@ -138,18 +139,22 @@ class Desk:
             refusal = self.config.judge.body(exchange, claim, body) if claim.reads_body else None
             exchange.amended = include_usage.asking(body) if claim.asks_usage else None
             exchange.hides_usage = exchange.amended is not None
-            return refusal or (claim if claim.limited else self._admit(exchange, claim, link))
+            return refusal or (claim if claim.reserves else self._admit(exchange, claim, link))
         except Exception as fault:
             return Refusal("error", self.crashed(fault))
 
     async def reserve(self, reservation: Reservation) -> None:
-        """A Claim of a principal who may do only so much takes its turn."""
+        """A Claim takes its turn, where it has to."""
         exchange, link = reservation.exchange, reservation.link
         claim, judging, limits = exchange.claim, self.config.judge, self.settings
         if claim is None or judging is None or limits is None or self.config.limiter is None:
             return
+        limiter, window = self.config.limiter, limits.signature_window
         try:
-            granted = await self.config.limiter.enter(claim.principal, exchange.lease)
+            if claim.once and await limiter.age(claim.once, window) > REPLAY_GRACE:
+                reservation.verdict = judging.replayed(exchange)
+                return
+            granted = await limiter.enter(claim.principal, exchange.lease)
         except StorageAway as fault:
             self.connections.trouble(f"the storage of limits does not answer ({fault})")
             if not limits.open_without_limits:

@@ -40,6 +40,8 @@ class Claim:
     """Its body names a model that the principal may not be allowed to use."""
     filtered: bool = False
     """Its response lists models, of which the principal may see some."""
+    once: bytes | None = None
+    """A signature that no gate may have seen before."""
     asks_usage: bool = False
     """Its body is to ask for usage, where it does not yet."""
 
@@ -49,9 +51,9 @@ class Claim:
         return self.reads_body or self.asks_usage
 
     @property
-    def limited(self) -> bool:
-        """The principal may do only so much of it."""
-        return limited(self.principal)
+    def reserves(self) -> bool:
+        """It takes its turn first: the principal may do only so much, or other gates may know its signature."""
+        return limited(self.principal) or self.once is not None
 
 
 @dataclass(frozen=True, slots=True)

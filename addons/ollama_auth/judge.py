@@ -23,6 +23,7 @@ METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS")
 RETRY_SECONDS = 5
 
 
+REPLAYED = ("replayed", "this signature was used before")
 GUESSES = ("unknown", "bad signature")
 """Reasons of a refusal that somebody who guesses brings about; the others are mistakes."""
 
@@ -86,6 +87,10 @@ class Judge:
         except models.BodyError as fault:
             return self.refuse(exchange, "malformed body", fault.status, fault.message)
         return self.refuse(exchange, denial.reason, denial.status, denial.message) if denial else None
+
+    def replayed(self, exchange: Exchange) -> Refusal:
+        """The signature of this request was used at another gate."""
+        return self._challenge(exchange, *REPLAYED)
 
     def refuse(
         self, exchange: Exchange, reason: str, status: int, message: str, *extra: tuple[bytes, bytes]
@@ -164,7 +169,7 @@ class Judge:
         assert exchange.route
         hurts = exchange.route.route_class in policy.REPLAY_HURTS
         if hurts and self.memory.replays.seen(signature.value, time.monotonic()):
-            raise CredentialError("replayed", "this signature was used before")
+            raise CredentialError(*REPLAYED)
         return principal, sent[0]
 
     def _claim(self, head: Head, here: bytes, exchange: Exchange, principal: Principal, secret: bytes) -> Claim:
@@ -179,8 +184,8 @@ class Judge:
             message = "this key may not use every model, so its requests can't be compressed"
             raise Refused(self.refuse(exchange, "malformed body", 415, message))
         try:
-            signed = b":" in secret and cli_signature.parse(secret) is not None
-            target, removed = headers.clean_target(cli_signature.without_ts(here) if signed else here, secret)
+            signature = cli_signature.parse(secret)
+            target, removed = headers.clean_target(cli_signature.without_ts(here) if signature else here, secret)
         except ValueError:
             exchange.path = headers.MASKED_PATH
             message = "the key is in the path of the URL: take it for known to others"
@@ -189,7 +194,13 @@ class Judge:
         filtered = policy.listing_filtered(principal, exchange.route)
         allowed = self.settings.forward - {b"accept-encoding"} if filtered else self.settings.forward
         fields = headers.without(headers.split(head.fields, allowed)[0], secret)
-        return Claim(principal, target, fields, max_body, reads_body, filtered, self._asks_usage(head, exchange))
+        once = signature.value if signature and self._shares_replays(exchange) else None
+        return Claim(principal, target, fields, max_body, reads_body, filtered, once, self._asks_usage(head, exchange))
+
+    def _shares_replays(self, exchange: Exchange) -> bool:
+        """A replay would do harm, and there is a place where other gates look as well."""
+        assert exchange.route
+        return self.settings.limits_storage is not None and exchange.route.route_class in policy.REPLAY_HURTS
 
     def _asks_usage(self, head: Head, exchange: Exchange) -> bool:
         wanted = self.settings.include_usage and exchange.route and exchange.route.path in include_usage.PATHS

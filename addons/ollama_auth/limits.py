@@ -17,7 +17,8 @@ AWAY = 1.0
 """Seconds a shared storage has to answer, before it counts as away."""
 LEASE = 30.0
 """Seconds after which a concurrent request of a gate that died no longer counts."""
-DAY = 24 * 60 * 60
+RENEW = 2.0
+"""Seconds after which a gate says that its requests still run: so long a Redis that lost its memory counts too few."""
 HOW_TO_INSTALL = "pip install 'limits[redis]>=5.8'"
 
 
@@ -67,13 +68,14 @@ class Limiter:
         )
         try:
             self._storage: Any = storage_from_string(f"async+{url or 'memory://'}", **options)
-        except (ConfigurationError, ValueError, AssertionError) as fault:
+            self._redis: Any = self._storage.bridge.get_connection() if url else None
+        except (ConfigurationError, ValueError, AssertionError, AttributeError) as fault:
             raise LimitsFault(
                 f"ollama_limits_storage: not the URL of a storage, or its client is missing: {HOW_TO_INSTALL}"
             ) from fault
         self._requests = MovingWindowRateLimiter(self._storage)
         self._tokens = FixedWindowRateLimiter(self._storage)
-        self._leases: Leases = SharedLeases(self._storage) if url else Leases()
+        self._leases: Leases = SharedLeases(self._redis) if url else Leases()
 
     async def enter(self, principal: Principal, request_id: str) -> Granted | Exceeded:
         """Take what a request needs, all of it or nothing. Raises StorageAway.
@@ -127,8 +129,22 @@ class Limiter:
             async with _answering():
                 await self._leases.give_back(principal.name, request_id)
 
+    async def age(self, signature: bytes, window: float) -> float:
+        """Seconds since that signature, good within `window` of its time, was first used at a gate that shares them.
+
+        Raises StorageAway. By the clock of Redis alone.
+        """
+        if self._redis is None:
+            return 0.0
+        good = int(2000 * window) + 1000  # From so long before its time to so long after, in ms.
+        key = f"ollama_auth:signature:{signature.hex()}"
+        async with _answering(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(key, 1, nx=True, px=good)
+            pipe.pttl(key)
+            return float(good - (await pipe.execute())[1]) / 1000
+
     async def renew(self) -> None:
-        """Say that the requests at work still are, at least every LEASE seconds. Raises StorageAway."""
+        """Say that the requests at work still are, every RENEW seconds. Raises StorageAway."""
         async with _answering():
             await self._leases.renew()
 
@@ -159,9 +175,9 @@ class Leases:
 class SharedLeases(Leases):
     """The same in Redis: a sorted set a principal, of request ids by when their lease ends."""
 
-    def __init__(self, storage: Any) -> None:
+    def __init__(self, redis: Any) -> None:
         super().__init__()
-        self._redis = storage.bridge.get_connection()
+        self._redis = redis
 
     async def take(self, name: str, request_id: str, limit: int) -> bool:
         """Enter first and count then: of two at once for the last place none may get it, but never both."""
@@ -183,11 +199,17 @@ class SharedLeases(Leases):
         await self._redis.zrem(self._key(name), request_id)
 
     async def renew(self) -> None:
-        until = time.time() + LEASE
-        for name, held in list(self._held.items()):
-            if held:
-                await self._redis.zadd(self._key(name), dict.fromkeys(held, until))
-                await self._redis.expire(self._key(name), int(LEASE * 2))
+        renewed = {name: set(held) for name, held in self._held.items()}
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name, held in renewed.items():
+                pipe.zadd(self._key(name), dict.fromkeys(held, time.time() + LEASE))
+                pipe.expire(self._key(name), int(LEASE * 2))
+            await pipe.execute()
+            # What ended meanwhile may have been given back before it was renewed.
+            for name, held in renewed.items():
+                if ended := held - self._held.get(name, set()):
+                    pipe.zrem(self._key(name), *ended)
+            await pipe.execute()
 
     @staticmethod
     def _key(name: str) -> str:

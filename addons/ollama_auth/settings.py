@@ -95,11 +95,14 @@ OPTIONS = (
     Option("ollama_max_flows", int, 1000,
            "Most requests that mitmweb and mitmproxy keep to look at; the oldest that have ended are dropped."),
     Option("ollama_grace_period", int, 30, "Seconds that running requests have to end when the gate is stopped."),
+    Option("ollama_drain_delay", int, 0,
+           "Seconds before that in which a gate that is stopped still takes requests, while /readyz says that it is not "
+           "ready, so that a load balancer learns of it first."),
 )  # fmt: skip
 
 _NAMES = tuple(option.name for option in OPTIONS)
-_POSITIVE = tuple(option.name for option in OPTIONS if option.type is int and option.default > 0)
-_MAY_BE_ZERO = {"ollama_max_connections_per_client", "ollama_grace_period"}
+_NUMBERS = tuple(option.name for option in OPTIONS if option.type is int)
+_MAY_BE_ZERO = {"ollama_max_connections_per_client", "ollama_grace_period", "ollama_drain_delay"}
 _SIZE = re.compile(r"([0-9]{1,12})([kmg]?)b?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
@@ -146,6 +149,7 @@ class Settings:
     max_connections: int
     max_connections_per_client: int
     grace_period: int
+    drain_delay: int
     max_flows: int
     tls: bool
     keys_file: str | None
@@ -189,6 +193,7 @@ def read(options: Options, environ: Mapping[str, str], taken: bytes | None = Non
         max_connections=options.ollama_max_connections,
         max_connections_per_client=options.ollama_max_connections_per_client,
         grace_period=options.ollama_grace_period,
+        drain_delay=options.ollama_drain_delay,
         max_flows=options.ollama_max_flows,
         tls=bool(options.certs),
         keys_file=keys_file_of(options, environ),
@@ -246,7 +251,7 @@ def check_mitmproxy(options: Options) -> None:
 
 def check_numbers(options: Options) -> None:
     """Bounds that are none. Raises SettingsError."""
-    for name in _POSITIVE:
+    for name in _NUMBERS:
         least = 0 if name in _MAY_BE_ZERO else 1
         if getattr(options, name) < least:
             raise SettingsError(f"{name} is {getattr(options, name)}: it must be at least {least}")
