@@ -40,7 +40,12 @@ LIMITS: dict[str, dict[str, object]] = {
 }
 ASKERS = {"minute": 4, "some": 10, "day": 10}
 """How many clients use such a key at once, each with one request at a time."""
-STRANGERS = ("", "Authorization: Bearer sk-ollama-that-nobody-has", "x-api-key: sk-ollama-neither", bearer("late") + "x")
+STRANGERS = (
+    "",
+    "Authorization: Bearer sk-ollama-that-nobody-has",
+    "x-api-key: sk-ollama-neither",
+    bearer("late") + "x",
+)
 DELAY = 4
 """Seconds for which a gate that is stopped goes on: HAProxy asks each second, and believes the second answer."""
 PER_SOURCE = 50
@@ -378,12 +383,18 @@ class Scene:
 
     async def _lose_redis(self, load: Load) -> tuple[float, float]:
         """Away until each client with a limit was told so: by then nothing that was let in before is on its way."""
+
+        async def used_up() -> bool:
+            return {one.name for one in load.of(*LIMITS) if one.status == 429} == set(LIMITS)
+
+        await until(used_up, "the limits to be used up")
         self.redis.stop()
         since = time.monotonic()
 
         async def told_all() -> bool:
             refused = Counter(one.name for one in load.of(*LIMITS) if one.status == 503 and one.begun > since)
-            return all(refused[name] >= count * 2 for name, count in ASKERS.items())
+            served = any(one.whole and one.begun > since for one in load.of("free"))
+            return served and all(refused[name] >= count * 2 for name, count in ASKERS.items())
 
         await until(told_all, "all to be told that limits can't be counted", 40)
         before = time.monotonic()

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 
 from edges import H2, SECONDS, Line, assert_sound, certificate, log_lines, streams
-from support import BEARER, PATIENCE, Gate, Upstream, Wire, chat, head, parse, wait_until
+from support import BEARER, PATIENCE, Gate, Upstream, Wire, ask, chat, free_port, head, parse, wait_until
 
 
 @contextmanager
@@ -132,3 +132,21 @@ def test_a_gate_to_an_https_endpoint_ends_well() -> None:
         with Gate("https://127.0.0.1:9") as gate:
             gate.signal()
             assert gate.wait() == 0
+
+
+def test_a_load_balancer_learns_of_it_first(upstream: Upstream) -> None:
+    """In the delay it says that it is not ready, and takes what still comes; a second signal ends the delay."""
+    watch = free_port()
+    options = ("ollama_drain_delay=3600", f"ollama_metrics_listen=127.0.0.1:{watch}")
+    with leaving(upstream, *(word for option in options for word in ("--set", option))) as gate:
+        with streams(gate, upstream, 1) as running:
+            assert ask(watch, "GET", "/readyz", f"Host: 127.0.0.1:{watch}").status == 200
+            gate.signal()
+            wait_until(lambda: ask(watch, "GET", "/readyz", f"Host: 127.0.0.1:{watch}").status == 503, "it to say so")
+            answer = ask(gate.port, "GET", "/api/tags", BEARER)
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
+            assert ask(gate.port, "GET", "/api/tags").status == 401
+            upstream.go_on()
+            end_whole(running)
+        assert gate.process.poll() is None
+        gate.signal()

@@ -386,8 +386,8 @@ def test_a_bound_below_zero(name: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("name", INTEGERS)
-def test_a_bound_of_zero_is_none_but_for_two(name: str) -> None:
-    if name in ("ollama_max_connections_per_client", "ollama_grace_period"):
+def test_a_bound_of_zero_is_none_but_for_three(name: str) -> None:
+    if name in ("ollama_max_connections_per_client", "ollama_grace_period", "ollama_drain_delay"):
         assert settings(**{name: 0})
     else:
         assert f"{name} is 0: it must be at least 1" in refusal(**{name: 0})

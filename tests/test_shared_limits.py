@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from ollama_auth.cli_signature import REPLAY_GRACE
 from support import Gate, Upstream, Wire, ask, chat, free_port, head, wait_until
-from test_named_keys import bearer, entry
+from test_named_keys import PUBLIC, bearer, entry, signature
 
 KEYS = (
     entry("minute", requests_per_minute=10, scopes=["all"])
     + entry("two", concurrent_requests=2, scopes=["all"])
     + entry("tokens", tokens_per_day=10, scopes=["all"])
     + entry("free", scopes=["all"])
+    + f'[[keys]]\nname = "laptop"\nscopes = ["all"]\nssh_ed25519 = "{PUBLIC}"\n'
 )
 
 
@@ -97,6 +99,63 @@ def test_concurrent_requests_are_counted_together(two_gates: tuple[Gate, Gate], 
 def test_tokens_are_counted_together(two_gates: tuple[Gate, Gate]) -> None:
     assert ask(two_gates[0].port, "POST", "/api/chat", bearer("tokens"), body=chat()).status == 200
     wait_until(lambda: status(two_gates[1], "tokens") == 429, "the other gate to know")
+
+
+def delete(gate: Gate, field: str, target: str) -> int:
+    return ask(gate.port, "DELETE", target, field, body=chat("nothing")).status
+
+
+def test_a_signature_that_one_gate_has_seen_is_known_to_all(two_gates: tuple[Gate, Gate], upstream: Upstream) -> None:
+    """The stock CLI may repeat itself within REPLAY_GRACE, wherever that comes to; later nobody may, anywhere."""
+    target = f"/api/delete?ts={int(time.time())}"
+    field = signature("DELETE", target)
+    started = time.monotonic()
+    first = delete(two_gates[0], field, target)
+    again = delete(two_gates[1], field, target)
+    assert first == 404, "Ollama has no such model"
+    assert again == 404 or time.monotonic() - started > REPLAY_GRACE
+    wait_until(lambda: time.monotonic() - started > REPLAY_GRACE + 0.2, "it to be too late")
+    with upstream.untouched():
+        assert [delete(gate, field, target) for gate in two_gates] == [401, 401]
+    two_gates[1].find("(replayed)")
+
+
+def test_a_signature_is_known_to_a_gate_that_never_saw_it(two_gates: tuple[Gate, Gate], upstream: Upstream) -> None:
+    target = f"/api/delete?ts={int(time.time())}"
+    field = signature("DELETE", target)
+    assert delete(two_gates[0], field, target) == 404
+    until = time.monotonic() + REPLAY_GRACE + 0.2
+    wait_until(lambda: time.monotonic() > until, "it to be too late")
+    with upstream.untouched():
+        assert delete(two_gates[1], field, target) == 401
+
+
+def test_signed_deletes_while_redis_is_away(two_gates: tuple[Gate, Gate], redis: Redis, upstream: Upstream) -> None:
+    """Nobody can tell whether another gate has seen them; what a replay does not harm passes."""
+    redis.stop()
+    target = f"/api/delete?ts={int(time.time())}"
+    with upstream.untouched():
+        assert delete(two_gates[0], signature("DELETE", target), target) == 503
+    listing = f"/api/tags?ts={int(time.time())}"
+    assert ask(two_gates[0].port, "GET", listing, signature("GET", listing)).status == 200
+
+
+def test_what_runs_is_known_again_to_a_redis_that_lost_its_memory(
+    two_gates: tuple[Gate, Gate], redis: Redis, upstream: Upstream
+) -> None:
+    body = chat()
+    start = head("POST", "/api/chat", bearer("two"), f"Content-Length: {len(body)}") + body
+    upstream.hold()
+    with Wire(two_gates[0].port, start) as one, Wire(two_gates[1].port, start) as two:
+        one.read_until(b"\n")
+        two.read_until(b"\n")
+        redis.stop()
+        redis.start()
+        with Wire(redis.port) as wire:
+            known = b"ZCARD ollama_auth:concurrent:two\r\n"
+            wait_until(lambda: wire.send(known).read_until(b"\r\n") == b":2\r\n", "both to be renewed")
+        assert [status(gate, "two") for gate in two_gates] == [429, 429]
+    upstream.go_on()
 
 
 def test_redis_killed_in_the_middle(two_gates: tuple[Gate, Gate], redis: Redis, upstream: Upstream) -> None:

@@ -357,7 +357,7 @@ class Gate:
         return None
 
     async def drain(self) -> None:
-        """Say so to those who look, stop listening, let running requests end within the grace period, close the rest."""
+        """Say so, stop listening, let running requests end within the grace period, close the rest."""
         self.desk.draining = True
         grace, delay = (self.settings.grace_period, self.settings.drain_delay) if self.settings else (0, 0)
         impatient = asyncio.Event()

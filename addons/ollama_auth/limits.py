@@ -67,12 +67,13 @@ class Limiter:
             {"socket_timeout": AWAY, "socket_connect_timeout": AWAY, "implementation": "redispy"} if url else {}
         )
         try:
-            self._storage: Any = storage_from_string(f"async+{url or 'memory://'}", **options)
-            self._redis: Any = self._storage.bridge.get_connection() if url else None
+            storage: Any = storage_from_string(f"async+{url or 'memory://'}", **options)
+            self._redis = storage.bridge.get_connection() if url else None
         except (ConfigurationError, ValueError, AssertionError, AttributeError) as fault:
             raise LimitsFault(
                 f"ollama_limits_storage: not the URL of a storage, or its client is missing: {HOW_TO_INSTALL}"
             ) from fault
+        self._storage = storage
         self._requests = MovingWindowRateLimiter(self._storage)
         self._tokens = FixedWindowRateLimiter(self._storage)
         self._leases: Leases = SharedLeases(self._redis) if url else Leases()

@@ -96,8 +96,8 @@ OPTIONS = (
            "Most requests that mitmweb and mitmproxy keep to look at; the oldest that have ended are dropped."),
     Option("ollama_grace_period", int, 30, "Seconds that running requests have to end when the gate is stopped."),
     Option("ollama_drain_delay", int, 0,
-           "Seconds before that in which a gate that is stopped still takes requests, while /readyz says that it is not "
-           "ready, so that a load balancer learns of it first."),
+           "Seconds before that, in which a gate that is stopped still takes requests while /readyz is 503, so that a "
+           "load balancer learns of it first."),
 )  # fmt: skip
 
 _NAMES = tuple(option.name for option in OPTIONS)
