@@ -1,4 +1,4 @@
-"""Usage: tests/replicas.py [--streams 300] [--seconds 60] [--pause 0.2]
+"""Usage: PYTHONPATH=addons:scripts:tests python tests/replicas.py [--streams 300] [--seconds 60] [--pause 0.2]
 
 Gates as replicas: one Redis, one keys file, and HAProxy in front of them as scripts/deploy/haproxy.cfg has it, under a
 load of streamed chats, of keys with limits and of strangers. Meanwhile one gate is killed, one is upgraded (a new one
@@ -25,7 +25,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import demo_upstream
 from edges import certificate, log_lines, trusting
-from ollama_auth.limits import LEASE
 from support import PATIENCE, ask, chat, head
 from test_deploy import Place, Ready, haproxy
 from test_named_keys import bearer, entry
@@ -40,12 +39,7 @@ LIMITS: dict[str, dict[str, object]] = {
 }
 ASKERS = {"minute": 4, "some": 10, "day": 10}
 """How many clients use such a key at once, each with one request at a time."""
-STRANGERS = (
-    "",
-    "Authorization: Bearer sk-ollama-that-nobody-has",
-    "x-api-key: sk-ollama-neither",
-    bearer("late") + "x",
-)
+STRANGERS = ("", "Authorization: Bearer sk-ollama-nobody-has-it", "x-api-key: sk-ollama-neither", bearer("free") + "x")
 DELAY = 4
 """Seconds for which a gate that is stopped goes on: HAProxy asks each second, and believes the second answer."""
 PER_SOURCE = 50
@@ -109,7 +103,7 @@ class Client:
     async def ask(self, port: int, tls: ssl.SSLContext) -> Outcome:
         """One request on a connection of its own, read to the end, however that comes."""
         outcome = Outcome(self.name)
-        text = b""
+        text, last = b"", outcome.begun
         with suppress(OSError):
             reader, writer = await asyncio.open_connection(
                 "127.0.0.1", port, ssl=tls, server_hostname="localhost", local_addr=(self.source, 0)
@@ -186,11 +180,11 @@ class Keys:
         new.replace(self.path)
 
 
-async def until(condition: Callable[[], Awaitable[object]], what: str, timeout: float = PATIENCE * 3) -> float:
+async def until(condition: Callable[[], Awaitable[object]], what: str, patience: float = PATIENCE * 3) -> float:
     """Seconds until it is true."""
     begun = time.monotonic()
     while not await condition():
-        assert time.monotonic() - begun < timeout, f"waited {timeout} s for {what}"
+        assert time.monotonic() - begun < patience, f"waited {patience} s for {what}"
         await asyncio.sleep(0.05)
     return time.monotonic() - begun
 
@@ -230,7 +224,7 @@ class Report:
     revoked: float
     """Seconds until a revoked key was refused by all gates, and a new one let in."""
     drained: float
-    """Seconds that the gate which was upgraded took to end, of which DELAY it waited."""
+    """Seconds that the gate which was upgraded took to end, its delay included."""
     exit_status: int
     counts: dict[str, tuple[Counter[tuple[str, str]], Counter[tuple[str, str]]]]
     """By gate: what its clients saw, and what it counted itself."""
@@ -294,8 +288,8 @@ async def blocking(manager: Any) -> Any:
 class Scene:
     """Four places for gates, three of which are taken; and who comes."""
 
-    def __init__(self, folder: Path, upstream: Tally, redis: Redis, say: Callable[[str], None]) -> None:
-        self.folder, self.upstream, self.redis, self.say = folder, upstream, redis, say
+    def __init__(self, folder: Path, upstream: Tally, redis: Redis, delay: int, say: Callable[[str], None]) -> None:
+        self.folder, self.upstream, self.redis, self.delay, self.say = folder, upstream, redis, delay, say
         self.keys = Keys(folder / "keys.toml")
         self.places = [Place.free() for _ in range(4)]
         self.gates: list[Ready] = []
@@ -306,7 +300,7 @@ class Scene:
         options = {
             "ollama_limits_storage": self.redis.url,
             "ollama_access_log": "-",
-            "ollama_drain_delay": DELAY,
+            "ollama_drain_delay": self.delay,
             "ollama_max_connections_per_client": 0,
             "ollama_max_wrong_keys": 0,
         }
@@ -421,13 +415,15 @@ def ours(found: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
     return Counter({(key, status): count for (key, status), count in found.items() if key in ("free", *LIMITS)})
 
 
-async def play(streams: int, seconds: float, pause: float, say: Callable[[str], None] = lambda _: None) -> Report:
-    """`pause` is the time between two tokens, in seconds."""
+async def play(
+    streams: int, seconds: float, pause: float, delay: int = DELAY, say: Callable[[str], None] = lambda _: None
+) -> Report:
+    """`pause` is the time between two tokens, `delay` the gates' ollama_drain_delay, both in seconds."""
     with tempfile.TemporaryDirectory(prefix="replicas-") as folder:
         redis = Redis()
         try:
             async with Tally(pause) as upstream:
-                return await Scene(Path(folder), upstream, redis, say).play(streams, seconds)
+                return await Scene(Path(folder), upstream, redis, delay, say).play(streams, seconds)
         finally:
             redis.stop()
 
@@ -460,7 +456,7 @@ def figures(report: Report) -> Iterator[tuple[str, object]]:
     yield "refused 503 while Redis was away", sum(map(report.closed, report.ours))
     yield "Redis was away, s", f"{back - since:.1f}"
     yield "keys known everywhere after, s", f"{report.revoked:.2f}"
-    yield f"the gate that was stopped ended after, s (of which {DELAY} it took requests)", f"{report.drained:.1f}"
+    yield "the gate that was stopped ended after, s", f"{report.drained:.1f}"
     yield "gates whose own counts differ from what clients saw", sum(a != b for a, b in report.counts.values())
 
 
@@ -469,6 +465,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=300, help="chats at once without a limit (%(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the load, about (%(default)s)")
     parser.add_argument("--pause", type=float, default=0.2, help="seconds between two tokens (%(default)s)")
+    parser.add_argument("--delay", type=int, default=DELAY, help="ollama_drain_delay of the gates (%(default)s)")
     options = parser.parse_args()
     with suppress(OSError, ValueError):
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -478,7 +475,7 @@ def main() -> None:
     def say(text: str) -> None:
         print(f"{time.monotonic() - begun:5.1f} s: {text}", flush=True)
 
-    report = asyncio.run(play(options.streams, options.seconds, options.pause, say))
+    report = asyncio.run(play(options.streams, options.seconds, options.pause, options.delay, say))
     say("done")
     for name, value in figures(report):
         print(f"{name:78} {value:>8}")

@@ -8,6 +8,7 @@ import pytest
 
 import replicas
 from replicas import ASKERS, DAY, DELAY, MINUTE, SOME, Report, peak
+from support import PATIENCE
 
 SECONDS = 60.0
 """Within a minute no request of it becomes free again, however slow the machine."""
@@ -43,7 +44,7 @@ def test_strangers_are_refused_and_never_seen_upstream(report: Report) -> None:
 
 def test_keys_that_were_changed(report: Report) -> None:
     """Seen by all gates within the two seconds that README promises, and what a busy machine adds."""
-    assert report.revoked < 2 + replicas.PATIENCE
+    assert report.revoked < 2 + PATIENCE
 
 
 def test_requests_a_minute_hold(report: Report) -> None:
