@@ -14,6 +14,9 @@ SECONDS = 60.0
 """Within a minute no request of it becomes free again, however slow the machine."""
 
 
+pytestmark = pytest.mark.timeout(300)  # All of it happens in the fixture: 20 s, or longer where others work too.
+
+
 @pytest.fixture(scope="module")
 def report() -> Report:
     for program in ("haproxy", "redis-server"):
