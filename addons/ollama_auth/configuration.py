@@ -18,6 +18,7 @@ from .access_log import AccessLog
 from .audit import AuditLog
 from .cli_signature import Replays
 from .judge import Judge, Memory
+from .keys import KeyRing
 from .limits import LEASE, Limiter, LimitsFault, StorageAway, limited
 from .observatory import Observatory, ObservatoryFault
 from .settings import Settings, SettingsError
@@ -45,6 +46,7 @@ class Configuration:
         self._emit = emit
         self._memory = Memory(Throttle(), Replays())
         self._taken: bytes | None = None
+        self._reading = asyncio.Lock()
 
     def read(self, options: Any) -> Settings:
         """Settings of mitmproxy's options and the environment; a key among the options is hidden there.
@@ -152,15 +154,22 @@ class Configuration:
         if self.settings is None or self.settings.keys_file is None:
             return
         try:
-            # In a thread: 10,000 keys take half a second.
-            ring, warnings = await asyncio.to_thread(settings.read_keys, options, os.environ, self._taken)
-            self.take(replace(self.settings, ring=ring, warnings=warnings))
+            async with self._reading:  # An older reading must not undo a newer one: a revoked key would be good again.
+                ring = await self._read_again(options, self.settings)
         except SettingsError as fault:
             say(fault, "the keys stay as they were: ")
         except Exception as fault:
             logger.error("ollama_auth: the keys stay as they were: %s", type(fault).__name__)
         else:
             logger.log(ALERT, "ollama_auth: the keys file was read again: %d keys", len(ring))
+
+    async def _read_again(self, options: Any, before: Settings) -> KeyRing:
+        # In a thread: 10,000 keys take half a second.
+        ring, warnings = await asyncio.to_thread(settings.read_keys, options, os.environ, self._taken)
+        if self.settings and self.settings is not before:  # Others were taken meanwhile.
+            return await self._read_again(options, self.settings)
+        self.take(replace(before, ring=ring, warnings=warnings))
+        return ring
 
 
 def say(fault: SettingsError, what: str = "") -> None:
