@@ -2,13 +2,15 @@
 
 import asyncio
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mitmproxy.options import Options
 
 from ollama_auth import settings
-from ollama_auth.configuration import Configuration
+from ollama_auth.configuration import Configuration, check_apart
 from ollama_auth.observatory import Observatory
 from ollama_auth.settings import read
 from support import PATIENCE
@@ -56,3 +58,24 @@ async def test_an_older_reading_does_not_undo_a_newer_one(
     await asyncio.wait_for(asyncio.gather(older, newer), PATIENCE)
     assert config.settings
     assert set(config.settings.ring.principals) == {"fresh"}
+
+
+PORTS: dict[str, tuple[tuple[str, int], dict[str, Any], bool]] = {
+    "the same address": (("127.0.0.1", 8081), {"listen_host": "127.0.0.1", "listen_port": 8081}, False),
+    "the gate is everywhere": (("127.0.0.1", 8081), {"listen_host": "", "listen_port": 8081}, False),
+    "the metrics are everywhere": (("0.0.0.0", 8081), {"listen_host": "127.0.0.1", "listen_port": 8081}, False),
+    "a name": (("localhost", 8081), {"listen_host": "127.0.0.1", "listen_port": 8081}, False),
+    "in the mode": (("127.0.0.1", 8081), {"mode": ["reverse:http://ollama:11434@8081"]}, False),
+    "mitmproxy's own": (("127.0.0.1", 8080), {}, False),
+    "another port": (("127.0.0.1", 8081), {"listen_host": "127.0.0.1", "listen_port": 8082}, True),
+    "another address": (("127.0.0.2", 8081), {"listen_host": "127.0.0.1", "listen_port": 8081}, True),
+}
+
+
+@pytest.mark.parametrize("what", PORTS)
+def test_metrics_are_not_on_the_port_of_the_gate(what: str) -> None:
+    """Where ports are shared, both could be bound: keys would go to who shows metrics, and the page to strangers."""
+    address, changed, fits = PORTS[what]
+    options = Options(**({"mode": ["reverse:http://ollama:11434"]} | changed))
+    with nullcontext() if fits else pytest.raises(settings.SettingsError, match="gate's own"):
+        check_apart(address, options)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from mitmproxy.log import ALERT
+from mitmproxy.proxy.mode_specs import ProxyMode
 
 from . import keys_file, settings, workers
 from .access_log import AccessLog
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FAULTS = 20
 """Lines of the log about one keys file."""
+ANYWHERE = ("0.0.0.0", "::")  # noqa: S104, not listened on here
 WATCH = 0.5
 """Seconds between two looks at the keys file."""
 
@@ -54,6 +56,8 @@ class Configuration:
         Raises SettingsError.
         """
         found = settings.read(options, os.environ, self._taken)
+        if found.metrics_listen:
+            check_apart(found.metrics_listen, options)
         if options.ollama_api_key not in (None, settings.MASKED):
             self._taken = settings.read_key(options, os.environ)[0]
             options.update(ollama_api_key=settings.MASKED)
@@ -170,6 +174,17 @@ class Configuration:
             return await self._read_again(options, self.settings)
         self.take(replace(before, ring=ring, warnings=warnings))
         return ring
+
+
+def check_apart(metrics: tuple[str, int], options: Any) -> None:
+    """Workers share ports: the gate and the metrics would share one too, and each get some requests of the other.
+
+    Raises SettingsError.
+    """
+    mode = ProxyMode.parse(options.mode[0])
+    hosts = {host or ANYWHERE[0] for host in (metrics[0], mode.listen_host(options.listen_host))}
+    if metrics[1] == mode.listen_port(options.listen_port) and (len(hosts) == 1 or hosts & {*ANYWHERE, "localhost"}):
+        raise SettingsError(f"ollama_metrics_listen: port {metrics[1]} is the gate's own: choose another")
 
 
 def say(fault: SettingsError, what: str = "") -> None:
