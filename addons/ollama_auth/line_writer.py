@@ -145,11 +145,23 @@ class LineWriter:
 
     def _rotate(self) -> None:
         assert self._path
+        if self._put_aside():  # By another process that writes it.
+            self._reopen()
+            return
         names = [self._path, *(self._path.with_name(f"{self._path.name}.{n}") for n in range(1, self._keep + 1))]
         for older, newer in zip(reversed(names), reversed(names[:-1]), strict=False):
             with suppress(FileNotFoundError):
                 newer.replace(older)
         self._reopen()
+
+    def _put_aside(self) -> bool:
+        """The file of that name is another one than ours by now."""
+        assert self._path
+        assert self._file
+        try:
+            return not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return True
 
     def _reopen(self) -> None:
         old, self._file = self._file, self._open()  # The old one stays in use where there is no new one.
