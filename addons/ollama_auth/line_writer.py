@@ -133,8 +133,10 @@ class LineWriter:
 
     def _write(self, text: str) -> None:
         data = text.encode()
-        if self._file and self._rotate_at and self._file.tell() and self._file.tell() + len(data) > self._rotate_at:
-            self._rotate()
+        if self._file and self._rotate_at:
+            size = os.fstat(self._file.fileno()).st_size  # Others may write it, too.
+            if size and size + len(data) > self._rotate_at:
+                self._rotate()
         # Standard output past Python's buffer: mitmproxy's own half-written lines are in there.
         write = self._file.write if self._file else partial(os.write, sys.stdout.fileno())
         rest = (b"\n" if self._torn else b"") + data
