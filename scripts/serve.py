@@ -16,6 +16,7 @@ and the metrics are: 127.0.0.1:9464 unless set; empty: nowhere). Where none of t
 """
 
 import argparse
+import errno
 import http.client
 import os
 import re
@@ -140,6 +141,19 @@ def watching(arguments: Arguments, environment: Mapping[str, str]) -> dict[str, 
     return {WATCH: "{}:{}".format(*WATCH_ADDRESS)}
 
 
+def check_free(address: str) -> None:
+    """Where workers share the port, others on it would go unnoticed, and let in whom their keys let in."""
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    try:
+        socket.create_server((host, parts.port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise Problem(
+                f"port {parts.port} is taken: end what listens there, or choose another --listen-port"
+            ) from error
+
+
 def gate_command(upstream: str, arguments: Arguments) -> list[str]:
     folder = Path(sys.executable).parent
     mitmdump = shutil.which("mitmdump", path=str(folder))
@@ -258,6 +272,8 @@ def serve(command_line: Sequence[str]) -> int:
         if KEY in file and os.name == "posix" and ENV_FILE.stat().st_mode & 0o077:
             print(f"ollama-auth: others may read {ENV_FILE}: chmod 600 {ENV_FILE}", file=sys.stderr)
     environment = merge(os.environ, file)
+    if arguments.workers > 1:
+        check_free(arguments.address)
     environment |= watching(arguments, environment)
     upstream = endpoint(environment.get("OLLAMA_ENDPOINT"))
     new_key = None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edges import log_lines, logged
+from edges import Line, Scripted, log_lines, logged
 from ollama_auth.include_usage import MAX_HELD, MAX_READ, UsageHider, asking
 from support import BEARER, ROOT, Gate, Upstream, Wire, ask, head
 
@@ -167,3 +167,48 @@ def test_tokens_pass_at_once(upstream: Upstream) -> None:
         wire.send(sent).read_until(b'"finish_reason":null}]}\n\n')
         upstream.go_on()
         wire.read_until(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "asked", [body(stream=True, stream_options=[7]), body(stream=True, stream_options=[None]), b'[["stream",true]]']
+)
+def test_options_that_are_no_object_raise_nothing(asked: bytes) -> None:
+    assert asking(asked) is None
+
+
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":1}}\n\n'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 18\r\n\r\n404 page not found",
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n%s" % (len(USAGE), USAGE),
+    ],
+)
+def test_an_answer_of_a_known_length_is_as_long_as_it_says(answer: bytes) -> None:
+    """One byte more or less, and the next answer on the connection is read wrong."""
+    sent = body(stream=True)
+    request = head("POST", "/v1/chat/completions", BEARER, f"Content-Length: {len(sent)}") + sent
+
+    def play(line: Line) -> None:
+        while line.head():
+            line.read_until(b'"include_usage":true}}')
+            line.send(answer)
+
+    upstream = Scripted().start(play)
+    with Gate(upstream.url, "--set", "ollama_include_usage=true") as gate, Wire(gate.port) as wire:
+        for _ in range(2):
+            wire.send(request)
+            assert wire.read_until(b"\r\n\r\n").startswith(answer[:16])
+            assert wire.read_until(answer[-18:]) == answer.partition(b"\r\n\r\n")[2]
+    upstream.stop()
+
+
+def test_the_bytes_that_the_gate_adds_are_not_counted_against_a_limit(upstream: Upstream) -> None:
+    sent = body(stream=True)
+    with Gate(
+        upstream.url, "--set", "ollama_include_usage=true", "--set", f"ollama_max_body=infer={len(sent)}"
+    ) as gate:
+        assert ask(gate.port, "POST", "/v1/chat/completions", BEARER, body=sent).status == 200
+        assert ask(gate.port, "POST", "/v1/chat/completions", BEARER, body=sent + b" ").status == 413

@@ -71,3 +71,17 @@ def test_what_waits_is_bounded_in_characters(tmp_path: Path, monkeypatch: pytest
     ready.set()
     writer.close()
     assert (tmp_path / "log").read_text() == "123456\nfits\n"
+
+
+def test_of_two_that_write_one_file_one_puts_it_aside(tmp_path: Path) -> None:
+    """Else the other would put aside the new one, and of so many old files half would be all but empty."""
+    one, two = (LineWriter("it", str(tmp_path / "log"), rotate_at=30, keep=3) for _ in range(2))
+    for text in ("1" * 19, "2" * 9):
+        (one if text[0] == "1" else two)._write(text + "\n")
+    one._write("3" * 9 + "\n")
+    two._write("4" * 9 + "\n")
+    one._write("5" * 9 + "\n")
+    for writer in (one, two):
+        writer.close()
+    assert (tmp_path / "log").read_text().split() == ["3" * 9, "4" * 9, "5" * 9]
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["log", "log.1"]

@@ -5,7 +5,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,8 @@ def test_floods_of_it_do_not_harm_the_gate(watched: Watched, upstream: Upstream)
         wait_until(lambda: sum(map(closed, wires)) >= 20, "those that are too many to be closed")
         assert ask(watched.port, "GET", "/api/version", BEARER).status == 200
     wait_until(lambda: sees(watched), "room for a new one")
-    with Wire(watched.watch, b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 2 * MAX_HEAD) as wire:
+    flood = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 2 * MAX_HEAD
+    with Wire(watched.watch, flood) as wire, suppress(ConnectionError):  # What is not read may end it with a reset.
         assert b"200 OK" not in wire.read_all()
     assert watched.see("/healthz").status == 200
 

@@ -205,6 +205,22 @@ def test_a_number_that_is_none_is_refused(upstream: Upstream, tmp_path: Path) ->
         assert "--workers takes a number from 1" in team.output
 
 
+def test_a_port_that_others_listen_on_is_refused(team: Team, upstream: Upstream, tmp_path: Path) -> None:
+    """The kernel would share it with them, and a key that is revoked here be good for every other request."""
+    with Team(upstream.url, tmp_path, "--listen-port", str(team.port)) as late:
+        wait_until(lambda: late.process.poll() is not None or late.output.count("listening on"), "it to decide", 60)
+        assert late.process.poll() == 1
+        assert f"port {team.port} is taken" in late.output
+
+
+def test_metrics_on_the_port_of_the_gates_are_refused(upstream: Upstream, tmp_path: Path) -> None:
+    port = free_port()
+    with Team(upstream.url, tmp_path, "--listen-port", str(port), OLLAMA_METRICS_LISTEN=f"127.0.0.1:{port}") as team:
+        wait_until(lambda: team.process.poll() is not None or team.output.count("listening on"), "it to decide", 60)
+        assert team.process.poll() == 1
+        assert f"port {port} is the gate's own" in team.output
+
+
 # What they tell each other.
 
 

@@ -122,6 +122,7 @@ class Gate:
             except exceptions.OptionsError as fault:  # A value on the command line that is not of the option's type.
                 logger.error("%s", fault)
             addons.chain.insert(0, gate)
+            gate.audience.guard = gate
             gate.audience.install()
             gate.apply_defaults()
         assert isinstance(gate, cls)

@@ -11,12 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from mitmproxy.log import ALERT
+from mitmproxy.proxy.mode_specs import ProxyMode
 
 from . import keys_file, settings, workers
 from .access_log import AccessLog
 from .audit import AuditLog
 from .cli_signature import Replays
 from .judge import Judge, Memory
+from .keys import KeyRing
 from .limits import RENEW, Limiter, LimitsFault, StorageAway, limited
 from .observatory import Observatory, ObservatoryFault
 from .settings import Settings, SettingsError
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FAULTS = 20
 """Lines of the log about one keys file."""
+ANYWHERE = ("0.0.0.0", "::")  # noqa: S104, not listened on here
 WATCH = 0.5
 """Seconds between two looks at the keys file."""
 
@@ -44,6 +47,7 @@ class Configuration:
         self._emit = emit
         self._memory = Memory(Throttle(), Replays())
         self._taken: bytes | None = None
+        self._reading = asyncio.Lock()
 
     def read(self, options: Any) -> Settings:
         """Settings of mitmproxy's options and the environment; a key among the options is hidden there.
@@ -51,6 +55,8 @@ class Configuration:
         Raises SettingsError.
         """
         found = settings.read(options, os.environ, self._taken)
+        if found.metrics_listen:
+            check_apart(found.metrics_listen, options)
         if options.ollama_api_key not in (None, settings.MASKED):
             self._taken = settings.read_key(options, os.environ)[0]
             options.update(ollama_api_key=settings.MASKED)
@@ -155,15 +161,33 @@ class Configuration:
         if self.settings is None or self.settings.keys_file is None:
             return
         try:
-            # In a thread: 10,000 keys take half a second.
-            ring, warnings = await asyncio.to_thread(settings.read_keys, options, os.environ, self._taken)
-            self.take(replace(self.settings, ring=ring, warnings=warnings))
+            async with self._reading:  # An older reading must not undo a newer one: a revoked key would be good again.
+                ring = await self._read_again(options, self.settings)
         except SettingsError as fault:
             say(fault, "the keys stay as they were: ")
         except Exception as fault:
             logger.error("ollama_auth: the keys stay as they were: %s", type(fault).__name__)
         else:
             logger.log(ALERT, "ollama_auth: the keys file was read again: %d keys", len(ring))
+
+    async def _read_again(self, options: Any, before: Settings) -> KeyRing:
+        # In a thread: 10,000 keys take half a second.
+        ring, warnings = await asyncio.to_thread(settings.read_keys, options, os.environ, self._taken)
+        if self.settings and self.settings is not before:  # Others were taken meanwhile.
+            return await self._read_again(options, self.settings)
+        self.take(replace(before, ring=ring, warnings=warnings))
+        return ring
+
+
+def check_apart(metrics: tuple[str, int], options: Any) -> None:
+    """Workers share ports: the gate and the metrics would share one too, and each get some requests of the other.
+
+    Raises SettingsError.
+    """
+    mode = ProxyMode.parse(options.mode[0])
+    hosts = {host or ANYWHERE[0] for host in (metrics[0], mode.listen_host(options.listen_host))}
+    if metrics[1] == mode.listen_port(options.listen_port) and (len(hosts) == 1 or hosts & {*ANYWHERE, "localhost"}):
+        raise SettingsError(f"ollama_metrics_listen: port {metrics[1]} is the gate's own: choose another")
 
 
 def say(fault: SettingsError, what: str = "") -> None:

@@ -222,7 +222,9 @@ class Desk:
             exchange.usage = UsageReader(exchange.route, *kinds, exchange.status)
             exchange.pace = self.observer.pace
         passing = self.viewing.answered(exchange, flow)
-        flow.response.stream = hiding(passing) if exchange.hides_usage and exchange.stream else passing
+        # What says how long it is has to be so long.
+        hides = exchange.hides_usage and exchange.stream and "content-length" not in flow.response.headers
+        flow.response.stream = hiding(passing) if hides else passing
 
     def rewrite(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
         """Take out of a list what its reader may not use; an Answer in its place where it can't be read."""

@@ -151,6 +151,7 @@ class GateLayer(HttpLayer):
     def _crash(self, error: Exception) -> Commands:
         """Fail closed: whatever raised, the client gets an answer if none has begun, and the connection ends."""
         self._handle_event = self._dead  # type: ignore[assignment,method-assign]
+        self.splices.clear()
         answer = self.gate.crashed(error)
         speaker = self.connections.get(self.context.client)
         if isinstance(speaker, (Http1Edge, Http2Edge)):
@@ -329,11 +330,11 @@ class GateStream(HttpStream):
         body, self.held_body = self.exchange.amended or bytes(self.held_body), bytearray()
         self.exchange.bytes_in = 0  # Counted again as it goes upstream.
         yield from self._follow(verdict, *self.held)
-        self.exchange.amended = None
         if whole and self.admission:
             if body:
                 yield from self.client_state(RequestData(self.stream_id, body))
             yield from self.client_state(RequestEndOfMessage(self.stream_id))
+        self.exchange.amended = None
 
     def _leave(self) -> None:
         """The client has left before anything went upstream."""
@@ -429,6 +430,7 @@ class GateStream(HttpStream):
 
     def state_stream_request_body(self, event: Any) -> Commands:
         limit = self.admission.claim.max_body if self.admission else 0
+        limit = None if self.exchange.amended else limit  # What the client sent of it was within the limit.
         if limit is not None and isinstance(event, RequestData) and self.exchange.bytes_in + len(event.data) > limit:
             yield from self._stop("body too large", 413)
         elif isinstance(event, RequestEndOfMessage) and self.length not in (CHUNKED, self.exchange.bytes_in):
@@ -445,9 +447,9 @@ class GateStream(HttpStream):
         yield SendHttp(Refuse(self.stream_id, answer), self.context.client)
 
     def state_wait_for_response_headers(self, event: ResponseHeaders) -> Commands:
-        if event.response.status_code == 101:
+        if not 200 <= event.response.status_code <= 999:  # An upgrade that nobody asked for, or what is no status.
             yield commands.CloseConnection(self.context.server)
-            error = ResponseProtocolError(self.stream_id, "unasked upgrade", ErrorCode.RESPONSE_VALIDATION_FAILED)
+            error = ResponseProtocolError(self.stream_id, "no status", ErrorCode.RESPONSE_VALIDATION_FAILED)
             yield from self.handle_protocol_error(error)
             self.client_state = self.state_errored
             return

@@ -95,6 +95,8 @@ class Audience:
         self._whole = addons.trigger_event
         self._chain: list[Any] = []
         self._hearing: dict[tuple[str, ...], list[Any]] = {}
+        self.guard: Any = None
+        """Is told by its `done` when it is not in the chain, however it got out of it, and puts itself back."""
 
     def install(self) -> None:
         """From here on mitmproxy asks only those who listen."""
@@ -103,6 +105,8 @@ class Audience:
     def hearing(self, *names: str) -> list[Any]:
         """Those of the chain who may have a method of such a name, themselves or one of their sub-addons."""
         if self.addons.chain != self._chain:
+            if self.guard and not any(addon is self.guard for addon in self.addons.chain):
+                self.guard.done()
             self._chain = list(self.addons.chain)
             self._hearing.clear()
         found = self._hearing.get(names)

@@ -24,15 +24,17 @@ def asking(body: bytes) -> bytes | None:
     Ollama reads JSON as Go does: names match without case, and of two options the later one adds to the first.
     """
     try:
-        pairs = json.loads(body.decode("utf-8"), object_pairs_hook=list)
-        names = [name.lower() for name, _ in pairs]
-        found = {name.lower(): value for name, value in pairs}
-    except (ValueError, TypeError, AttributeError, RecursionError):
+        pairs = json.loads(body.decode("utf-8"), object_pairs_hook=tuple)  # Arrays are lists, and no pairs.
+    except (ValueError, RecursionError):
         return None
-    options = found.get("stream_options") or []
-    if max(names.count("stream"), names.count("stream_options")) > 1 or not isinstance(options, list):
+    if not isinstance(pairs, tuple):
         return None
-    if found.get("stream") is not True or any(pair[:1] == ("include_usage",) and pair[1] for pair in options):
+    names = [name.lower() for name, _ in pairs]
+    found = {name.lower(): value for name, value in pairs}
+    options = found.get("stream_options") or ()
+    if max(names.count("stream"), names.count("stream_options")) > 1 or not isinstance(options, tuple):
+        return None
+    if found.get("stream") is not True or any(name.lower() == "include_usage" and value for name, value in options):
         return None
     return body.rstrip()[:-1] + _ASK
 
@@ -45,8 +47,8 @@ class UsageHider:
 
     def feed(self, data: bytes) -> list[bytes]:
         """What of it may pass now: all events that have ended. b"" is the end of the stream."""
-        data = self._held + data if data or not self._held else self._held + b"\n\n"
-        end = data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0
+        whole, data = not data, self._held + data
+        end = len(data) if whole else data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0
         if len(data) - end > MAX_HELD:
             end = len(data)
         self._held = data[end:]

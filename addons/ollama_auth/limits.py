@@ -92,9 +92,12 @@ class Limiter:
             limit = principal.concurrent_requests
             if limit is not None and not await self._leases.take(principal.name, request_id, limit):
                 return Exceeded("concurrent_requests", limit, 1)
-            granted = await self._take_request(principal)
-            if isinstance(granted, Exceeded):
-                await self._leases.give_back(principal.name, request_id)
+            granted: Granted | Exceeded | None = None
+            try:
+                granted = await self._take_request(principal)
+            finally:  # Also where the storage fails here: a lease that is held is renewed for ever.
+                if not isinstance(granted, Granted):
+                    await self._leases.give_back(principal.name, request_id)
             return granted
 
     async def _take_request(self, principal: Principal) -> Granted | Exceeded:

@@ -133,8 +133,10 @@ class LineWriter:
 
     def _write(self, text: str) -> None:
         data = text.encode()
-        if self._file and self._rotate_at and self._file.tell() and self._file.tell() + len(data) > self._rotate_at:
-            self._rotate()
+        if self._file and self._rotate_at:
+            size = os.fstat(self._file.fileno()).st_size  # Others may write it, too.
+            if size and size + len(data) > self._rotate_at:
+                self._rotate()
         # Standard output past Python's buffer: mitmproxy's own half-written lines are in there.
         write = self._file.write if self._file else partial(os.write, sys.stdout.fileno())
         rest = (b"\n" if self._torn else b"") + data
@@ -145,11 +147,23 @@ class LineWriter:
 
     def _rotate(self) -> None:
         assert self._path
+        if self._put_aside():  # By another process that writes it.
+            self._reopen()
+            return
         names = [self._path, *(self._path.with_name(f"{self._path.name}.{n}") for n in range(1, self._keep + 1))]
         for older, newer in zip(reversed(names), reversed(names[:-1]), strict=False):
             with suppress(FileNotFoundError):
                 newer.replace(older)
         self._reopen()
+
+    def _put_aside(self) -> bool:
+        """The file of that name is another one than ours by now."""
+        assert self._path
+        assert self._file
+        try:
+            return not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return True
 
     def _reopen(self) -> None:
         old, self._file = self._file, self._open()  # The old one stays in use where there is no new one.
