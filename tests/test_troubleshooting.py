@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edges import Line, Scripted, certificate
+import test_deploy
+from edges import Line, Scripted, TlsWire, certificate
 from pages import TROUBLESHOOTING, Block, blocks
 from support import AUTH, BEARER, KEY, ROOT, Gate, Upstream, Wire, ask, chat, free_port, head, parse
 from test_named_keys import bearer, entry, public_line, signature, signed
@@ -80,7 +81,7 @@ def refusals(seen: Seen, upstream: Upstream, folder: Path) -> None:
         for _ in range(6):
             seen.ask(gate.port, "GET", "/api/tags", "Authorization: Bearer sk-ollama-another-0123456789")
         seen.ask(gate.port, "POST", "/v1/chat/completions", BEARER, body=chat(stream=True))
-        seen.said(gate.find("tokens=0+~"))
+        seen.said(gate.find("tokens=?+~"))
         file.write_text("[[keys]]\n")
         seen.said(gate.find("the keys stay as they were: "))
 
@@ -188,6 +189,21 @@ def test_refusals_are_json(seen: Seen) -> None:
     for status, text in seen.all:
         if status not in (0, 200) and text != "404 page not found":
             assert json.loads(text)["error"]
+
+
+def test_a_proxy_that_cuts_silence(upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nginx as it comes, but that its 60 seconds are one."""
+    plain = re.sub(r"proxy_read_timeout 24h", "proxy_read_timeout 1s", (test_deploy.DEPLOY / "nginx.conf").read_text())
+    (tmp_path / "deploy").mkdir()
+    (tmp_path / "deploy" / "nginx.conf").write_text(plain)
+    monkeypatch.setattr(test_deploy, "DEPLOY", tmp_path / "deploy")
+    cert, body = certificate(tmp_path), chat()
+    request = head("POST", "/api/chat", BEARER, f"Content-Length: {len(body)}", host="localhost") + body
+    with Gate(upstream.url) as gate, test_deploy.nginx([gate], cert, tmp_path) as port:
+        upstream.hold()
+        with TlsWire(port, cert, request) as wire:
+            assert b"\r\n0\r\n\r\n" not in wire.read_all()
+        assert "/api/chat 200 (client left)" in gate.find("(client left)")
 
 
 def test_an_empty_403_is_ollamas_and_arrives_as_it_is() -> None:
