@@ -30,6 +30,7 @@ from test_serve import served
 
 ADDRESS, MODEL = "127.0.0.1:8081", "llama3.2"
 PATIENCE = 60.0
+pytestmark = pytest.mark.timeout(3 * PATIENCE)
 GATE_OPTIONS = {option.name: option for option in settings.OPTIONS}
 
 
@@ -77,8 +78,9 @@ def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     node, npm = tool("node"), tool("npm")
     folder = tmp_path_factory.mktemp("js")
     install = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=0", "ollama@0.6.4"]
-    done = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False, timeout=PATIENCE)
-    if done.returncode:
+    try:
+        subprocess.run(install, cwd=folder, capture_output=True, check=True, timeout=PATIENCE)
+    except subprocess.SubprocessError:
         pytest.skip("npm has no ollama here")
     assert node
     return folder

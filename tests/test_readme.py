@@ -6,10 +6,14 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import image
+import keys
+import usage
 from ollama_auth import keys_file, settings
 from pages import CLIENTS, DEPLOYMENT, PAGES, README, TROUBLESHOOTING, anchors, block, commands
 from pages import tests as all_tests
@@ -116,6 +120,16 @@ def test_options_that_are_named_exist(page: str) -> None:
     assert named <= {option.name for option in settings.OPTIONS}
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_within_sentences_can_be_given(page: str) -> None:
+    """Those of scripts/: there is such a one, and what parses its arguments takes them."""
+    parsers: dict[str, Callable[[list[str]], object]] = {"keys": keys.parse, "usage": usage.parse, "image": image.parse}
+    for name, arguments in re.findall(r"(?<!`)`scripts/([\w-]+)( [^`]*)?`", PAGES[page]):
+        assert (ROOT / "scripts" / name).stat().st_mode & 0o111
+        if name in parsers and arguments and "--help" not in arguments:
+            parsers[name](shlex.split(arguments))
+
+
 def test_the_second_command(tmp_path: Path) -> None:
     """From zero to a stream: `scripts/serve` in an empty folder, and the line that README has for it."""
     (line,) = [command for command in COMMANDS if command.startswith(". ./.env.local; curl ")]
@@ -187,7 +201,7 @@ def test_keys_for_everyone(upstream: Upstream, tmp_path: Path) -> None:
         assert ask(gate.port, "GET", "/api/tags", f"Authorization: Bearer {found[0]}").status == 200
         assert ask(gate.port, "POST", "/api/pull", f"Authorization: Bearer {found[0]}", body=b"{}").status == 403
     shown = block(README, "toml", "A key for everyone")
-    assert [key.principal.name for key in keys_file.parse(shown.encode(), "README")] == ["alice", "reader"]
+    assert [one.principal.name for one in keys_file.parse(shown.encode(), "README")] == ["alice", "reader"]
 
 
 def test_the_version_of_mitmproxy() -> None:

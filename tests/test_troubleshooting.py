@@ -1,5 +1,6 @@
 """The page of symptoms: each is brought about here, and reads as the page has it."""
 
+import hashlib
 import json
 import re
 import socket
@@ -17,6 +18,8 @@ from edges import Line, Scripted, TlsWire, certificate
 from pages import TROUBLESHOOTING, Block, blocks
 from support import AUTH, BEARER, KEY, ROOT, Gate, Upstream, Wire, ask, chat, free_port, head, parse
 from test_named_keys import bearer, entry, public_line, signature, signed
+
+pytestmark = pytest.mark.timeout(180)  # The first test waits for a dozen gates.
 
 CLI = Ed25519PrivateKey.generate()
 OURS = "Error: something went wrong, please see the ollama server logs for details"
@@ -182,6 +185,13 @@ def test_it_reads_as_the_page_has_it(shown: Block, seen: Seen) -> None:
 def statuses_of(shown: Block) -> set[int]:
     named = {int(status) for status in re.findall(r"\b[45]\d\d\b", shown.heading)}
     return named if shown.text.startswith("{") and "wrong addresses" not in shown.heading else set()
+
+
+def test_an_unknown_key_is_named_by_its_digest(gate: Gate) -> None:
+    """As `sha256sum` prints it."""
+    key = "sk-ollama-another-0123456789"
+    ask(gate.port, "GET", "/api/tags", f"Authorization: Bearer {key}")
+    assert gate.find(f"unknown:{hashlib.sha256(key.encode()).hexdigest()[:8]} ")
 
 
 def test_refusals_are_json(seen: Seen) -> None:
