@@ -1,71 +1,155 @@
-"""The README is true: each command in it is run or checked here, and its tables are those of the code."""
+"""The pages are true: each command is run or checked, links and names lead somewhere, the tables of README are those of
+the code. What is in the other pages is in test_pages.py and test_troubleshooting.py."""
 
+import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+import image
+import keys
+import usage
 from ollama_auth import keys_file, settings
-from support import KEY, ROOT, Gate, Upstream, ask
+from pages import CLIENTS, DEPLOYMENT, PAGES, README, TROUBLESHOOTING, anchors, block, commands
+from pages import tests as all_tests
+from support import KEY, ROOT, Gate, Upstream, ask, free_port
+from test_serve import served
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
-BIN = Path(sys.executable).parent
+TEXT = PAGES[README]
+COMMANDS = commands(README)
+LATER = {"scripts/deploy/replicas.md"}
+"""Pages that others write at this time."""
 
 # Where each command is run or checked.
 CHECKED = {
-    "git clone https://github.com/OWNER/ollama-auth && cd ollama-auth": "test_bootstrap.py clones",
-    "scripts/serve": "test_bootstrap.py",
-    "OLLAMA_ENDPOINT=http://gpu-box:11434 scripts/serve --listen-port 9000": "test_serve.py",
-    "pip install 'mitmproxy>=12.2.2,<13'": "test_the_version_of_mitmproxy",
-    'export OLLAMA_API_KEY="sk-ollama-$(openssl rand -hex 16)"': "test_the_making_of_a_key",
-    'echo "sk-ollama-$(openssl rand -hex 16)"': "test_the_making_of_a_key",
-    "mitmdump --mode reverse:http://127.0.0.1:11434 --listen-port 8081 -s addons/auth.py": "test_mitmproxys_programs",
+    "git clone https://github.com/OWNER/ollama-auth && cd ollama-auth && scripts/serve": (
+        "test_bootstrap.py::test_a_fresh_checkout_gets_an_environment_once"
+    ),
+    "OLLAMA_ENDPOINT=http://gpu-box:11434 scripts/serve --listen-port 9000": (
+        "test_serve.py::test_the_address_follows_the_arguments_which_all_reach_mitmdump"
+    ),
+    "pip install 'mitmproxy>=12.2.2,<13'": "test_readme.py::test_the_version_of_mitmproxy",
+    'export OLLAMA_API_KEY="sk-ollama-$(openssl rand -hex 16)"': "test_readme.py::test_the_making_of_a_key",
+    'echo "sk-ollama-$(openssl rand -hex 16)"': "test_readme.py::test_the_making_of_a_key",
+    "mitmdump --mode reverse:http://127.0.0.1:11434 --listen-port 8081 -s addons/auth.py": (
+        "test_readme.py::test_mitmproxys_programs"
+    ),
     "mitmweb --mode reverse:http://127.0.0.1:11434 --listen-port 8081 --web-port 8082 -s addons/auth.py": (
-        "test_mitmproxys_programs"
+        "test_readme.py::test_mitmproxys_programs"
     ),
-    "docker build -t ollama-auth .": "test_packaging.py lints the Dockerfile",
+    "docker build -t ollama-auth .": "test_packaging.py::test_the_dockerfile_has_no_fault_that_hadolint_knows",
     "docker run --read-only -p 8081:8081 -e OLLAMA_API_KEY -e OLLAMA_ENDPOINT=http://host.docker.internal:11434 "
-    "ollama-auth": "test_docker_run",
+    "ollama-auth": "test_readme.py::test_docker_run",
+    "scripts/doctor": "test_doctor.py::test_it_is_there_before_the_first_run",
     "scripts/keys add alice --scope infer --scope list --model llama3.2 --model 'qwen*' --expires 90d --rpm 60": (
-        "test_keys_for_everyone"
+        "test_readme.py::test_keys_for_everyone"
     ),
-    "scripts/keys list": "test_keys_for_everyone",
-    "OLLAMA_KEYS_FILE=keys.toml scripts/serve": "test_keys_for_everyone",
-    "scripts/keys add my-laptop --ssh ~/.ollama/id_ed25519.pub --scope all": "test_keys_for_everyone",
-    "OLLAMA_HOST=http://127.0.0.1:8081 OLLAMA_AUTH=1 ollama run llama3.2": "test_named_keys.py signs as it does",
-    "scripts/usage access.log": "test_usage_report.py",
-    "scripts/usage --by day,key --since 2026-11-01 --format csv access.log access.log.1.gz": "test_usage_report.py",
-    "scripts/test": "this is it",
-    "scripts/test tests/test_gate.py -k streaming": "test_the_test_command",
-    "scripts/bench": "test_bench.py",
-    "scripts/bench --quick": "test_scripts_exist",
-    "scripts/refresh-pins": "test_scripts_exist",
+    "scripts/keys list": "test_readme.py::test_keys_for_everyone",
+    "OLLAMA_KEYS_FILE=keys.toml scripts/serve": "test_readme.py::test_keys_for_everyone",
+    "scripts/usage access.log": "test_usage_report.py::test_the_real_command",
+    "scripts/usage --by day,key --since 2026-11-01 --format csv access.log access.log.1.gz": (
+        "test_usage_report.py::test_several_files_compressed_ones_and_standard_input"
+    ),
+    "scripts/serve --workers 2": "test_workers.py::test_each_serves_and_each_denies",
+    "scripts/bench": "test_readme.py::test_scripts_exist",
+    "scripts/test": "test_readme.py::test_scripts_exist",
+    "scripts/test tests/test_gate.py -k streaming": "test_readme.py::test_the_test_command",
+    "scripts/bench --quick": "test_readme.py::test_scripts_exist",
+    "scripts/refresh-pins": "test_readme.py::test_scripts_exist",
+    # Of the other pages.
+    "mkdir -p ~/.ollama && ssh-keygen -t ed25519 -N '' -f ~/.ollama/id_ed25519": "test_pages.py::test_the_stock_cli",
+    "scripts/keys add my-laptop --ssh ~/.ollama/id_ed25519.pub --scope all": "test_pages.py::test_the_stock_cli",
+    "OLLAMA_HOST=http://127.0.0.1:8081 OLLAMA_AUTH=1 ollama run llama3.2": "test_pages.py::test_the_stock_cli",
+    "export OPENAI_BASE_URL=http://127.0.0.1:8081/v1": "test_pages.py::test_variables_of_openai",
+    'export OPENAI_API_KEY="$OLLAMA_API_KEY"': "test_pages.py::test_variables_of_openai",
+    "export ANTHROPIC_BASE_URL=http://127.0.0.1:8081": "test_pages.py::test_variables_of_claude_code",
+    'export ANTHROPIC_AUTH_TOKEN="$OLLAMA_API_KEY"': "test_pages.py::test_variables_of_claude_code",
+    "export ANTHROPIC_API_KEY=": "test_pages.py::test_variables_of_claude_code",
+    "claude --model llama3.2": "test_pages.py::test_variables_of_claude_code",
+    "scripts/serve --set ollama_cors_origins=https://chat.example": "test_pages.py::test_browsers",
+    "scripts/image": "test_image.py::test_what_it_is_stands_in_its_labels",
+    "scripts/image --wheels": "test_pages.py::test_commands_of_a_release",
+    "scripts/image --check --tag localhost/ollama-auth:0.1.0": "test_pages.py::test_commands_of_a_release",
+    'git tag -a v0.1.0 -m "ollama-auth 0.1.0"': "test_pages.py::test_commands_of_a_release",
+    "kubectl -n ollama set image deployment/ollama-auth gate=registry.example/ollama-auth:0.1.0": (
+        "test_pages.py::test_kubectl"
+    ),
+    "kubectl -n ollama rollout status deployment/ollama-auth": "test_pages.py::test_kubectl",
 }
+RUN_AS_THEY_ARE = ("curl ", "printf ", ". ./.env.local; curl ", "docker run -d ")
+"""By test_the_second_command, and test_pages.py."""
 
 
 def test_no_command_is_unchecked() -> None:
-    commands = [command for command in COMMANDS if not command.startswith("curl ")]
-    assert set(commands) == set(CHECKED)
+    found = {line for page in (README, CLIENTS, DEPLOYMENT, TROUBLESHOOTING) for line in commands(page)}
+    assert {line for line in found if not line.startswith(RUN_AS_THEY_ARE)} == set(CHECKED)
 
 
-def test_the_curl_line(gate: Gate) -> None:
-    (line,) = [command for command in COMMANDS if command.startswith("curl ")]
-    command = line.replace("http://127.0.0.1:8081", gate.url)
-    done = subprocess.run(
-        ["sh", "-c", command], env={"OLLAMA_API_KEY": KEY}, capture_output=True, check=True, timeout=20
-    )
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_that_are_named_exist(page: str) -> None:
+    named = {*re.findall(r"test_\w+\.py::test_\w+", PAGES[page]), *(CHECKED.values() if page == README else ())}
+    assert named <= all_tests()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for place, _, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(#([^)\s]+))?\)", PAGES[page]):
+        target = (ROOT / page).parent / place if place else ROOT / page
+        name = os.path.relpath(target, ROOT)
+        assert target.exists() or name in LATER, f"{page}: {place}"
+        assert not anchor or anchor in anchors(name), f"{page}: {place}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page: str) -> None:
+    named = set(re.findall(r"`((?:scripts|addons|tests)/[\w./-]+)`", PAGES[page]))
+    assert all((ROOT / name).exists() for name in named), named
+    modules = set(re.findall(r"`(\w+\.(?:py|html))`", PAGES[page])) - {"auth.py"}
+    assert all((ROOT / "addons" / "ollama_auth" / name).exists() for name in modules), modules
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_that_are_named_exist(page: str) -> None:
+    text = re.sub(r"ollama_auth_\w+", "", PAGES[page])  # Metrics.
+    named = set(re.findall(r"\bollama_[a-z_]+", text)) - {"ollama_auth", "ollama_max_boddy", "ollama_limits_"}
+    assert named <= {option.name for option in settings.OPTIONS}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_within_sentences_can_be_given(page: str) -> None:
+    """Those of scripts/: there is such a one, and what parses its arguments takes them."""
+    parsers: dict[str, Callable[[list[str]], object]] = {"keys": keys.parse, "usage": usage.parse, "image": image.parse}
+    for name, arguments in re.findall(r"(?<!`)`scripts/([\w-]+)( [^`]*)?`", PAGES[page]):
+        assert (ROOT / "scripts" / name).stat().st_mode & 0o111
+        if name in parsers and arguments and "--help" not in arguments:
+            parsers[name](shlex.split(arguments))
+
+
+def test_the_second_command(tmp_path: Path) -> None:
+    """From zero to a stream: `scripts/serve` in an empty folder, and the line that README has for it."""
+    (line,) = [command for command in COMMANDS if command.startswith(". ./.env.local; curl ")]
+    port = free_port()
+    with served(tmp_path, "--demo", "-p", str(port), OLLAMA_METRICS_LISTEN=""):
+        line = line.replace("127.0.0.1:8081", f"127.0.0.1:{port}").replace("llama3.2", "demo")
+        done = subprocess.run(
+            ["sh", "-c", line],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            check=True,
+            timeout=30,
+        )
     assert b'"done":true' in done.stdout.splitlines()[-1]
+    assert len(done.stdout.splitlines()) > 3
 
 
 def test_the_python_lines(gate: Gate) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code = block(README, "python", "Keys")
     code = code.replace("http://127.0.0.1:8081", gate.url)
     code = re.sub(r"^((ollama|openai|anthropic)\.\w+\(.*?\))", r"\2_client = \1", code, flags=re.M)
     code += "assert ollama_client.list().models\nassert openai_client.models.list().data\n"
@@ -97,13 +181,10 @@ def test_mitmproxys_programs(upstream: Upstream, program: str) -> None:
 
 def test_keys_for_everyone(upstream: Upstream, tmp_path: Path) -> None:
     """The commands, and the file that is shown."""
-    key = Ed25519PrivateKey.generate().public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    (tmp_path / ".ollama").mkdir()
-    (tmp_path / ".ollama" / "id_ed25519.pub").write_bytes(key)
     made = ""
     for command in COMMANDS:
         if command.startswith("scripts/keys "):
-            words = [word.replace("~", str(tmp_path)) for word in shlex.split(command)[1:]]
+            words = shlex.split(command)[1:]
             done = subprocess.run(
                 [sys.executable, str(ROOT / "scripts" / "keys.py"), *words],
                 cwd=tmp_path,
@@ -119,8 +200,8 @@ def test_keys_for_everyone(upstream: Upstream, tmp_path: Path) -> None:
     with Gate(upstream.url, env={"OLLAMA_KEYS_FILE": str(tmp_path / "keys.toml")}) as gate:
         assert ask(gate.port, "GET", "/api/tags", f"Authorization: Bearer {found[0]}").status == 200
         assert ask(gate.port, "POST", "/api/pull", f"Authorization: Bearer {found[0]}", body=b"{}").status == 403
-    (shown,) = re.findall(r"```toml\n(.*?)```", README, re.S)
-    assert [key.principal.name for key in keys_file.parse(shown.encode(), "README")] == ["alice", "reader"]
+    shown = block(README, "toml", "A key for everyone")
+    assert [one.principal.name for one in keys_file.parse(shown.encode(), "README")] == ["alice", "reader"]
 
 
 def test_the_version_of_mitmproxy() -> None:
@@ -148,19 +229,19 @@ def test_the_test_command() -> None:
 
 
 def test_scripts_exist() -> None:
-    for name in ("serve", "test", "bench", "refresh-pins"):
+    for name in ("serve", "test", "bench", "refresh-pins", "doctor", "image", "keys", "usage"):
         assert (ROOT / "scripts" / name).stat().st_mode & 0o111
 
 
 def test_the_table_of_options_is_that_of_the_code() -> None:
-    rows = dict(re.findall(r"^\| `(ollama_\w+)` \| (\S*) ?\|", README, re.M))
+    rows = dict(re.findall(r"^\| `(ollama_\w+)` \| (\S*) ?\|", TEXT, re.M))
     assert rows == {
         option.name: str(option.default) if isinstance(option.default, int | str) else "" for option in settings.OPTIONS
     }
 
 
 def test_the_lines_of_the_log_are_as_shown(gate: Gate) -> None:
-    shown = re.findall(r"^2026-\S+ \S+ .*", README, re.M)
+    shown = re.findall(r"^2026-\S+ \S+ .*", TEXT, re.M)
     real = gate.find(ask(gate.port, "POST", "/api/chat").headers["x-request-id"])
     shape = re.compile(r"[0-9a-f]{16}|[0-9.:TZ-]{6,}|\d+(\.\d)?ms|\d+")
     assert shape.sub("?", real) == shape.sub("?", shown[1])
