@@ -132,10 +132,15 @@ class Gate:
         cwd: Path | str = "/",
         port: int | None = None,
     ) -> None:
+        if program == "mitmdump" and os.environ.get("TEST_ON") == "uvloop":  # As scripts/test has it, once.
+            program = str(ROOT / "scripts" / "mitmdump.py")
         self.port = port or free_port()
         self.dir = tempfile.TemporaryDirectory(prefix="gate-")
         self._out = open(Path(self.dir.name, "out"), "wb")  # noqa: SIM115
-        variables = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
+        kept = {"OLLAMA_SPLICE"}  # scripts/test says so, to have all of it the long way too.
+        variables = {
+            name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_") or name in kept
+        }
         variables |= {"OLLAMA_API_KEY": key} if key is not None else {}
         command = [
             *([sys.executable] if program.endswith(".py") else []),
