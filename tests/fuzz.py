@@ -1,6 +1,6 @@
 """A fuzzer of the gate over raw sockets, with one property: the upstream never sees a request without the key.
 
-    python tests/fuzz.py --requests 1000000 --seed 1
+    PYTHONPATH=addons:scripts:tests .venv/bin/python tests/fuzz.py --requests 1000000 --seed 1
 
 starts a gate and a stand-in of its own on the loopback, and shows progress. Each example is one connection with some
 requests on it, mutated, cut at any byte. What carries no valid key says "stranger" in its target.
