@@ -241,6 +241,9 @@ class Gate:
     def client_connected(self, client: Client) -> None:
         """Take a connection in, or end it before a byte of it is read."""
         client.error = "not taken in"
+        if client.peername is None:  # It had left before it was accepted (seen on uvloop); addons expect an address.
+            client.peername = ("0.0.0.0", 0)  # noqa: S104, nobody's
+            return
         self.audience.quieten()
         if client.transport_protocol != "tcp" or not isinstance(client.proxy_mode, ReverseMode):
             return
