@@ -22,8 +22,6 @@ from test_serve import served
 
 TEXT = PAGES[README]
 COMMANDS = commands(README)
-LATER = {"scripts/deploy/replicas.md"}
-"""Pages that others write at this time."""
 
 # Where each command is run or checked.
 CHECKED = {
@@ -101,7 +99,7 @@ def test_links_lead_somewhere(page: str) -> None:
     for place, _, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(#([^)\s]+))?\)", PAGES[page]):
         target = (ROOT / page).parent / place if place else ROOT / page
         name = os.path.relpath(target, ROOT)
-        assert target.exists() or name in LATER, f"{page}: {place}"
+        assert target.exists(), f"{page}: {place}"
         assert not anchor or anchor in anchors(name), f"{page}: {place}#{anchor}"
 
 
