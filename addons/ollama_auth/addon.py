@@ -1,4 +1,4 @@
-"""The addon: what mitmproxy calls, in the order in which a request meets it. It and `viewing` alone touch `ctx`.
+"""The addon: what mitmproxy calls, in the order in which a request meets it. It, `viewing`, `hooks` alone touch `ctx`.
 
 Two objects. `OllamaAuth` is what the script auth.py holds; mitmproxy removes and loads it again whenever that file
 changes. `Gate` is put before all other addons once and stays: while no configured OllamaAuth is there it answers every
@@ -7,6 +7,9 @@ request 503. So the unconfigured, the broken, the reloaded and the removed addon
 A request walks: client_connected, next_layer (which puts the edge in place), then for each request head judge, at the
 `Desk`: credential, key, route, size, headers -> a Claim, an Admission or a Refusal; begin, answered, end. The edge
 calls those itself, and lets nothing upstream without the Admission; server_connect is the second lock.
+
+A body that streams takes the short way of `splice`, past mitmproxy's layers, where nobody looks at it or changes it.
+`hooks` has mitmproxy ask only the addons that listen, `observatory` counts what has ended, `viewing` is for mitmweb.
 """
 
 import asyncio
