@@ -63,7 +63,7 @@ def test_the_last_hour_by_minute() -> None:
     now = [60_000.0]
     history = History(lambda: now[0])
     history.ended(answered())
-    history.pace(0.1)
+    history.pace([0.1])
     now[0] += 60 * (MINUTES - 1)
     history.ended(answered(status=502, used=None))
     history.ended(refused())
@@ -108,7 +108,7 @@ def test_gates_that_share_a_port_count_together() -> None:
     for history in (one, both):
         history.ended(answered())
         history.ended(refused())
-        history.pace(0.1)
+        history.pace([0.1])
     for history in (two, both):
         history.ended(answered("ben", "n"))
         history.ended(answered())

@@ -216,7 +216,10 @@ class BulkReader(asyncio.StreamReader):
     def feed_data(self, data: bytes) -> None:  # type: ignore[override] # Transports hand bytes on.
         """As StreamReader.feed_data, for what is left."""
         if self.ahead and self._waiter and not self._waiter.done() and not self._buffer:
-            data = data[self.ahead(data) :]
+            taken = self.ahead(data)
+            if taken == len(data):
+                return
+            data = data[taken:]
         super().feed_data(data)
 
     async def read(self, n: int = -1) -> bytes:

@@ -6,10 +6,8 @@ GateStream; upstream speaks an Http1Upstream (or mitmproxy's own HTTP/2 client).
 pinned by tests/test_internals.py.
 """
 
-import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -58,7 +56,7 @@ from .hooks import FLOW_HOOKS, Audience, FlowHook
 from .http1 import Http1Edge, Http1Upstream
 from .http2 import Http2Edge, Settle
 from .messages import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, OllamaReserveHook, Refuse, Reservation
-from .splice import Splice, splice
+from .splice import Ahead, Splice, splice
 from .viewing import label_refused
 
 MAX_CLIENT_HELLO = 64 * 1024
@@ -81,41 +79,25 @@ class GateLayer(HttpLayer):
         """How many requests each connection upstream has been given."""
         self.splices: dict[Connection, Splice] = {}
         """The bodies that take the short way, by the connection they come from."""
+        self.turn = 0
+        """Counts what these layers were handed: between two of them they stay as they are."""
         self.fault: Exception | None = None
         """What was raised where it could not be handled."""
 
     def handle_event(self, event: events.Event) -> Commands:
+        self.turn += 1
         left: events.Event | None = event
         if isinstance(event, events.DataReceived) and event.connection in self.splices:
             left = yield from self._relay(event, self.splices[event.connection])
         if left:
             yield from super().handle_event(left)
 
-    def take_ahead(self, source: Connection, data: bytes) -> int:
-        """The shortest way of all: from the one socket to the other, while nothing waits before it. Never raises."""
-        splice = self.splices.get(source)
-        io = self.link.handler.transports.get(splice.target) if splice else None
-        writer = io.writer if io else None
-        if splice is None or not isinstance(writer, asyncio.StreamWriter) or self._paused or self.link.gone:
-            return 0
-        if writer.is_closing() or writer.transport.get_write_buffer_size():
-            return 0  # mitmproxy waits for who does not read.
-        try:
-            taken = splice.take(data)
-        except Exception as error:
-            self.fault = error
-            return 0
-        if taken:
-            writer.write(data[:taken])
-            self.link.handler.timeout_watchdog.register_activity()
-        return taken
-
     def _relay(self, event: events.DataReceived, splice: Splice) -> layer.CommandGenerator[events.Event | None]:
         """Send on what may be sent as it is; what is left of the event."""
         try:
             if self.fault:
                 raise self.fault
-            taken = splice.take(event.data)
+            taken = splice.take(event.data) if splice.open else 0
         except Exception as error:
             yield from self._crash(error)
             return None
@@ -175,8 +157,18 @@ class GateLayer(HttpLayer):
             self.splices[conn] = found
             # Not before: what strangers send is kept in small measures.
             reader = BulkReader.take_over(self.link.handler, conn)
-            if reader and not client.tls:
-                reader.ahead = partial(self.take_ahead, conn)
+            transport = self.link.transport(found.target)
+            if reader and transport and not client.tls:
+                reader.ahead = Ahead(found, self, self.link, transport)
+
+    @property
+    def paused(self) -> bool:
+        """These wait for something, and what comes meanwhile is queued."""
+        return self._paused is not None
+
+    def splice_from(self, source: Connection) -> Splice | None:
+        """The body from there, if it takes the short way."""
+        return self.splices.get(source)
 
     def part(self, stream: "GateStream") -> None:
         """A stream has ended."""

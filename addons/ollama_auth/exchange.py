@@ -187,9 +187,7 @@ class Exchange:
         return data
 
     def _read(self, usage: UsageReader, data: bytes) -> None:
-        before = usage.events
-        usage.feed(data)
-        tokens = usage.events - before
+        tokens = usage.feed(data)
         if not tokens:
             return
         now = monotonic()

@@ -39,6 +39,11 @@ class Fold:
         return name
 
 
+def bucket(milliseconds: float) -> int:
+    """The number of its bucket in a Spread."""
+    return ceil(log(min(max(milliseconds, 0.01), 1e9), _STEP))
+
+
 @dataclass(slots=True)
 class Spread:
     """How long things took, in ms: counts in buckets of even ratio, so that some bytes tell any percentile."""
@@ -47,22 +52,22 @@ class Spread:
 
     def add(self, milliseconds: float) -> None:
         """One more."""
-        self.merge({ceil(log(min(max(milliseconds, 0.01), 1e9), _STEP)): 1})
+        self.merge({bucket(milliseconds): 1})
 
     def merge(self, counts: Mapping[int, int]) -> None:
         """Add what another one counted."""
-        for bucket, count in counts.items():
-            self.counts[bucket] = self.counts.get(bucket, 0) + count
+        for number, count in counts.items():
+            self.counts[number] = self.counts.get(number, 0) + count
 
     def percentiles(self, *shares: float) -> list[float] | None:
         """The values that these shares of all do not exceed; None where there are none."""
         total, seen = sum(self.counts.values()), 0
         wanted = [share * total for share in shares]
         found: list[float] = []
-        for bucket in sorted(self.counts):
-            seen += self.counts[bucket]
+        for number in sorted(self.counts):
+            seen += self.counts[number]
             while len(found) < len(wanted) and seen >= wanted[len(found)]:
-                found.append(round(_STEP**bucket, 2))
+                found.append(round(_STEP**number, 2))
         return found if total else None
 
 
@@ -171,9 +176,9 @@ class History:
             self._refusals[exchange.reason or "other"] += 1
         self._minute().add(exchange, used)
 
-    def pace(self, seconds: float) -> None:
-        """Count the time between two tokens."""
-        self._minute().token.add(seconds * 1000)
+    def pace(self, gaps: Iterable[float]) -> None:
+        """Count times between two tokens, in seconds."""
+        self._minute().token.merge(Counter(bucket(gap * 1000) for gap in gaps))
 
     def shown(self) -> dict[str, object]:
         """As the status page takes it: `keys`, `models`, `refusals` and the last hour in `minutes`, oldest first."""
@@ -223,7 +228,7 @@ class History:
 
 
 def _spread(plain: Mapping[str, Mapping[str, int]]) -> Spread:
-    return Spread({int(bucket): count for bucket, count in plain["counts"].items()})
+    return Spread({int(number): count for number, count in plain["counts"].items()})
 
 
 def _shown(totals: dict[str, Totals]) -> list[tuple[str, dict[str, object]]]:

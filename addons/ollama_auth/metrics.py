@@ -5,6 +5,7 @@ In a process of many (PROMETHEUS_MULTIPROC_DIR is set) they are those of all of 
 
 import os
 import platform
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -89,9 +90,10 @@ class Metrics:
             self._tokens.labels(key, model, "prompt").inc(used.prompt_tokens or 0)
             self._tokens.labels(key, model, "completion").inc(used.completion_tokens or 0)
 
-    def pace(self, seconds: float) -> None:
-        """Count the time between two tokens."""
-        self._inter_token.observe(seconds)
+    def pace(self, gaps: Iterable[float]) -> None:
+        """Count times between two tokens, in seconds."""
+        for gap in gaps:
+            self._inter_token.observe(gap)
 
     def gauge(self, in_flight: int, connections: int) -> None:
         """How many there are now."""

@@ -21,6 +21,8 @@ type Address = tuple[str, int]
 
 MAX_SHOWN = 100
 """Requests under way on the status page."""
+MAX_GAPS = 64
+"""Times between two tokens that are counted at once: that is cheaper than one by one, between a token and the next."""
 PROBE = 2.0
 """Seconds that Ollama has to answer when we look whether it does, and for which its answer is good."""
 
@@ -66,6 +68,8 @@ class Observatory:
         self._server: Server | None = None
         self._started = time.time()
         self._history = History()
+        self._gaps: list[float] = []
+        """Seconds between two tokens, that are still to be counted."""
         self._metrics: Metrics | None = None
         self._answers: bool | None = None
         self._asked_at = 0.0
@@ -80,12 +84,21 @@ class Observatory:
         return self._pace if self._server else None
 
     def _pace(self, seconds: float) -> None:
-        self._history.pace(seconds)
+        self._gaps.append(seconds)
+        if len(self._gaps) >= MAX_GAPS:
+            self._count_gaps()
+
+    def _count_gaps(self) -> None:
+        if not self._gaps:
+            return
+        gaps, self._gaps = self._gaps, []
+        self._history.pace(gaps)
         if self._metrics:
-            self._metrics.pace(seconds)
+            self._metrics.pace(gaps)
 
     def ended(self, exchange: Exchange) -> None:
         """Count an exchange that has ended."""
+        self._count_gaps()
         if self._server and self._metrics:
             self._history.ended(exchange)
             self._metrics.ended(exchange)
@@ -122,6 +135,7 @@ class Observatory:
     def measures(self, accept: str) -> tuple[bytes, str]:
         """(the metrics, their media type)."""
         assert self._metrics
+        self._count_gaps()
         self._metrics.gauge(len(self._gate.under_way), self._gate.connection_count)
         return self._metrics.render(accept)
 
@@ -164,6 +178,7 @@ class Observatory:
         }
 
     def _now(self) -> dict[str, Any]:
+        self._count_gaps()
         now = time.monotonic()
         oldest = sorted(self._gate.under_way, key=lambda exchange: exchange.started)
         return {

@@ -8,14 +8,18 @@ is no chunk at all) they get themselves, and so does whatever follows until the 
 
 import os
 import re
+from asyncio import WriteTransport
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 from h11._readers import ChunkedReader, ContentLengthReader
 from mitmproxy import http
 from mitmproxy.connection import Connection
 from mitmproxy.proxy.layers.http import HttpStream
 
+from .connections import Link
 from .http1 import Http1Edge, Http1Upstream
 
 ENABLED = os.environ.get("OLLAMA_SPLICE") != "off"
@@ -52,18 +56,23 @@ class Splice:
             and source.state == source.read_body
             and not source.buf
             and self.message.stream == self.content
+            and self._between
         )
 
-    def take(self, data: bytes) -> int:
-        """How many bytes at the start of this take the short way; what is in them is handed to who reads it."""
-        if not self.open:
-            return 0
+    @property
+    def _between(self) -> bool:
+        """The reader stands where what comes next can be told from what it would make of it."""
         reader = self.source.body_reader
         if isinstance(reader, ChunkedReader):
-            between = not (reader._bytes_in_chunk or reader._bytes_to_discard or reader._reading_trailer)
-            return self._whole_chunks(data) if between and self.chunked else 0
-        if self.chunked or not isinstance(reader, ContentLengthReader):
-            return 0
+            return self.chunked and not (reader._bytes_in_chunk or reader._bytes_to_discard or reader._reading_trailer)
+        return isinstance(reader, ContentLengthReader) and not self.chunked
+
+    def take(self, data: bytes) -> int:
+        """While this is open: how many bytes at the start of `data` take the short way. Who reads them gets them."""
+        if self.chunked:
+            return self._whole_chunks(data)
+        reader = self.source.body_reader
+        assert isinstance(reader, ContentLengthReader)
         if len(data) >= reader._remaining:
             return 0
         reader._remaining -= len(data)
@@ -79,6 +88,71 @@ class Splice:
             self.content(data[head.end() : end])
             at = end + 2
         return at
+
+
+class Layers(Protocol):
+    """Those of a client connection, as the shortest way has to know them."""
+
+    turn: int
+    """Another one whenever they were handed anything, and so may be in another state."""
+    fault: Exception | None
+
+    @property
+    def paused(self) -> bool:
+        """They wait for something, and what comes meanwhile is queued."""
+
+    def splice_from(self, source: Connection) -> Splice | None:
+        """The body from there, if it takes the short way."""
+
+
+class Ahead:
+    """The shortest way of all: from the one socket to the other, while nothing waits before it."""
+
+    __slots__ = ("_descriptor", "_layers", "_link", "_splice", "_transport", "_turn")
+
+    def __init__(self, splice: Splice, layers: Layers, link: Link, transport: WriteTransport) -> None:
+        self._splice = splice
+        self._layers = layers
+        self._link = link
+        self._transport = transport
+        self._turn = -1  # of the layers, in which this was open
+        own = transport.get_extra_info("socket") if os.name == "posix" else None
+        self._descriptor: int | None = own.fileno() if own else None
+
+    def __call__(self, data: bytes) -> int:
+        """How many bytes at the start of this went on. Never raises."""
+        layers, transport = self._layers, self._transport
+        if layers.turn != self._turn and not self._reopens():
+            return 0
+        if self._link.gone or transport.is_closing() or transport.get_write_buffer_size():
+            return 0  # mitmproxy waits for who does not read.
+        try:
+            taken = self._splice.take(data)
+        except Exception as error:
+            layers.fault = error
+            layers.turn += 1
+            return 0
+        if taken:
+            self._send(data if taken == len(data) else data[:taken])
+            self._link.handler.timeout_watchdog.register_activity()
+        return taken
+
+    def _reopens(self) -> bool:
+        """All that is looked at here changes only with an event, so it needs no second look before the next one."""
+        layers, splice = self._layers, self._splice
+        if layers.paused or layers.fault or layers.splice_from(splice.source.conn) is not splice or not splice.open:
+            return False
+        self._turn = layers.turn
+        return True
+
+    def _send(self, data: bytes) -> None:
+        """At once: uvloop's transport would first read what has come for all the others."""
+        sent = 0
+        if self._descriptor is not None:
+            with suppress(OSError):  # Full, or broken: the transport finds out itself.
+                sent = os.write(self._descriptor, data)
+        if sent < len(data):
+            self._transport.write(data[sent:])
 
 
 def splice(

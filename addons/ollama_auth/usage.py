@@ -505,10 +505,14 @@ class UsageReader:
         """How many events with content have passed: the first of them is the first token."""
         return self._tally.usage.events
 
-    def feed(self, data: bytes) -> None:
-        """The next bytes of the body."""
-        if self._form:
-            self._form.feed(data)
+    def feed(self, data: bytes) -> int:
+        """The next bytes of the body; how many events with content they end."""
+        if not self._form:
+            return 0
+        usage = self._tally.usage
+        before = usage.events
+        self._form.feed(data)
+        return usage.events - before
 
     def finish(self, clean: bool) -> Usage:
         """The end of the body; `clean` is False where it broke off."""
