@@ -47,6 +47,7 @@ def test_an_admission_is_made_in_no_other_way() -> None:
         ("ollama_auth/configuration.py", "replace"),
         ("ollama_auth/settings.py", "getattr"),
         ("ollama_auth/access_log.py", "getattr"),
+        ("ollama_auth/options.py", "getattr"),
     }
     renamed = [alias.asname for _, node in nodes() if isinstance(node, ast.ImportFrom) for alias in node.names]
     bases = [ast.unparse(base) for _, node in nodes() if isinstance(node, ast.ClassDef) for base in node.bases]

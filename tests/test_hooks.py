@@ -141,7 +141,7 @@ def test_the_lines_of_mitmproxy_about_connections(gate: Controlled, upstream: Up
 
 def test_alt_svc_still_names_the_port_of_the_gate(shared_upstream: Upstream) -> None:
     """mitmproxy's addon is asked where there is something for it to do."""
-    assert IDLE[UpdateAltSvc](None)
+    assert IDLE[UpdateAltSvc](None, None)
     answer = b'HTTP/1.1 200 OK\r\nAlt-Svc: h3=":443"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n'
     elsewhere = Scripted().start(lambda line: (line.head(), line.send(answer)))
     with Gate(elsewhere.url) as gate:
@@ -151,8 +151,8 @@ def test_alt_svc_still_names_the_port_of_the_gate(shared_upstream: Upstream) -> 
 
 async def test_the_chain_is_looked_at_anew() -> None:
     """Whenever it is another one: nothing is remembered of an addon that has gone."""
-    addons = DumpMaster(options.Options(), with_termlog=False).addons
-    audience = Audience(addons)
-    before = list(audience.hearing("request"))
-    addons.remove(addons.get("anticache"))
-    assert len(audience.hearing("request")) == len(before) - 1
+    master = DumpMaster(options.Options(), with_termlog=False)
+    audience = Audience(master.addons, master.options)
+    before = list(audience.hearing("request").all)
+    master.addons.remove(master.addons.get("anticache"))
+    assert len(audience.hearing("request").all) == len(before) - 1

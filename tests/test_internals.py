@@ -73,7 +73,7 @@ mitmproxy.proxy.layers.http._http1
     3fe0945216bc Http1Server.read_headers                       http1.Http1Edge.read_headers
     94fd7ea388c8 Http1Server.mark_done                          http1.Http1Edge.mark_done
     35d961e20d48 Http1Client.send                               http1.Http1Upstream.send
-    415454c5fa8b Http1Client.read_headers                       http1.Http1Upstream.read_headers
+    415454c5fa8b Http1Client.read_headers                       http1.Http1Upstream.read_head
     9b076acda459 make_body_reader                               http1.Http1Edge.arrive
 mitmproxy.proxy.layers.http._http2
     1614b5711609 Http2Connection.__init__                       http2.Http2Edge
@@ -222,6 +222,8 @@ mitmproxy.addons.errorcheck
     bc0b8e23f833 ErrorCheck                                     addon.Gate.open
 mitmproxy.optmanager
     26ca8b7a2d9b OptManager.process_deferred                    settings.check_names
+    a9d5792099cd OptManager.__getattr__                         options.Remembered
+    6859c2d9c826 _Option.current                                options.Remembered
 mitmproxy.master
     45c44c14f8f7 Master.run                                     addon.Gate.done
     c3e2a2606576 Master.done                                    addon.Gate.drain
@@ -230,7 +232,15 @@ mitmproxy.tools.main
 mitmproxy.net.http.http1.read
     bf258f07286c expected_http_body_size                        http1.Http1Edge.end_of_response
     d53e49909657 connection_close                               http1.Http1Edge.mark_done
-    7f1f014abc5e read_response_head                             http1.Http1Upstream.read_headers
+    7f1f014abc5e read_response_head                             http1.response_of
+    00582e2a3719 _read_response_line                            http1.response_of
+    66807318a8b7 _read_headers                                  http1.response_of
+mitmproxy.http
+    bad2ea9a351a MessageData                                    http1.RequestData
+    4371ac6b2dfb RequestData                                    http1.RequestData
+    d616b2451588 ResponseData                                   http1.ResponseData
+    a049b5aa3267 Request.__init__                               http1.request_of
+    c6aa2ee439b5 Response.__init__                              http1.response_of
 mitmproxy.net.http.http1.assemble
     e034304c8d89 assemble_request_head                          http1.Http1Upstream.send
     ce2b0b0a77f3 assemble_response_head                         http1.Http1Edge.send_head

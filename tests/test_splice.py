@@ -328,12 +328,12 @@ async def test_what_is_taken_ahead_is_not_read() -> None:
 def test_tokens_are_taken_ahead(upstream: Upstream) -> None:
     """In the gate as it is by default."""
     count = """
-        from ollama_auth.edge import GateLayer
-        plain, taken = GateLayer.take_ahead, []
+        from ollama_auth.splice import Ahead
+        plain, taken = Ahead.__call__, []
         def counting(*args):
             taken.append(plain(*args))
             return taken[-1]
-        GateLayer.take_ahead = counting
+        Ahead.__call__ = counting
         ctx.taken = taken
     """
     with Controlled(upstream.url) as controlled:
@@ -348,7 +348,7 @@ def test_tokens_are_taken_ahead(upstream: Upstream) -> None:
 
 
 def test_a_fault_while_it_is_taken_ahead_ends_the_answer(upstream: Upstream) -> None:
-    """Visibly, and in the log; see GateLayer.take_ahead."""
+    """Visibly, and in the log; see Ahead."""
     fault = """
         from ollama_auth.splice import Splice
         def broken(self, data):

@@ -1,6 +1,7 @@
 """One line a request: readable text by default, JSON lines when asked for. Never a header value, a query or a body."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
@@ -16,6 +17,7 @@ MAX_NAMES = 32
 """Names of stripped headers in a line."""
 MAX_NAME = 64
 """Characters of one of them."""
+PLAIN = re.compile(rb"[!-\[\]-~]*")
 MAX_MODEL = 128
 """Characters of the name of a model in a line."""
 
@@ -68,6 +70,8 @@ def path(exchange: Exchange) -> str | None:
 
 def escape(raw: bytes) -> str:
     """Printable ASCII as it is; a space, a backslash and everything else as \\xNN."""
+    if PLAIN.fullmatch(raw):
+        return raw.decode("ascii")
     return "".join(chr(byte) if 0x21 <= byte <= 0x7E and byte != 0x5C else f"\\x{byte:02x}" for byte in raw)
 
 

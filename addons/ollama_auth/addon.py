@@ -23,9 +23,9 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
-from mitmproxy import ctx, exceptions, optmanager, version
+from mitmproxy import ctx, exceptions, options, optmanager, version
 from mitmproxy.addonmanager import Loader
 from mitmproxy.connection import Client, ConnectionState, Server
 from mitmproxy.log import ALERT
@@ -46,6 +46,7 @@ from .hooks import Audience
 from .judge import RETRY_SECONDS
 from .messages import Reservation
 from .observatory import Observatory
+from .options import Remembered
 from .responses import error, render, retry_after
 from .routes import Dialect
 from .viewing import COLUMNS, Viewing
@@ -107,7 +108,7 @@ class Gate:
         self.config = Configuration(where_lines_go, self.observatory)
         self.connections = Connections()
         self.removed = False
-        viewing = Viewing(self.config)
+        viewing = Viewing(self.config, audience.options)
         self.addons = [viewing]  # mitmproxy calls their hooks after the gate's own, before those of other addons.
         self.desk = Desk(self.config, self.connections, self.is_open, viewing, self.observatory)
 
@@ -119,7 +120,7 @@ class Gate:
         addons = loader.master.addons
         gate = addons.get(cls.name)
         if gate is None:
-            gate = cls(Audience(addons))
+            gate = cls(Audience(addons, Remembered(loader.master.options)))
             try:
                 addons.register(gate)
             except exceptions.OptionsError as fault:  # A value on the command line that is not of the option's type.
@@ -141,10 +142,10 @@ class Gate:
 
     def apply_defaults(self) -> None:
         """Set what nobody set."""
-        options = dict(ctx.options.items())
-        wanted = _DEFAULTS | (_MITMDUMP_DEFAULTS if "flow_detail" in options else {})
-        wanted |= _MITMWEB_DEFAULTS if "web_columns" in options else {}
-        ctx.options.update(**{n: v for n, v in wanted.items() if options[n].value is optmanager.unset})
+        there = dict(ctx.options.items())
+        wanted = _DEFAULTS | (_MITMDUMP_DEFAULTS if "flow_detail" in there else {})
+        wanted |= _MITMWEB_DEFAULTS if "web_columns" in there else {}
+        ctx.options.update(**{n: v for n, v in wanted.items() if there[n].value is optmanager.unset})
 
     def configure(self, updated: set[str]) -> None:
         """Options were changed while running: take them, or say what is wrong and keep what was."""
@@ -280,6 +281,7 @@ class Gate:
             )
             nextlayer.layer = Farewell(context, words)
             return
+        context.options = cast(options.Options, self.audience.options)
         context.server.tls = mode.scheme == "https"
         context.layers.remove(nextlayer.layer)
         if encrypted:

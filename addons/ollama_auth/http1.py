@@ -7,6 +7,7 @@ from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import http
 from mitmproxy.connection import Connection, ConnectionState
 from mitmproxy.net.http import http1
+from mitmproxy.net.http.http1.read import _read_headers, _read_response_line
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
@@ -36,6 +37,20 @@ MAX_LINE = 16 * 1024
 MAX_PIPELINED = 64 * 1024
 """Bytes kept of requests that were sent before the one at work was answered."""
 MAX_RESPONSE_HEAD = 256 * 1024
+
+
+class RequestData(http.RequestData):
+    """Without a check of the type of each field, which takes longer than all else that is done with them."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+class ResponseData(http.ResponseData):
+    """As RequestData."""
+
+    def __post_init__(self) -> None:
+        pass
 
 
 class Body(Http1Connection):
@@ -89,6 +104,8 @@ class Http1Edge(Body, Http1Server):
         """The connection ends with the response at work."""
         self.budget = LINGER_BYTES
         self.trailers: http.Headers | None = None
+        self.size: int | None = None
+        """Bytes of body that the head of the response announced: None is chunked, -1 until the connection ends."""
         link.speaker = self
 
     @property
@@ -175,7 +192,7 @@ class Http1Edge(Body, Http1Server):
         elif isinstance(event, Refuse) and not self.response:
             yield from self.end_with(event.answer)
         elif isinstance(event, (Refuse, ResponseProtocolError)):
-            if self.request and self.response and http1.expected_http_body_size(self.request, self.response) == -1:
+            if self.response and self.size == -1:
                 self.link.reset()  # A mere end of the connection would end the body well.
             yield commands.CloseConnection(self.conn)
             self.state = self.done
@@ -199,11 +216,12 @@ class Http1Edge(Body, Http1Server):
         if self.last:
             response = response.copy()
             response.headers["Connection"] = "close"
+        assert self.request
+        self.size = http1.expected_http_body_size(self.request, response)
         yield from super().send(ResponseHeaders(event.stream_id, response, event.end_stream))
 
     def end_of_response(self) -> Commands:
-        assert self.request and self.response
-        if http1.expected_http_body_size(self.request, self.response) is None:
+        if self.size is None:
             yield commands.SendData(self.conn, b"0\r\n" + bytes(self.trailers or b"") + b"\r\n")
         yield from self.mark_done(response=True)
 
@@ -218,11 +236,10 @@ class Http1Edge(Body, Http1Server):
                 self.last = True
                 self.buf = ReceiveBuffer()
             return
-        assert self.request and self.response
-        ends_body = http1.expected_http_body_size(self.request, self.response) == -1
+        assert self.response
         if not self.request_done:
             yield from self.hang_up()
-        elif self.last or ends_body or http1.connection_close(self.response.http_version, self.response.headers):
+        elif self.last or self.size == -1 or http1.connection_close(self.response.http_version, self.response.headers):
             yield from self.hang_up(read_on=bool(self.buf))
         else:
             yield from self.next_request()
@@ -324,7 +341,26 @@ class Http1Upstream(Body, Http1Client):
                 yield commands.CloseConnection(self.conn)
             yield ReceiveHttp(Dead(self.stream_id, "closed before it answered", ErrorCode.GENERIC_SERVER_ERROR))
             return
+            yield from self.read_head(event)
+            return
         yield from super().read_headers(event)
+
+    def read_head(self, event: events.DataReceived) -> Commands:
+        """As Http1Client.read_headers where the head is whole, and a response is due."""
+        lines = self.buf.maybe_extract_lines()
+        if not lines:
+            return
+        assert self.request
+        try:
+            self.response = response_of([bytes(line) for line in lines])
+            size = http1.expected_http_body_size(self.request, self.response)
+        except ValueError:
+            yield from self.broken_body(event)
+            return
+        yield ReceiveHttp(ResponseHeaders(self.stream_id, self.response, size == 0))
+        self.body_reader = make_body_reader(size)
+        self.state = self.read_body
+        yield from self.state(event)
 
     def skip_informational(self) -> None:
         """1xx responses but 101 announce the real one (RFC 9110 section 15.2): nobody here waits for them."""
@@ -344,7 +380,8 @@ class Http1Upstream(Body, Http1Client):
 
 def request_of(head: Head) -> http.Request:
     """mitmproxy's request of a head; where it goes is filled in once it may go anywhere."""
-    return http.Request(
+    request = http.Request.__new__(http.Request)
+    request.data = RequestData(
         host="",
         port=0,
         method=head.method,
@@ -358,3 +395,21 @@ def request_of(head: Head) -> http.Request:
         timestamp_start=time.time(),
         timestamp_end=None,
     )
+    return request
+
+
+def response_of(lines: list[bytes]) -> http.Response:
+    """mitmproxy's response of the lines of a head. Raises ValueError."""
+    version, status, reason = _read_response_line(lines[0])
+    response = http.Response.__new__(http.Response)
+    response.data = ResponseData(
+        http_version=version,
+        status_code=status,
+        reason=reason,
+        headers=_read_headers(lines[1:]),
+        content=None,
+        trailers=None,
+        timestamp_start=time.time(),
+        timestamp_end=None,
+    )
+    return response

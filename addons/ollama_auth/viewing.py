@@ -9,6 +9,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 from mitmproxy import contentviews, ctx, exceptions, http
 from mitmproxy.addonmanager import Loader
@@ -130,8 +131,9 @@ class Viewing:
 
     name = "ollama_viewing"
 
-    def __init__(self, config: Configuration) -> None:
+    def __init__(self, config: Configuration, options: Any) -> None:
         self.config = config
+        self.options = options
         self.live: dict[str, Live] = {}
         """By the id of the flow."""
         self.seen: OrderedDict[str, int] = OrderedDict()
@@ -143,7 +145,7 @@ class Viewing:
 
     def watched(self) -> bool:
         """Somebody looks at flows: mitmweb, mitmproxy, or a file of flows."""
-        options = ctx.options
+        options = self.options
         return ctx.master.addons.get("view") is not None or bool(options.save_stream_file or options.hardump)
 
     def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
