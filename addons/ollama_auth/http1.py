@@ -335,15 +335,14 @@ class Http1Upstream(Body, Http1Client):
             data = bytes(self.buf)
             if data[:5] != b"HTTP/"[: len(data)] or (len(data) > MAX_RESPONSE_HEAD and b"\r\n\r\n" not in data):
                 yield from self.broken_body(event)
-                return
+            else:
+                yield from self.read_head(event)
         elif isinstance(event, events.ConnectionClosed) and self.stream_id and not self.buf:
             if self.conn.state & ConnectionState.CAN_WRITE:
                 yield commands.CloseConnection(self.conn)
             yield ReceiveHttp(Dead(self.stream_id, "closed before it answered", ErrorCode.GENERIC_SERVER_ERROR))
-            return
-            yield from self.read_head(event)
-            return
-        yield from super().read_headers(event)
+        else:
+            yield from super().read_headers(event)
 
     def read_head(self, event: events.DataReceived) -> Commands:
         """As Http1Client.read_headers where the head is whole, and a response is due."""
