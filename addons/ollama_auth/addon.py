@@ -14,7 +14,6 @@ A body that streams takes the short way of `splice`, past mitmproxy's layers, wh
 
 import asyncio
 import atexit
-import gc
 import logging
 import os
 import signal
@@ -36,7 +35,7 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.tls import TlsData
 from mitmproxy.utils import asyncio_utils, human
 
-from . import settings
+from . import garbage, settings
 from .configuration import Configuration, say
 from .connections import BulkReader, Connections, Link, close_left
 from .desk import Desk
@@ -204,7 +203,8 @@ class Gate:
             watch = url.hostport("http", *self.settings.metrics_listen)
             logger.log(ALERT, "ollama_auth: who uses it, and how fast it is, is shown at http://%s/", watch)
         logger.log(ALERT, "ollama_auth: guarding %s, listening on %s", self.upstream, where or "nothing")
-        freeze()
+        garbage.freeze()
+        asyncio_utils.create_task(garbage.tidy(lambda: not self.under_way), name="gate tidy", keep_ref=True)
 
     def hang_up(self) -> None:
         """SIGHUP: read the keys file and open the logs anew."""
@@ -450,12 +450,6 @@ def leave_with(status: int) -> None:
         os._exit(status)
 
     atexit.register(leave)
-
-
-def freeze() -> None:
-    """What is there at the start stays: the garbage collector need not walk all of mitmproxy again and again."""
-    gc.collect()
-    gc.freeze()
 
 
 def widen_backlog() -> None:

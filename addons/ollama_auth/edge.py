@@ -175,6 +175,8 @@ class GateLayer(HttpLayer):
         for conn in (self.context.client, stream.context.server):
             if conn in self.splices and self.splices[conn].stream is stream:
                 del self.splices[conn]
+                if reader := BulkReader.take_over(self.link.handler, conn):
+                    reader.ahead = None
 
     def make_stream(self, stream_id: int) -> Commands:
         self.streams[stream_id] = GateStream(self.context.fork(), stream_id, self)
@@ -250,6 +252,13 @@ class GateStream(HttpStream):
                 self.exchange.reason = "killed" if killed else "client left"
             self.parent.part(self)
             self.gate.end(self.exchange, self.parent.link)
+            if self.parent.streams.get(self.stream_id) is not self:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """It is over and out of the books: hold nothing that holds this, or it stays until garbage is looked for."""
+        self.client_state = self.server_state = over
+        self.context.layers.clear()
 
     def _without_silent_hooks(self, work: Commands) -> Commands:
         """A hook at which nobody does anything is over at once."""
@@ -582,6 +591,11 @@ class Farewell(layer.Layer):
             if self.words:
                 yield commands.SendData(self.context.client, self.words)
             yield commands.CloseConnection(self.context.client)
+
+
+def over(_: events.Event) -> Commands:
+    """The state of a stream that gets no more events."""
+    yield from ()
 
 
 def expects_continue(head: Head) -> bool:
