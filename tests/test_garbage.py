@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from ollama_auth import garbage
-from support import BEARER, Controlled, Upstream, ask, chat
+from support import BEARER, Controlled, Upstream, Wire, ask, chat, head
 
 COUNT = """
     import gc
@@ -37,10 +37,14 @@ def gate(shared_upstream: Upstream) -> Iterator[Controlled]:
 )
 def test_a_request_leaves_nothing(gate: Controlled, upstream: Upstream, method: str, path: str, body: bytes) -> None:
     """Its memory is free when its last reference is, so that thousands a second need no search."""
-    gate.do(COUNT)
-    for _ in range(10):
-        assert ask(gate.port, method, path, BEARER, body=body).status == 200
-    assert gate.do(FOUND) == "(0, 0, 0, 0)"
+    request = head(method, path, BEARER, f"Content-Length: {len(body)}") + body
+    with Wire(gate.port) as wire:
+        gate.do(COUNT)
+        for _ in range(10):
+            wire.send(request)
+            wire.read_until(b"0\r\n\r\n" if body else b"}")
+        ask(gate.port, "GET", "/api/version")  # What came last may still be held by who reads the connection.
+        assert gate.do(FOUND) == "(0, 0, 0, 0)"
 
 
 def test_small_steps(gate: Controlled) -> None:
