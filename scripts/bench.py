@@ -133,6 +133,10 @@ async def running(one: Running, size: Size) -> Mapping[str, float]:
     return rows | {"CPU a token of 100 streams, us": (one.cpu() - before) / tokens * 1e6}
 
 
+async def in_step(one: Running, size: Size) -> Mapping[str, float]:
+    return rows_of("token late, 100 in step", (await load.running(one.target.at, size.seconds, in_step=True))[0])
+
+
 async def arriving(one: Running, size: Size) -> Mapping[str, float]:
     return rows_of("token late, 100 arrive", await load.arriving(one.target.at, size.bursts))
 
@@ -157,6 +161,7 @@ ROWS: dict[str, Work] = {
     "refusals": refused,
     "stream": one_stream,
     "streams": running,
+    "step": in_step,
     "burst": arriving,
     "up": upload,
     "down": download,

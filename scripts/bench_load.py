@@ -261,9 +261,14 @@ async def one_stream(at: Address, tokens: int) -> Late:
     return late(await stream(at, tokens, PACE / 2))
 
 
-async def running(at: Address, seconds: float) -> tuple[Late, int]:
-    """Of many chats, while all of them run; and how many tokens came in all."""
-    chats = await streams(at, 1.0, int((seconds + 4.0) / PACE))
+async def running(at: Address, seconds: float, *, in_step: bool = False) -> tuple[Late, int]:
+    """Of many chats, while all of them run; and how many tokens came in all.
+
+    Either their tokens come one after the other, as those of many who know nothing of each other do, or all of them at
+    once, as those of one batch do. What lies between depends on chance.
+    """
+    apart = PACE if in_step else PACE / 2 + PACE / STREAMS  # Then every part of a pause has its token.
+    chats = await streams(at, apart * STREAMS, int((seconds + 5.0) / PACE))
     begun, ended = max(chat[0].sent for chat in chats) + 0.2, min(chat[-1].sent for chat in chats)
     return late([token for chat in chats for token in chat if begun <= token.sent <= ended]), sum(map(len, chats))
 

@@ -11,7 +11,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
 from mitmproxy.connection import Client, Connection, Server
 from mitmproxy.proxy import events
@@ -187,6 +187,26 @@ class Link:
             self.tell(Expire())
 
 
+class BulkProtocol(asyncio.StreamReaderProtocol):
+    """Hands what comes to its BulkReader, which need not be asked whether it is still there."""
+
+    bulk: "BulkReader"
+
+    @classmethod
+    def take_over(cls, reader: "BulkReader") -> None:
+        """Stand between that reader and its transport."""
+        transport = reader._transport
+        protocol = transport.get_protocol() if transport else None
+        if transport and type(protocol) is asyncio.StreamReaderProtocol:
+            protocol.__class__ = cls
+            cast(BulkProtocol, protocol).bulk = reader
+            transport.set_protocol(protocol)  # It may remember which function of it to call.
+
+    def data_received(self, data: bytes) -> None:
+        """As StreamReaderProtocol.data_received."""
+        self.bulk.feed_data(data)
+
+
 class BulkReader(asyncio.StreamReader):
     """What mitmproxy reads a connection with: at once all that is there, where mitmproxy asks for 64 KB.
 
@@ -195,6 +215,7 @@ class BulkReader(asyncio.StreamReader):
 
     ahead: Callable[[bytes], int] | None = None
     """Takes so many bytes at the start of what has come."""
+    _transport: asyncio.Transport | None
     _waiter: asyncio.Future[None] | None
     _buffer: bytearray
     _eof: bool
@@ -211,6 +232,7 @@ class BulkReader(asyncio.StreamReader):
         if type(reader) is asyncio.StreamReader:
             reader.__class__ = cls
             reader._limit = BULK // 2  # type: ignore[attr-defined]
+            BulkProtocol.take_over(cast(BulkReader, reader))
         return reader if isinstance(reader, cls) else None
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override] # Transports hand bytes on.

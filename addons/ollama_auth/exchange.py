@@ -182,14 +182,12 @@ class Exchange:
             self.bytes_out += len(data)
             if self.recording:
                 self.recording.answer.add(data)
-            if self.usage:
-                self._read(self.usage, data)
+            if self.usage and (tokens := self.usage.feed(data)):
+                self._tick(tokens)
         return data
 
-    def _read(self, usage: UsageReader, data: bytes) -> None:
-        tokens = usage.feed(data)
-        if not tokens:
-            return
+    def _tick(self, tokens: int) -> None:
+        """So many tokens have just come."""
         now = monotonic()
         if self.last_token is None:
             self.first_token = now

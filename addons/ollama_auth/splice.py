@@ -10,8 +10,8 @@ import os
 import re
 from asyncio import WriteTransport
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from time import time
 from typing import Protocol
 
 from h11._readers import ChunkedReader, ContentLengthReader
@@ -69,8 +69,19 @@ class Splice:
 
     def take(self, data: bytes) -> int:
         """While this is open: how many bytes at the start of `data` take the short way. Who reads them gets them."""
-        if self.chunked:
-            return self._whole_chunks(data)
+        if not self.chunked:
+            return self._part(data)
+        at = 0
+        while head := CHUNK.match(data, at):
+            start = head.end()
+            end = start + int(head[1], 16)
+            if data[end : end + 2] != b"\r\n":
+                break
+            self.content(data[start:end])
+            at = end + 2
+        return at
+
+    def _part(self, data: bytes) -> int:
         reader = self.source.body_reader
         assert isinstance(reader, ContentLengthReader)
         if len(data) >= reader._remaining:
@@ -78,16 +89,6 @@ class Splice:
         reader._remaining -= len(data)
         self.content(data)
         return len(data)
-
-    def _whole_chunks(self, data: bytes) -> int:
-        at = 0
-        while head := CHUNK.match(data, at):
-            end = head.end() + int(head[1], 16)
-            if data[end : end + 2] != b"\r\n":
-                break
-            self.content(data[head.end() : end])
-            at = end + 2
-        return at
 
 
 class Layers(Protocol):
@@ -108,19 +109,20 @@ class Layers(Protocol):
 class Ahead:
     """The shortest way of all: from the one socket to the other, while nothing waits before it."""
 
-    __slots__ = ("_descriptor", "_layers", "_link", "_splice", "_transport", "_turn")
+    __slots__ = ("_descriptor", "_layers", "_link", "_splice", "_transport", "_turn", "_watchdog")
 
     def __init__(self, splice: Splice, layers: Layers, link: Link, transport: WriteTransport) -> None:
         self._splice = splice
         self._layers = layers
         self._link = link
+        self._watchdog = link.handler.timeout_watchdog
         self._transport = transport
         self._turn = -1  # of the layers, in which this was open
         own = transport.get_extra_info("socket") if os.name == "posix" else None
         self._descriptor: int | None = own.fileno() if own else None
 
     def __call__(self, data: bytes) -> int:
-        """How many bytes at the start of this went on. Never raises."""
+        """How many bytes at the start of this went on. Never raises. One function: each call counts, a token."""
         layers, transport = self._layers, self._transport
         if layers.turn != self._turn and not self._reopens():
             return 0
@@ -132,9 +134,16 @@ class Ahead:
             layers.fault = error
             layers.turn += 1
             return 0
-        if taken:
-            self._send(data if taken == len(data) else data[:taken])
-            self._link.handler.timeout_watchdog.register_activity()
+        if not taken:
+            return 0
+        self._watchdog.last_activity = time()  # As its register_activity.
+        send = data if taken == len(data) else data[:taken]
+        try:  # At once: uvloop's transport would first read what has come for all the others.
+            sent = os.write(self._descriptor, send) if self._descriptor is not None else 0
+        except OSError:
+            sent = 0  # Full, or broken: the transport finds out itself.
+        if sent < taken:
+            transport.write(send[sent:])
         return taken
 
     def _reopens(self) -> bool:
@@ -144,15 +153,6 @@ class Ahead:
             return False
         self._turn = layers.turn
         return True
-
-    def _send(self, data: bytes) -> None:
-        """At once: uvloop's transport would first read what has come for all the others."""
-        sent = 0
-        if self._descriptor is not None:
-            with suppress(OSError):  # Full, or broken: the transport finds out itself.
-                sent = os.write(self._descriptor, data)
-        if sent < len(data):
-            self._transport.write(data[sent:])
 
 
 def splice(

@@ -401,7 +401,8 @@ class Lines:
 
     def line(self, line: bytes) -> None:
         """A whole line."""
-        self.event(b"", line)
+        if line and not self._look(self._tally, b"", line):
+            self.read(self.scan(line))
 
     def open_long(self, start: bytes) -> Scanner:
         """What is to read a line that is too long to be held, after it has read the start of it."""
