@@ -115,6 +115,7 @@ mitmproxy.addons.tlsconfig
 mitmproxy.proxy.server
     95c3f93e9824 ConnectionHandler.handle_connection            connections.BulkReader
     706760d6eecf ConnectionHandler.log                          hooks.Audience.quieten
+    41e033f7debf TimeoutWatchdog.register_activity              splice.Ahead
     ffb8e6c9e6c6 ConnectionHandler.__init__                     addon.Gate.client_connected
     01f1b7cc991c ConnectionHandler.handle_client                addon.Gate.client_disconnected
     5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.Link.connect_within
@@ -419,6 +420,14 @@ def test_a_reader_that_reads_all_that_is_there() -> None:
         assert line in source
     assert "2 * self._limit" in inspect.getsource(asyncio.StreamReader.feed_data)
     assert "__slots__" not in vars(asyncio.StreamReader)
+
+
+def test_how_a_protocol_hands_on_what_comes() -> None:
+    """asyncio's, whose place BulkProtocol takes."""
+    source = inspect.getsource(asyncio.StreamReaderProtocol.data_received)
+    assert source.split("\n", 1)[1].split() == (
+        ["reader", "=", "self._stream_reader", "if", "reader", "is", "not", "None:", "reader.feed_data(data)"]
+    )
 
 
 def test_a_reader_that_is_full() -> None:

@@ -3,8 +3,11 @@
 import asyncio
 import itertools
 import os
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +26,7 @@ from ollama_auth.exchange import Admission, Claim, Exchange
 from ollama_auth.head import Bounds, Head
 from ollama_auth.keys import Principal
 from ollama_auth.responses import Answer
+from ollama_auth.splice import Ahead
 from support import BEARER, Controlled, Gate, Upstream, Wire, chat, head
 
 # These run here once more, through the gate below, which has only the long way.
@@ -323,6 +327,114 @@ async def test_what_is_taken_ahead_is_not_read() -> None:
     waiting.cancel()
     reader.feed_data(b"klm")  # It is about to end.
     assert taken == [b"abc", b"defg"]
+
+
+@dataclass
+class Ends:
+    """What an Ahead stands between: layers at rest, an open splice, and the socket of a client."""
+
+    turn: int = 0
+    fault: Exception | None = None
+    paused: bool = False
+    gone: bool = False
+    opens: bool = True
+    closing: bool = False
+    waiting: int = 0
+    looked: int = 0
+    late: bytes = b""
+    handler: object = field(default_factory=lambda: SimpleNamespace(timeout_watchdog=SimpleNamespace(last_activity=0)))
+    sockets: tuple[socket.socket, socket.socket] = field(default_factory=socket.socketpair)
+
+    def __post_init__(self) -> None:
+        self.source = SimpleNamespace(conn=None)
+        self.sockets[0].setblocking(False)
+
+    def splice_from(self, source: object) -> object:
+        return self
+
+    @property
+    def open(self) -> bool:
+        self.looked += 1
+        return self.opens
+
+    def take(self, data: bytes) -> int:
+        return len(data) - data.count(b"-")
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting
+
+    def get_extra_info(self, name: str) -> socket.socket:
+        return self.sockets[0]
+
+    def write(self, data: bytes) -> None:
+        self.late += data
+
+    @property
+    def ahead(self) -> Ahead:
+        return Ahead(self, self, self, self)  # type: ignore[arg-type]
+
+    def sent(self) -> bytes:
+        return self.sockets[1].recv(1 << 20, socket.MSG_DONTWAIT)
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    found = Ends()
+    yield found
+    for one in found.sockets:
+        one.close()
+
+
+def test_what_goes_ahead_goes_at_once(ends: Ends) -> None:
+    ahead = ends.ahead
+    assert ahead(b"abc--") == 3
+    assert ends.sent() == b"abc"
+    assert ahead(b"de") == 2
+    assert (ends.looked, ends.late) == (1, b"")
+    ends.turn += 1
+    assert ahead(b"f") == 1
+    assert ends.looked == 2
+
+
+@pytest.mark.parametrize("why", ["paused", "gone", "closing", "waiting", "fault"])
+def test_what_does_not_go_ahead(ends: Ends, why: str) -> None:
+    """Also where it was open before, and whatever is looked at once an event changes with an event."""
+    ahead = ends.ahead
+    assert ahead(b"a") == 1
+    setattr(ends, why, 1)
+    ends.turn += 1
+    assert ahead(b"b") == 0
+    assert (ends.sent(), ends.late) == (b"a", b"")
+
+
+def test_a_closed_splice_is_looked_at_again(ends: Ends) -> None:
+    ends.opens = False
+    ahead = ends.ahead
+    assert (ahead(b"a"), ahead(b"a")) == (0, 0)
+    ends.opens = True
+    assert ahead(b"b") == 1
+    assert ends.sent() == b"b"
+
+
+def test_a_client_that_is_slow_gets_the_rest_from_its_transport(ends: Ends) -> None:
+    whole = bytes(range(256)) * 16384  # more than a socket holds
+    whole = whole.replace(b"-", b"+")
+    assert ends.ahead(whole) == len(whole)
+    got = bytearray()
+    with suppress(BlockingIOError):
+        while True:
+            got += ends.sent()
+    assert 0 < len(got) < len(whole)
+    assert bytes(got) + ends.late == whole
+
+
+def test_a_client_that_is_gone_is_left_to_its_transport(ends: Ends) -> None:
+    ends.sockets[1].close()
+    assert ends.ahead(b"abc") == 3
+    assert ends.late == b"abc"
 
 
 def test_tokens_are_taken_ahead(upstream: Upstream) -> None:
