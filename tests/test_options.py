@@ -43,6 +43,14 @@ def test_all_of_them_are_reset() -> None:
     assert remembered.http2 is True
 
 
+def test_it_is_set_where_it_is_kept() -> None:
+    real = options.Options()
+    remembered = Remembered(real)
+    assert remembered.http2 is True
+    remembered.http2 = False
+    assert (real.http2, remembered.http2) == (False, False)
+
+
 def test_lists_are_not_kept_for_others_to_change() -> None:
     real = options.Options()
     remembered = Remembered(real)

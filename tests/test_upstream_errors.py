@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edges import Line, Script, Scripted, assert_sound, logged
-from support import BEARER, PATIENCE, Gate, Response, Wire, ask, chat, head, parse, wait_until
+from support import BEARER, PATIENCE, Controlled, Gate, Response, Wire, ask, chat, head, parse, wait_until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -384,3 +384,31 @@ def test_an_upstream_in_tls_that_is_none(upstream: Scripted) -> None:
             with upstream.plays(play), logged(gate):
                 assert_ours(get(gate), 503)
         assert_sound(gate)
+
+
+def test_an_error_that_comes_late_answers_no_other_request() -> None:
+    """A script waits in its `error` hook, and meanwhile the broken connection upstream ends, too."""
+    broken = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"
+    good = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    answers = iter([broken, good])
+    upstream = Scripted().start(lambda line: (line.head(), line.send(next(answers))))
+    with Controlled(upstream.url) as gate:
+        gate.do(
+            """
+            import asyncio
+            ctx.errors = []
+            class Slow:
+                async def error(self, flow):
+                    ctx.errors.append(flow.id)
+                    await asyncio.sleep(0.3)
+            ctx.master.addons.add(Slow())
+            """
+        )
+        request = head("GET", "/api/version", BEARER)
+        with Wire(gate.port, request) as wire:
+            assert wire.read_response().status == 502
+            time.sleep(0.5)
+            wire.send(request)
+            assert wire.read_response().status == 200
+        assert gate.do("result = len(ctx.errors)") == "1"
+    upstream.stop()

@@ -245,6 +245,8 @@ class GateStream(HttpStream):
             link.release(link.client, self)
 
     def _handle_event(self, event: events.Event) -> Commands:
+        if self.client_state is over:  # It was queued while a hook was waited for.
+            return
         yield from self._without_silent_hooks(super()._handle_event(event))
         if self.admission and not self.flow.live:
             if self.flow.error and not self.exchange.reason:
@@ -252,12 +254,13 @@ class GateStream(HttpStream):
                 self.exchange.reason = "killed" if killed else "client left"
             self.parent.part(self)
             self.gate.end(self.exchange, self.parent.link)
-            if self.parent.streams.get(self.stream_id) is not self:
-                self._let_go()
+        if self.parent.streams.get(self.stream_id) is not self:
+            self._let_go()
 
     def _let_go(self) -> None:
         """It is over and out of the books: hold nothing that holds this, or it stays until garbage is looked for."""
         self.client_state = self.server_state = over
+        self.held_body = bytearray()
         self.context.layers.clear()
 
     def _without_silent_hooks(self, work: Commands) -> Commands:

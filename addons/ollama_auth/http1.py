@@ -187,6 +187,8 @@ class Http1Edge(Body, Http1Server):
     # Answering.
 
     def send(self, event: HttpEvent) -> Commands:
+        if event.stream_id != self.stream_id:
+            return  # It was late: that request has had its answer, and this is no answer to another one.
         if isinstance(event, Failure) and not self.response:
             yield from self.fail(event.answer)
         elif isinstance(event, Refuse) and not self.response:

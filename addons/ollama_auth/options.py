@@ -12,15 +12,18 @@ class Remembered:
     """Reads as the options it stands for do. A value is asked for once, and again when any of them has changed."""
 
     def __init__(self, options: OptManager) -> None:
-        self._options = options
+        vars(self)["_options"] = options
         options.changed.connect(self._forget)
 
     def __getattr__(self, name: str) -> Any:
         """Called for what is not remembered. Raises AttributeError for what is no option."""
         value = getattr(self._options, name)
         if isinstance(value, PLAIN):
-            setattr(self, name, value)
+            vars(self)[name] = value
         return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._options, name, value)
 
     def _forget(self, updated: set[str]) -> None:
         for name in updated:

@@ -122,7 +122,7 @@ class Ahead:
         self._descriptor: int | None = own.fileno() if own else None
 
     def __call__(self, data: bytes) -> int:
-        """How many bytes at the start of this went on. Never raises. One function: each call counts, a token."""
+        """How many bytes at the start of this went on. Never raises."""
         layers, transport = self._layers, self._transport
         if layers.turn != self._turn and not self._reopens():
             return 0
@@ -130,21 +130,22 @@ class Ahead:
             return 0  # mitmproxy waits for who does not read.
         try:
             taken = self._splice.take(data)
+            if taken:
+                self._watchdog.last_activity = time()  # As its register_activity.
+                self._send(data if taken == len(data) else data[:taken])
         except Exception as error:
             layers.fault = error
             layers.turn += 1
             return 0
-        if not taken:
-            return 0
-        self._watchdog.last_activity = time()  # As its register_activity.
-        send = data if taken == len(data) else data[:taken]
+        return taken
+
+    def _send(self, data: bytes) -> None:
         try:  # At once: uvloop's transport would first read what has come for all the others.
-            sent = os.write(self._descriptor, send) if self._descriptor is not None else 0
+            sent = os.write(self._descriptor, data) if self._descriptor is not None else 0
         except OSError:
             sent = 0  # Full, or broken: the transport finds out itself.
-        if sent < taken:
-            transport.write(send[sent:])
-        return taken
+        if sent < len(data):
+            self._transport.write(data[sent:])
 
     def _reopens(self) -> bool:
         """All that is looked at here changes only with an event, so it needs no second look before the next one."""
