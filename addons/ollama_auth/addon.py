@@ -9,7 +9,8 @@ A request walks: client_connected, next_layer (which puts the edge in place), th
 calls those itself, and lets nothing upstream without the Admission; server_connect is the second lock.
 
 A body that streams takes the short way of `splice`, past mitmproxy's layers, where nobody looks at it or changes it.
-`hooks` has mitmproxy ask only the addons that listen, `observatory` counts what has ended, `viewing` is for mitmweb.
+`hooks` has mitmproxy ask only the addons that listen, `options` remembers what was set, `garbage` says when to look for
+it, `observatory` counts what has ended, `viewing` is for mitmweb.
 """
 
 import asyncio
