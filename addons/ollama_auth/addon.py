@@ -1,4 +1,4 @@
-"""The addon: what mitmproxy calls, in the order in which a request meets it. It, `viewing`, `hooks` alone touch `ctx`.
+"""The addon: what mitmproxy calls, in the order in which a request meets it. It and `viewing` alone touch `ctx`.
 
 Two objects. `OllamaAuth` is what the script auth.py holds; mitmproxy removes and loads it again whenever that file
 changes. `Gate` is put before all other addons once and stays: while no configured OllamaAuth is there it answers every

@@ -1,7 +1,7 @@
 """When Python looks for objects that only hold each other: in small steps while requests run, and else at leisure.
 
 By default it walks over all that is new whenever 20,000 objects more are there: with a hundred chats that begin at
-once, that was most of what a token was late by.
+once, that was most of what the latest of their tokens were late by.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import gc
 from collections.abc import Callable
 
 STEP = 1_000
-"""Objects that are new at a step, and looked over at once: some 0.1 ms."""
+"""Objects that are new at a step, and looked over at once."""
 STEPS = 100
 """Steps until all that is new since the last such time is looked over, if no leisure comes before."""
 ENOUGH = 10

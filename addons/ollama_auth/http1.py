@@ -40,7 +40,7 @@ MAX_RESPONSE_HEAD = 256 * 1024
 
 
 class RequestData(http.RequestData):
-    """Without a check of the type of each field, which takes longer than all else that is done with them."""
+    """Without a check of the type of each field: of both heads that was a tenth of a request's time (cProfile)."""
 
     def __post_init__(self) -> None:
         pass

@@ -401,8 +401,7 @@ class Lines:
 
     def line(self, line: bytes) -> None:
         """A whole line."""
-        if line and not self._look(self._tally, b"", line):
-            self.read(self.scan(line))
+        self.event(b"", line)
 
     def open_long(self, start: bytes) -> Scanner:
         """What is to read a line that is too long to be held, after it has read the start of it."""
