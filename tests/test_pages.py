@@ -11,6 +11,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Mapping
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -257,3 +258,30 @@ def test_commands_of_a_release(tmp_path: Path) -> None:
     output("git", "-C", tmp_path, "commit", "-q", "--allow-empty", "-m", "a", env=env)
     output(*shlex.split(tag), env=env, cwd=tmp_path)
     assert output("git", "tag", cwd=tmp_path) == "v0.1.0\n"
+
+
+COMMON = set(
+    re.findall(
+        r"\S+",
+        """
+    123456 12345678 123456789 password password1 qwerty abc123 letmein welcome admin administrator root user guest
+    test test123 testing changeme change-me secret secret123 default example hello hello123 key api-key apikey
+    api_key your-key your-api-key your_api_key my-key mykey my-secret-key token mytoken bearer ollama ollama123
+    ollama-key sk-ollama sk-123 sk-1234 sk-test sk-xxx sk-proj none null true false demo dummy foo bar foobar
+    placeholder x xxx
+""",
+    )
+)
+GUESSES = {"", "\n", *COMMON, *(word for page in PAGES.values() for word in re.findall(r"[\w.+-]+", page))}
+
+
+@pytest.mark.parametrize(
+    "path", [*PAGES, *(str(path.relative_to(ROOT)) for path in (ROOT / "scripts/deploy").glob("*[!g]"))]
+)
+def test_no_example_admits_a_word_that_can_be_guessed(path: str) -> None:
+    """People paste examples and leave them in: a digest in them must be that of no word."""
+    digests = {sha256(f"{guess}{end}".encode()).hexdigest() for guess in GUESSES for end in ("", "\n")}
+    text = (ROOT / path).read_text()
+    assert set(re.findall(r"\b[0-9a-f]{64}\b", text)).isdisjoint(digests)
+    keys = re.findall(r"""API_KEY["']?[ \t]*[:=][ \t]*["']?([\w-]+)""", text)
+    assert [key for key in keys if key.lower() in COMMON] == []

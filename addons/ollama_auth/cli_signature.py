@@ -17,6 +17,8 @@ from urllib.parse import unquote_to_bytes
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from . import IMPORTED  # noqa: F401, not a script: see __init__.py
+
 REPLAY_GRACE = 2.0
 """Seconds in which equal requests may follow each other, where a replay would do harm."""
 MAX_REMEMBERED = 10_000

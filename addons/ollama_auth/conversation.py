@@ -12,6 +12,8 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any
 
+from . import IMPORTED  # noqa: F401, not a script: see __init__.py
+
 MAX_READ = 4 * 1024 * 1024
 """Bytes of a body that are read."""
 MAX_EVENTS = 50_000

@@ -8,6 +8,8 @@ import asyncio
 import gc
 from collections.abc import Callable
 
+from . import IMPORTED  # noqa: F401, not a script: see __init__.py
+
 STEP = 1_000
 """Objects that are new at a step, and looked over at once."""
 STEPS = 100

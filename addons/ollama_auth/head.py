@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
+from . import IMPORTED  # noqa: F401, not a script: see __init__.py
+
 type Fields = tuple[tuple[bytes, bytes], ...]
 """Header fields in their order: (name as sent, value without white space around it)."""
 

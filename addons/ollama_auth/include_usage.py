@@ -7,6 +7,8 @@
 import json
 import re
 
+from . import IMPORTED  # noqa: F401, not a script: see __init__.py
+
 MAX_READ = 4 * 1024 * 1024
 """Bytes of a request body that is read for this; a larger one goes as it came."""
 MAX_HELD = 64 * 1024

@@ -15,6 +15,8 @@ from functools import partial
 from io import FileIO, TextIOWrapper
 from pathlib import Path
 
+from . import IMPORTED  # noqa: F401, not a script: see __init__.py
+
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 10_000

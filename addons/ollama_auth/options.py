@@ -4,6 +4,8 @@ from typing import Any
 
 from mitmproxy.optmanager import OptManager
 
+from . import IMPORTED  # noqa: F401, not a script: see __init__.py
+
 PLAIN = (bool, int, float, str, type(None))
 """What no reader can change for the others."""
 

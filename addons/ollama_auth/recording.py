@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from . import IMPORTED  # noqa: F401, not a script: see __init__.py
+
 MAX_KEPT = 4 * 1024 * 1024
 """Bytes of a request, and of an answer."""
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import unquote_to_bytes
 
+from . import IMPORTED  # noqa: F401, not a script: see __init__.py
+
 
 class Dialect(StrEnum):
     """Whose words an error is put in."""

@@ -8,6 +8,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from . import IMPORTED  # noqa: F401, not a script: see __init__.py
+
 WINDOW = 60.0
 """Seconds in which failures are counted, and after the last of which they are forgotten."""
 NETWORKS = 10_000

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from . import IMPORTED  # noqa: F401, not a script: see __init__.py
+
 FRESH = 10.0
 """Seconds after which what a gate had under way counts for nothing: it has ended, or hangs."""
 
