@@ -27,7 +27,7 @@ def requestheaders(flow): flow.request.stream = True
 def responseheaders(flow): flow.response.stream = True
 """
 BLIND = """
-from ollama_auth.usage import UsageReader
+from ollama_auth.ollama_api.usage import UsageReader
 UsageReader.feed = lambda self, data: None
 """
 CADDYFILE = """

@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "addons"))
 
-from ollama_auth import keys_file, models, policy
-from ollama_auth.keys import Key, Principal, Scope
-from ollama_auth.routes import route
+from ollama_auth.auth import keys_file, policy
+from ollama_auth.auth.keys import Key, Principal, Scope
+from ollama_auth.ollama_api import models
+from ollama_auth.ollama_api.routes import route
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument

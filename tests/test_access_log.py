@@ -16,8 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth import line_writer
-from ollama_auth.access_log import (
+from ollama_auth.exchange import Exchange
+from ollama_auth.ollama_api.routes import route
+from ollama_auth.ollama_api.usage import UsageReader
+from ollama_auth.telemetry import line_writer
+from ollama_auth.telemetry.access_log import (
     MAX_MODEL,
     MAX_NAMES,
     MAX_PATH,
@@ -30,9 +33,6 @@ from ollama_auth.access_log import (
     path,
     record,
 )
-from ollama_auth.exchange import Exchange
-from ollama_auth.routes import route
-from ollama_auth.usage import UsageReader
 from support import BEARER, Gate, Upstream, ask, chat, wait_until
 
 FIELDS = ["time", "id", "client", "key", "method", "path", "status", "reason", "stripped"]

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ollama_auth.cli_signature import REPLAY_GRACE, Replays, Signature, SignatureError, parse, verify, without_ts
+from ollama_auth.auth.cli_signature import REPLAY_GRACE, Replays, Signature, SignatureError, parse, verify, without_ts
 
 # Cut from what a real `ollama` 0.33 sent with OLLAMA_AUTH=1 and a key that was thrown away.
 KEY = b"AAAAC3NzaC1lZDI1NTE5AAAAIOmhYnyO1NIo/B2aw2atZThi1GLkCSy7kaG2runxuegJ"

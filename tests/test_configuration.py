@@ -10,9 +10,9 @@ import pytest
 from mitmproxy.options import Options
 
 from ollama_auth import settings
-from ollama_auth.configuration import Configuration, check_apart
-from ollama_auth.observatory import Observatory
+from ollama_auth.runtime import Configuration, check_apart
 from ollama_auth.settings import read
+from ollama_auth.telemetry.monitor import Observatory
 from support import PATIENCE
 from test_named_keys import entry
 from test_settings import FakeOptions

@@ -12,9 +12,9 @@ from mitmproxy.connection import Client, Connection
 from mitmproxy.proxy import events
 from mitmproxy.proxy.server import ConnectionHandler
 
-from ollama_auth import connections as module
-from ollama_auth.connections import LAST_WORD, QUIET, Connections, Expire, Link, network
 from ollama_auth.exchange import Exchange
+from ollama_auth.proxy import connections as module
+from ollama_auth.proxy.connections import LAST_WORD, QUIET, Connections, Expire, Link, network
 
 MADE_ROOM = "connections without a request were closed to make room for new ones"
 

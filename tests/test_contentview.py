@@ -17,9 +17,10 @@ from mitmproxy.contentviews._registry import ContentviewRegistry
 from mitmproxy.http import Headers, HTTPFlow
 from mitmproxy.test import taddons, tflow
 
-from ollama_auth import contentview, conversation
-from ollama_auth.contentview import ConversationView, render
-from ollama_auth.conversation import (
+from ollama_auth.mitmweb import contentview
+from ollama_auth.mitmweb.contentview import ConversationView, render
+from ollama_auth.ollama_api import conversation
+from ollama_auth.ollama_api.conversation import (
     MAX_PARTS,
     MAX_READ,
     READERS,
@@ -462,7 +463,7 @@ def test_a_flow_that_is_no_http_is_left_alone() -> None:
 
 
 def test_every_path_that_is_read_is_one_that_infers() -> None:
-    from ollama_auth.routes import RouteClass, route
+    from ollama_auth.ollama_api.routes import RouteClass, route
 
     assert {route(b"POST", path).route_class for path in READERS} == {RouteClass.INFER}
     assert conversation.is_conversation(b"/api/chat")

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth.cors import EXPOSED, check_origin, preflight, response_fields, strip
-from ollama_auth.head import Fields, values
-from ollama_auth.responses import Answer
+from ollama_auth.http.cors import EXPOSED, check_origin, preflight, response_fields, strip
+from ollama_auth.http.head import Fields, values
+from ollama_auth.http.responses import Answer
 
 PAGE = b"https://page.example"
 PAGES = ("https://page.example", "http://localhost:3000")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ollama_auth.credentials import MAX_FIELD, MAX_SECRET, SOURCES, CredentialError, parse
-from ollama_auth.head import Fields
+from ollama_auth.auth.credentials import MAX_FIELD, MAX_SECRET, SOURCES, CredentialError, parse
+from ollama_auth.http.head import Fields
 
 KEY = b"sk-ollama-0123456789abcdef"
 OTHER = b"sk-ollama-fedcba9876543210"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ollama_auth.metrics import Metrics
+from ollama_auth.telemetry.metrics import Metrics
 from support import ROOT
 
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "scripts" / "deploy" / "grafana-dashboard.json").read_text())

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from edges import Line, TlsWire, certificate
 from ollama_auth import settings
-from ollama_auth.keys import digest
+from ollama_auth.auth.keys import digest
 from support import BEARER, KEY, PATIENCE, ROOT, Gate, Response, Upstream, chat, free_port, head, parse, wait_until
 
 DEPLOY = ROOT / "scripts" / "deploy"

@@ -13,9 +13,9 @@ from mitmproxy.test import tutils
 
 import ollama_auth
 from ollama_auth import exchange as module
+from ollama_auth.auth.keys import Principal
 from ollama_auth.exchange import Admission, Claim, Exchange, keeping
-from ollama_auth.head import Fields
-from ollama_auth.keys import Principal
+from ollama_auth.http.head import Fields
 
 ADDONS = Path(ollama_auth.__file__).parent.parent
 
@@ -34,7 +34,7 @@ def calls() -> list[tuple[str, str]]:
 
 def test_an_admission_is_constructed_in_exactly_one_place() -> None:
     made = [(name, called) for name, called in calls() if called.rpartition(".")[2] == "Admission"]
-    assert made == [("ollama_auth/desk.py", "Admission")]
+    assert made == [("ollama_auth/lifecycle.py", "Admission")]
 
 
 def test_an_admission_is_made_in_no_other_way() -> None:
@@ -43,11 +43,11 @@ def test_an_admission_is_made_in_no_other_way() -> None:
     ways |= {"pickle.loads", "eval", "exec", "object.__new__", "Admission.__new__", "object.__setattr__"}
     found = [(name, called) for name, called in calls() if called in ways]
     assert set(found) <= {
-        ("ollama_auth/responses.py", "replace"),
-        ("ollama_auth/configuration.py", "replace"),
+        ("ollama_auth/http/responses.py", "replace"),
+        ("ollama_auth/runtime.py", "replace"),
         ("ollama_auth/settings.py", "getattr"),
-        ("ollama_auth/access_log.py", "getattr"),
-        ("ollama_auth/options.py", "getattr"),
+        ("ollama_auth/telemetry/access_log.py", "getattr"),
+        ("ollama_auth/proxy/option_cache.py", "getattr"),
     }
     renamed = [alias.asname for _, node in nodes() if isinstance(node, ast.ImportFrom) for alias in node.names]
     bases = [ast.unparse(base) for _, node in nodes() if isinstance(node, ast.ClassDef) for base in node.bases]

@@ -48,16 +48,16 @@ def assert_open(gate: Gate, upstream: Upstream) -> None:
 
 # Everything a request meets on its way, made to raise by another script.
 STAGES = {
-    "the parser of credentials": ("ollama_auth.credentials", "parse"),
-    "the key ring": ("ollama_auth.keys", "KeyRing.find"),
-    "the routes": ("ollama_auth.judge", "route"),
-    "the headers": ("ollama_auth.headers", "split"),
-    "the target": ("ollama_auth.headers", "clean_target"),
+    "the parser of credentials": ("ollama_auth.auth.credentials", "parse"),
+    "the key ring": ("ollama_auth.auth.keys", "KeyRing.find"),
+    "the routes": ("ollama_auth.authorizer", "route"),
+    "the headers": ("ollama_auth.auth.forwarding", "split"),
+    "the target": ("ollama_auth.auth.forwarding", "clean_target"),
     "the request id": ("ollama_auth.exchange", "Exchange.take_id"),
     "the record of the request": ("ollama_auth.exchange", "Exchange.__init__"),
     "the admission": ("ollama_auth.exchange", "Admission.__init__"),
-    "the verdict": ("ollama_auth.desk", "Desk.judge"),
-    "what is done before it goes upstream": ("ollama_auth.desk", "Desk.begin"),
+    "the verdict": ("ollama_auth.lifecycle", "Desk.judge"),
+    "what is done before it goes upstream": ("ollama_auth.lifecycle", "Desk.begin"),
     "hmac": ("hmac", "compare_digest"),
     "hashlib": ("hashlib", "sha256"),
     "reading the fields of headers": ("mitmproxy.http", "Headers.fields"),

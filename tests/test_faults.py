@@ -77,7 +77,7 @@ def test_the_log_can_not_be_written_at_all(upstream: Upstream) -> None:
     """Even if writing a line raises something nobody thought of, strangers stay out and the door stays open."""
     with Controlled(upstream.url) as gate:
         gate.do("""
-            import ollama_auth.access_log as m
+            import ollama_auth.telemetry.access_log as m
             def boom(*args):
                 raise MemoryError
             m.AccessLog.write = boom

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ollama_auth import garbage
+from ollama_auth import process as garbage
 from support import BEARER, Controlled, Upstream, Wire, ask, chat, head
 
 COUNT = """

@@ -6,7 +6,17 @@ from h11._receivebuffer import ReceiveBuffer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ollama_auth.head import CHUNKED, MAX_METHOD, Bounds, Fields, Head, HeadError, check_fields, parse_head, take_head
+from ollama_auth.http.head import (
+    CHUNKED,
+    MAX_METHOD,
+    Bounds,
+    Fields,
+    Head,
+    HeadError,
+    check_fields,
+    parse_head,
+    take_head,
+)
 
 BOUNDS = Bounds()
 TOKEN = "!#$%&'*+-.^_`|~09azAZ"

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from ollama_auth.head import Fields
-from ollama_auth.headers import (
+from ollama_auth.auth.forwarding import (
     FORWARDED,
     MASKED_PATH,
     MAX_SHOWN,
@@ -20,6 +19,7 @@ from ollama_auth.headers import (
     split,
     without,
 )
+from ollama_auth.http.head import Fields
 
 KEY = b"sk-ollama-0123456789abcdef"
 URL_KEY = b"ab+/cd==ef&gh?ij%41kl;mn"

@@ -9,9 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_auth.exchange import Exchange
-from ollama_auth.history import MAX_NAMES, MINUTES, NOBODY, OTHER, UNKNOWN_MODEL, Fold, History, Spread, under_way
-from ollama_auth.routes import route
-from ollama_auth.usage import Usage
+from ollama_auth.ollama_api.routes import route
+from ollama_auth.ollama_api.usage import Usage
+from ollama_auth.telemetry.history import (
+    MAX_NAMES,
+    MINUTES,
+    NOBODY,
+    OTHER,
+    UNKNOWN_MODEL,
+    Fold,
+    History,
+    Spread,
+    under_way,
+)
 
 CHAT = route(b"POST", b"/api/chat")
 

@@ -11,7 +11,7 @@ from mitmproxy.hooks import all_hooks
 from mitmproxy.tools.dump import DumpMaster
 
 from edges import Scripted
-from ollama_auth.hooks import IDLE, NAMES, Audience
+from ollama_auth.proxy.hook_dispatch import IDLE, NAMES, Audience
 from support import BEARER, Controlled, Gate, Upstream, ask
 
 HEARD_SCRIPT = """

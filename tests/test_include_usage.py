@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edges import Line, Scripted, log_lines, logged
-from ollama_auth.include_usage import MAX_HELD, MAX_READ, UsageHider, asking
+from ollama_auth.ollama_api.include_usage import MAX_HELD, MAX_READ, UsageHider, asking
 from support import BEARER, ROOT, Gate, Upstream, Wire, ask, head
 
 TRANSCRIPTS = ROOT.parent / "shared" / "transcripts"

@@ -16,52 +16,56 @@ from collections.abc import Iterator
 from importlib import import_module, metadata
 from operator import attrgetter
 from pathlib import Path
+from pkgutil import walk_packages
 from types import FunctionType
 from typing import Any, NamedTuple
 
 import pytest
 
-from ollama_auth import connections, edge, http1, http2, messages
+import ollama_auth
+from ollama_auth.proxy import connections, http1, http2
+from ollama_auth.proxy import events as messages
+from ollama_auth.proxy import layer as edge
 
 TABLE = """
 mitmproxy.proxy.layers.http
-    c98f7f715cef HttpStream.state_stream_request_body           splice.Splice.open
-    3fb6320300d3 HttpStream.state_stream_response_body          splice.Splice.open
-    1ece202e595d HttpLayer.__init__                             edge.GateLayer
-    6ba31883cc7a HttpLayer._handle_event                        edge.GateLayer._dispatch
-    1095f6e1581d HttpLayer.event_to_child                       edge.GateLayer
-    654959c6e745 HttpLayer.make_stream                          edge.GateLayer.make_stream
-    1aa1c63e3175 HttpLayer.get_connection                       edge.GateLayer.get_connection
-    deed6282affc HttpLayer.register_connection                  edge.GateLayer.get_connection
-    bc1cae775a49 HttpClient._handle_event                       edge.Upstream._handle_event
-    705fed26f72e GetHttpConnection                              edge.GateLayer.get_connection
-    9892a5f6b47b HttpStream.__init__                            edge.GateStream
-    e3cbfef7310a HttpStream._handle_event                       edge.GateStream._handle_event
-    3706d5d5ce01 HttpStream.state_wait_for_request_headers      edge.GateStream._go
-    45459c1bbd8b HttpStream.state_consume_request_body          edge.GateStream._go
-    46f03368a2a5 HttpStream.start_request_stream                edge.GateStream.start_request_stream
-    c98f7f715cef HttpStream.state_stream_request_body           edge.GateStream.state_stream_request_body
-    10e32e91b294 HttpStream.state_wait_for_response_headers     edge.GateStream.state_wait_for_response_headers
-    b0de9e9a5ee2 HttpStream.start_response_stream               edge.GateStream.start_response_stream
-    3fb6320300d3 HttpStream.state_stream_response_body          edge.GateStream.state_stream_response_body
-    d581bc106152 HttpStream.send_response                       edge.GateStream.send_response
-    ad9969744785 HttpStream.flow_done                           edge.GateStream.send_response
+    c98f7f715cef HttpStream.state_stream_request_body           fast_path.Splice.open
+    3fb6320300d3 HttpStream.state_stream_response_body          fast_path.Splice.open
+    1ece202e595d HttpLayer.__init__                             layer.GateLayer
+    6ba31883cc7a HttpLayer._handle_event                        layer.GateLayer._dispatch
+    1095f6e1581d HttpLayer.event_to_child                       layer.GateLayer
+    654959c6e745 HttpLayer.make_stream                          layer.GateLayer.make_stream
+    1aa1c63e3175 HttpLayer.get_connection                       layer.GateLayer.get_connection
+    deed6282affc HttpLayer.register_connection                  layer.GateLayer.get_connection
+    bc1cae775a49 HttpClient._handle_event                       layer.Upstream._handle_event
+    705fed26f72e GetHttpConnection                              layer.GateLayer.get_connection
+    9892a5f6b47b HttpStream.__init__                            layer.GateStream
+    e3cbfef7310a HttpStream._handle_event                       layer.GateStream._handle_event
+    3706d5d5ce01 HttpStream.state_wait_for_request_headers      layer.GateStream._go
+    45459c1bbd8b HttpStream.state_consume_request_body          layer.GateStream._go
+    46f03368a2a5 HttpStream.start_request_stream                layer.GateStream.start_request_stream
+    c98f7f715cef HttpStream.state_stream_request_body           layer.GateStream.state_stream_request_body
+    10e32e91b294 HttpStream.state_wait_for_response_headers     layer.GateStream.state_wait_for_response_headers
+    b0de9e9a5ee2 HttpStream.start_response_stream               layer.GateStream.start_response_stream
+    3fb6320300d3 HttpStream.state_stream_response_body          layer.GateStream.state_stream_response_body
+    d581bc106152 HttpStream.send_response                       layer.GateStream.send_response
+    ad9969744785 HttpStream.flow_done                           layer.GateStream.send_response
     236ca0a7b9fd HttpStream.check_body_size                     settings.check_mitmproxy
-    ef0a126eef45 HttpStream.check_invalid                       edge.GateStream.check_invalid
-    368cad352d1e HttpStream.check_killed                        edge.GateStream.abandoned
-    59fc3b2eeeab HttpStream.handle_protocol_error               edge.GateStream.handle_protocol_error
-    ddc7bc72f4d2 HttpStream.make_server_connection              edge.GateStream.make_server_connection
+    ef0a126eef45 HttpStream.check_invalid                       layer.GateStream.check_invalid
+    368cad352d1e HttpStream.check_killed                        layer.GateStream.abandoned
+    59fc3b2eeeab HttpStream.handle_protocol_error               layer.GateStream.handle_protocol_error
+    ddc7bc72f4d2 HttpStream.make_server_connection              layer.GateStream.make_server_connection
     e7cec257ce91 validate_request                               head.parse_head
 mitmproxy.proxy.layers.http._base
-    50ea73c6dc3e HttpEvent                                      messages.Refuse
+    50ea73c6dc3e HttpEvent                                      events.Refuse
     52857cce0a83 ReceiveHttp                                    http1.Http1Edge
 mitmproxy.proxy.layers.http._events
-    0275818f0142 RequestHeaders                                 messages.Arrival
-    1345b2457dd6 ResponseProtocolError                          messages.Failure
-    b0ab2fe20d6f ErrorCode                                      edge.trouble
+    0275818f0142 RequestHeaders                                 events.Arrival
+    1345b2457dd6 ResponseProtocolError                          events.Failure
+    b0ab2fe20d6f ErrorCode                                      layer.trouble
 mitmproxy.proxy.layers.http._http1
-    cc218a1337c0 Http1Server.send                               splice.Splice
-    35d961e20d48 Http1Client.send                               splice.Splice
+    cc218a1337c0 Http1Server.send                               fast_path.Splice
+    35d961e20d48 Http1Client.send                               fast_path.Splice
     2ac8db3e43ae Http1Connection._handle_event                  http1.Http1Edge._handle_event
     888ce4138382 Http1Connection.start                          http1.Http1Edge._handle_event
     aece271029af Http1Connection.read_body                      http1.Body.read_body
@@ -88,34 +92,34 @@ mitmproxy.proxy.layers.http._http2
     7282fa18e70a Http2Server._handle_event                      http2.Http2Edge._handle_event
     d24a023c678d Http2Server.handle_h2_event                    http2.Http2Edge.handle_h2_event
     c61b5fbe92c7 format_h2_response_headers                     http2.Http2Edge.refuse
-    464eb8bb2fd7 parse_h2_request_headers                       edge.head_of
+    464eb8bb2fd7 parse_h2_request_headers                       layer.head_of
 mitmproxy.proxy.layers.http._http_h2
     f983b7220f47,c085c1abb1f4 BufferedH2Connection              http2.Http2Edge
 mitmproxy.proxy.layer
-    e98dedd896fb Layer                                          edge.GateStream.handle_event
+    e98dedd896fb Layer                                          layer.GateStream.handle_event
     3cbcbafad282 NextLayer                                      addon.Gate.next_layer
 mitmproxy.proxy.layers.modes
     42407c2beaa5 ReverseProxy                                   addon.Gate.next_layer
 mitmproxy.addons.next_layer
     d277fef31bbe NextLayer.next_layer                           addon.Gate.next_layer
 mitmproxy.proxy.tunnel
-    a0a2a31af17d TunnelLayer                                    edge.ClientTls
+    a0a2a31af17d TunnelLayer                                    layer.ClientTls
 mitmproxy.proxy.layers.tls
-    3878cd7c942a TLSLayer.start_tls                             edge.ClientTls.start_tls
-    62d6d57d43dd TLSLayer.tls_interact                          edge.ClientTls.tls_interact
-    85c0e6b656c3 TLSLayer.receive_data                          edge.ClientTls.receive_data
-    35a29a1b0b0c TLSLayer.send_data                             edge.ClientTls.send_data
-    d9b1161f42db TLSLayer.send_close                            edge.ClientTls.send_close
-    a0ee021f92f6 ClientTLSLayer.receive_handshake_data          edge.ClientTls.receive_handshake_data
-    04a3a2530293 ClientTLSLayer.on_handshake_error              edge.ClientTls.on_handshake_error
+    3878cd7c942a TLSLayer.start_tls                             layer.ClientTls.start_tls
+    62d6d57d43dd TLSLayer.tls_interact                          layer.ClientTls.tls_interact
+    85c0e6b656c3 TLSLayer.receive_data                          layer.ClientTls.receive_data
+    35a29a1b0b0c TLSLayer.send_data                             layer.ClientTls.send_data
+    d9b1161f42db TLSLayer.send_close                            layer.ClientTls.send_close
+    a0ee021f92f6 ClientTLSLayer.receive_handshake_data          layer.ClientTls.receive_handshake_data
+    04a3a2530293 ClientTLSLayer.on_handshake_error              layer.ClientTls.on_handshake_error
 mitmproxy.addons
     7eb18893c70b default_addons                                 settings.check_mitmproxy
 mitmproxy.addons.tlsconfig
-    41a266755820 alpn_select_callback                           edge.ClientTls.start_tls
+    41a266755820 alpn_select_callback                           layer.ClientTls.start_tls
 mitmproxy.proxy.server
     95c3f93e9824 ConnectionHandler.handle_connection            connections.BulkReader
-    706760d6eecf ConnectionHandler.log                          hooks.Audience.quieten
-    41e033f7debf TimeoutWatchdog.register_activity              splice.Ahead
+    706760d6eecf ConnectionHandler.log                          hook_dispatch.Audience.quieten
+    41e033f7debf TimeoutWatchdog.register_activity              fast_path.Ahead
     ffb8e6c9e6c6 ConnectionHandler.__init__                     addon.Gate.client_connected
     01f1b7cc991c ConnectionHandler.handle_client                addon.Gate.client_disconnected
     5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.Link.connect_within
@@ -135,96 +139,96 @@ mitmproxy.addons.proxyserver
     d79bb91554a8 Proxyserver.register_connection                addon.Gate.client_connected
     1fc787ebda12 Proxyserver.server_connect                     addon.Gate.server_connect
 mitmproxy.addonmanager
-    bad3d9f88bdf traverse                                       hooks.Audience
-    b763c59bc499 AddonManager.trigger_event                     hooks.Audience.trigger_event
-    350b419ab728 AddonManager._iter_hooks                       hooks.Audience.trigger_event
-    38c97e792d1d AddonManager.handle_lifecycle                  hooks.NAMES
+    bad3d9f88bdf traverse                                       hook_dispatch.Audience
+    b763c59bc499 AddonManager.trigger_event                     hook_dispatch.Audience.trigger_event
+    350b419ab728 AddonManager._iter_hooks                       hook_dispatch.Audience.trigger_event
+    38c97e792d1d AddonManager.handle_lifecycle                  hook_dispatch.NAMES
     b710a0ed043c Loader.add_option                              addon.Gate.load
-    2b4388ba83ec,9dcb0a92bd9a Loader.add_command                             viewing.Viewing.load
-    bad3d9f88bdf traverse                                       viewing.Viewing
+    2b4388ba83ec,9dcb0a92bd9a Loader.add_command                             flows.Viewing.load
+    bad3d9f88bdf traverse                                       flows.Viewing
     01ddcca314ee AddonManager.register                          addon.Gate.installed
     2e93aab2204a AddonManager.remove                            addon.Gate.done
     6d4907744905 AddonManager.get                               addon.Gate.installed
     b763c59bc499 AddonManager.trigger_event                     addon.Gate.done
     131805324403 AddonManager.invoke_addon                      addon.Gate.done
     212818268a95 AddonManager.invoke_addon_sync                 addon.Gate.done
-    f2052c18340e safecall                                       desk.Desk.judge
+    f2052c18340e safecall                                       lifecycle.Desk.judge
 mitmproxy.addons.view
-    d8a5d631b65c View.add                                       viewing.Viewing._drop_old
-    e6f502432cc3 View.get_by_id                                 viewing.Viewing._drop_old
-    081e9c0cbb95 View.remove                                    viewing.Viewing._drop_old
-    dafb2f5af167 View.update                                    viewing.Viewing.show
+    d8a5d631b65c View.add                                       flows.Viewing._drop_old
+    e6f502432cc3 View.get_by_id                                 flows.Viewing._drop_old
+    081e9c0cbb95 View.remove                                    flows.Viewing._drop_old
+    dafb2f5af167 View.update                                    flows.Viewing.show
 mitmproxy.addons.clientplayback
-    5a67b2aa6117 MockServer                                     viewing.Viewing.responseheaders
-    cd1e8cb11b10 ReplayHandler                                  viewing.Viewing.requestheaders
-    9ee783101079 ClientPlayback.start_replay                    viewing.Viewing.requestheaders
+    5a67b2aa6117 MockServer                                     flows.Viewing.responseheaders
+    cd1e8cb11b10 ReplayHandler                                  flows.Viewing.requestheaders
+    9ee783101079 ClientPlayback.start_replay                    flows.Viewing.requestheaders
 mitmproxy.addons.save
-    eba6fbbeeca0 Save.save_flow                                 viewing.Viewing._end
+    eba6fbbeeca0 Save.save_flow                                 flows.Viewing._end
 mitmproxy.flowfilter
-    a122b2d74e27,27e2ad3d9533 _Rex                                           viewing.quoted
-    f039051aebe0,2e4a35e667ea FMeta                                          viewing.Viewing.only_key
+    a122b2d74e27,27e2ad3d9533 _Rex                                           flows.quoted
+    f039051aebe0,2e4a35e667ea FMeta                                          flows.Viewing.only_key
 mitmproxy.contentviews
     5b6872aba7f8 prettify_message                               contentview.ConversationView
 mitmproxy.addons.script
     f6f07b85c252 Script                                         addon.OllamaAuth
 mitmproxy.addons.anticache
-    b48d2e8a6a56 AntiCache.request                              hooks.IDLE
+    b48d2e8a6a56 AntiCache.request                              hook_dispatch.IDLE
 mitmproxy.addons.anticomp
-    b0d9e97431ce AntiComp.request                               hooks.IDLE
+    b0d9e97431ce AntiComp.request                               hook_dispatch.IDLE
 mitmproxy.addons.blocklist
-    b57fd28ef285 BlockList.request                              hooks.IDLE
+    b57fd28ef285 BlockList.request                              hook_dispatch.IDLE
 mitmproxy.addons.disable_h2c
-    6e899d77f8c2 DisableH2C                                     hooks.IDLE
+    6e899d77f8c2 DisableH2C                                     hook_dispatch.IDLE
 mitmproxy.addons.dumper
-    ae4f996a70cc Dumper.match                                   hooks.IDLE
-    958cbd998d73 Dumper.response                                hooks.IDLE
+    ae4f996a70cc Dumper.match                                   hook_dispatch.IDLE
+    958cbd998d73 Dumper.response                                hook_dispatch.IDLE
 mitmproxy.addons.maplocal
-    4c6bf038aa47 MapLocal.request                               hooks.IDLE
+    4c6bf038aa47 MapLocal.request                               hook_dispatch.IDLE
 mitmproxy.addons.mapremote
-    e7caae41db68 MapRemote.request                              hooks.IDLE
+    e7caae41db68 MapRemote.request                              hook_dispatch.IDLE
 mitmproxy.addons.modifybody
-    42b8f3e2fd33 ModifyBody                                     hooks.IDLE
+    42b8f3e2fd33 ModifyBody                                     hook_dispatch.IDLE
 mitmproxy.addons.modifyheaders
-    14c80253c6a1 ModifyHeaders                                  hooks.IDLE
+    14c80253c6a1 ModifyHeaders                                  hook_dispatch.IDLE
 mitmproxy.addons.onboarding
-    f6e48a4764c8 Onboarding.request                             hooks.IDLE
+    f6e48a4764c8 Onboarding.request                             hook_dispatch.IDLE
 mitmproxy.addons.asgiapp
-    4f7a8f8411d5 ASGIApp.should_serve                           hooks.IDLE
+    4f7a8f8411d5 ASGIApp.should_serve                           hook_dispatch.IDLE
 mitmproxy.addons.proxyauth
-    27acaafec846 ProxyAuth.requestheaders                       hooks.IDLE
+    27acaafec846 ProxyAuth.requestheaders                       hook_dispatch.IDLE
 mitmproxy.addons.save
-    5b91fa004612 Save.request                                   hooks.IDLE
-    1cc915d5098b Save.response                                  hooks.IDLE
-    eba6fbbeeca0 Save.save_flow                                 hooks.IDLE
+    5b91fa004612 Save.request                                   hook_dispatch.IDLE
+    1cc915d5098b Save.response                                  hook_dispatch.IDLE
+    eba6fbbeeca0 Save.save_flow                                 hook_dispatch.IDLE
 mitmproxy.addons.savehar
-    ce22fda770ac SaveHar.response                               hooks.IDLE
-    c5d5f275ff36 SaveHar._save_flow                             hooks.IDLE
+    ce22fda770ac SaveHar.response                               hook_dispatch.IDLE
+    c5d5f275ff36 SaveHar._save_flow                             hook_dispatch.IDLE
 mitmproxy.addons.serverplayback
-    e39ec867c40b ServerPlayback.request                         hooks.IDLE
+    e39ec867c40b ServerPlayback.request                         hook_dispatch.IDLE
 mitmproxy.addons.stickyauth
-    76b0bbaeb506 StickyAuth.request                             hooks.IDLE
+    76b0bbaeb506 StickyAuth.request                             hook_dispatch.IDLE
 mitmproxy.addons.stickycookie
-    d57c78803120 StickyCookie.request                           hooks.IDLE
-    2cd0720d69af StickyCookie.response                          hooks.IDLE
+    d57c78803120 StickyCookie.request                           hook_dispatch.IDLE
+    2cd0720d69af StickyCookie.response                          hook_dispatch.IDLE
 mitmproxy.addons.tlsconfig
-    84c6d74b564d,4979371e5dca TlsConfig.request                              hooks.IDLE
+    84c6d74b564d,4979371e5dca TlsConfig.request                              hook_dispatch.IDLE
 mitmproxy.addons.update_alt_svc
-    25ce1b89275c UpdateAltSvc.responseheaders                   hooks.IDLE
+    25ce1b89275c UpdateAltSvc.responseheaders                   hook_dispatch.IDLE
 mitmproxy.addons.upstream_auth
-    922226802465 UpstreamAuth.requestheaders                    hooks.IDLE
+    922226802465 UpstreamAuth.requestheaders                    hook_dispatch.IDLE
 mitmproxy.hooks
-    314edf62e53f Hook                                           hooks.Audience.trigger_event
+    314edf62e53f Hook                                           hook_dispatch.Audience.trigger_event
 mitmproxy.log
-    ba95afcdfe70 LegacyLogEvents                                hooks.Audience.quieten
-    ffc1fb69904c MitmLogHandler                                 hooks.Audience.quieten
+    ba95afcdfe70 LegacyLogEvents                                hook_dispatch.Audience.quieten
+    ffc1fb69904c MitmLogHandler                                 hook_dispatch.Audience.quieten
 mitmproxy.addons.termlog
-    262bdcb2d4aa TermLog                                        hooks.Audience.quieten
+    262bdcb2d4aa TermLog                                        hook_dispatch.Audience.quieten
 mitmproxy.addons.errorcheck
     bc0b8e23f833 ErrorCheck                                     addon.Gate.open
 mitmproxy.optmanager
     26ca8b7a2d9b OptManager.process_deferred                    settings.check_names
-    a9d5792099cd OptManager.__getattr__                         options.Remembered
-    6859c2d9c826 _Option.current                                options.Remembered
+    a9d5792099cd OptManager.__getattr__                         option_cache.Remembered
+    6859c2d9c826 _Option.current                                option_cache.Remembered
 mitmproxy.master
     45c44c14f8f7 Master.run                                     addon.Gate.done
     c3e2a2606576 Master.done                                    addon.Gate.drain
@@ -246,10 +250,10 @@ mitmproxy.net.http.http1.assemble
     e034304c8d89 assemble_request_head                          http1.Http1Upstream.send
     ce2b0b0a77f3 assemble_response_head                         http1.Http1Edge.send_head
 mitmproxy.net.http.validate
-    e7647a947043 validate_headers                               edge.GateStream.check_invalid
+    e7647a947043 validate_headers                               layer.GateStream.check_invalid
 h11._readers
-    4d2629eeaaf3 ChunkedReader                                  splice.Splice.take
-    fdf438f5ca7e ContentLengthReader                            splice.Splice.take
+    4d2629eeaaf3 ChunkedReader                                  fast_path.Splice.take
+    fdf438f5ca7e ContentLengthReader                            fast_path.Splice.take
     4d2629eeaaf3 ChunkedReader                                  http1.Body.next_part
     fdf438f5ca7e ContentLengthReader                            http1.Body.next_part
 h11._receivebuffer
@@ -322,6 +326,10 @@ def table() -> Iterator[Row]:
             module = line
 
 
+MODULES = {found.name.rpartition(".")[2]: found.name for found in walk_packages(ollama_auth.__path__, "ollama_auth.")}
+"""By their names without packages."""
+
+
 def find(name: str) -> Any:
     """What `module:Class.member` names."""
     module, _, path = name.partition(":")
@@ -353,7 +361,7 @@ def test_it_is_what_it_was(row: Row) -> None:
 def test_what_leans_on_it_is_there(row: Row) -> None:
     """The right side of the table is kept, too."""
     module, _, path = row.ours.partition(".")
-    attrgetter(path)(import_module(f"ollama_auth.{module}"))
+    attrgetter(path)(import_module(MODULES[module]))
 
 
 @pytest.mark.parametrize("line", ATTRIBUTES.strip().splitlines(), ids=lambda line: line.split()[0])

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth.credentials import MAX_SECRET
-from ollama_auth.keys import DEFAULT_SCOPES, Key, KeyFault, KeyRing, Principal, Scope, digest, fingerprint
+from ollama_auth.auth.credentials import MAX_SECRET
+from ollama_auth.auth.keys import DEFAULT_SCOPES, Key, KeyFault, KeyRing, Principal, Scope, digest, fingerprint
 
 KEY = "sk-ollama-0123456789abcdef"
 ANNA, BEN = Principal("anna"), Principal("ben")

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 import keys as cli
-from ollama_auth import keys_file
-from ollama_auth.keys import KeyRing
+from ollama_auth.auth import keys_file
+from ollama_auth.auth.keys import KeyRing
 from support import ROOT
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ollama_auth import keys_file
-from ollama_auth.keys import DEFAULT_SCOPES, Key, KeyRing, Principal, Scope
-from ollama_auth.keys_file import KeysFileError, load, parse, stamp
+from ollama_auth.auth import keys_file
+from ollama_auth.auth.keys import DEFAULT_SCOPES, Key, KeyRing, Principal, Scope
+from ollama_auth.auth.keys_file import KeysFileError, load, parse, stamp
 
 SECRET = "sk-ollama-0123456789abcdef0123456789abcdef"
 A, B = "aa" * 32, "bb" * 32

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from ollama_auth import limits
-from ollama_auth.keys import Principal
-from ollama_auth.limits import Exceeded, Granted, Limiter, StorageAway
+from ollama_auth.auth import limits
+from ollama_auth.auth.keys import Principal
+from ollama_auth.auth.limits import Exceeded, Granted, Limiter, StorageAway
 
 ONE = Principal("one", concurrent_requests=1)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ollama_auth import line_writer
-from ollama_auth.line_writer import LineWriter
+from ollama_auth.telemetry import line_writer
+from ollama_auth.telemetry.line_writer import LineWriter
 
 PATIENCE = 10.0
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth.models import (
+from ollama_auth.ollama_api.models import (
     MAX_MARKS,
     MAX_PARTS,
     Asked,
@@ -26,7 +26,7 @@ from ollama_auth.models import (
     reference,
     takes_model,
 )
-from ollama_auth.routes import _ROUTES, Route, RouteClass, route
+from ollama_auth.ollama_api.routes import _ROUTES, Route, RouteClass, route
 
 # Names.
 

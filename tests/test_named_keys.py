@@ -15,10 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from certificates import make_certificate
-from ollama_auth import models, policy
-from ollama_auth.keys import Principal, Scope
-from ollama_auth.routes import _TABLE, RouteClass
-from ollama_auth.routes import route as route_of
+from ollama_auth.auth import policy
+from ollama_auth.auth.keys import Principal, Scope
+from ollama_auth.ollama_api import models
+from ollama_auth.ollama_api.routes import _TABLE, RouteClass
+from ollama_auth.ollama_api.routes import route as route_of
 from support import BEARER, KEY, Gate, Upstream, Wire, ask, chat, head, wait_until
 
 PATIENT = ("--set", "ollama_max_wrong_keys=0")

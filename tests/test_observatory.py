@@ -14,7 +14,7 @@ from prometheus_client import openmetrics
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
-from ollama_auth.pages import MAX_CONNECTIONS, MAX_HEAD
+from ollama_auth.telemetry.status_server import MAX_CONNECTIONS, MAX_HEAD
 from support import AUTH, BEARER, KEY, Gate, Response, Upstream, Wire, ask, chat, free_port, head, wait_until
 
 parse_text: Any = text_string_to_metric_families  # It has no annotations, nor has the other.

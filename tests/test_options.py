@@ -6,7 +6,7 @@ import pytest
 from mitmproxy import exceptions, options
 from mitmproxy.tools.dump import DumpMaster
 
-from ollama_auth.options import Remembered
+from ollama_auth.proxy.option_cache import Remembered
 
 
 class Counting(options.Options):

@@ -75,4 +75,47 @@ def test_the_image_holds_what_its_program_needs_and_no_more() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     copied = set(re.findall(r"scripts/[\w.]+\.(?:py|txt)", " ".join(re.findall(r"^COPY .*", dockerfile, re.MULTILINE))))
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert allowed == copied | {"addons/auth.py", "addons/ollama_auth/*.py", "addons/ollama_auth/*.html"}
+    assert allowed == copied | {"addons/auth.py", "addons/ollama_auth/**/*.py", "addons/ollama_auth/**/*.html"}
+
+
+IMPORT_ALL = """
+import sys
+from importlib import import_module
+from pathlib import Path
+root = Path(sys.argv[1])
+names = [".".join(path.relative_to(root).with_suffix("").parts) for path in root.rglob("*.py")]
+assert len(names) > 40
+for name in names:
+    module = import_module(name.removesuffix(".__init__"))
+    assert Path(module.__file__).is_relative_to(root), module
+assert (root / "ollama_auth" / "telemetry" / "status.html").is_file()
+"""
+
+
+def import_all(root: Path) -> None:
+    """Import every module that is there, from there."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, str(root)],
+        env={"PYTHONPATH": str(root), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_module_is_in_the_context_of_the_image(tmp_path: Path) -> None:
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        for path in ROOT.glob(line[1:]) if line.startswith("!addons") else ():
+            copy = tmp_path / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    import_all(tmp_path / "addons")
+
+
+def test_every_module_is_in_the_wheel(tmp_path: Path) -> None:
+    wheel = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(wheel, cwd=ROOT, check=True, capture_output=True)
+    (built,) = tmp_path.glob("*.whl")
+    shutil.unpack_archive(built, tmp_path / "site", "zip")
+    import_all(tmp_path / "site")

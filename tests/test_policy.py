@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth.keys import DEFAULT_SCOPES, Principal, Scope
-from ollama_auth.models import Asked
-from ollama_auth.policy import (
+from ollama_auth.auth.keys import DEFAULT_SCOPES, Principal, Scope
+from ollama_auth.auth.policy import (
     NEEDS,
     REPLAY_HURTS,
     Denial,
@@ -20,7 +19,8 @@ from ollama_auth.policy import (
     needs_models,
     usable,
 )
-from ollama_auth.routes import _ROUTES, Route, RouteClass, route
+from ollama_auth.ollama_api.models import Asked
+from ollama_auth.ollama_api.routes import _ROUTES, Route, RouteClass, route
 
 NOW = 1_800_000_000.0
 ROUTES = [route(method, path) for method, path in _ROUTES] + [

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth.responses import Answer, error, render, retry_after, unauthorized
-from ollama_auth.routes import Dialect
+from ollama_auth.http.responses import Answer, error, render, retry_after, unauthorized
+from ollama_auth.ollama_api.routes import Dialect
 
 STATUSES = (400, 401, 403, 405, 408, 413, 414, 417, 421, 429, 431, 502, 503, 504, 505)
 statuses = st.sampled_from(STATUSES)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth.routes import Dialect, Route, RouteClass, dialect, route
+from ollama_auth.ollama_api.routes import Dialect, Route, RouteClass, dialect, route
 
 R = RouteClass
 TABLE = [

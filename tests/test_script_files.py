@@ -41,7 +41,7 @@ def test_the_package_needs_a_key(upstream: Upstream) -> None:
 
 
 @pytest.mark.parametrize("program", ["mitmdump", "mitmweb"])
-@pytest.mark.parametrize("name", ["addon.py", "routes.py"])
+@pytest.mark.parametrize("name", ["addon.py", "http/__init__.py", "ollama_api/routes.py"])
 def test_another_file_ends_the_program(upstream: Upstream, program: str, name: str) -> None:
     more = ("--no-web-open-browser",) if program == "mitmweb" else ()
     with Gate(upstream.url, *more, script=PACKAGE / name, program=program, ready=False) as gate:

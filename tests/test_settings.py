@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth.head import Bounds
-from ollama_auth.headers import FORWARDED
-from ollama_auth.keys import Principal
-from ollama_auth.routes import RouteClass
+from ollama_auth.auth.forwarding import FORWARDED
+from ollama_auth.auth.keys import Principal
+from ollama_auth.http.head import Bounds
+from ollama_auth.ollama_api.routes import RouteClass
 from ollama_auth.settings import (
     MASKED,
     MAX_KEY_FILE,

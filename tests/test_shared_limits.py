@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ollama_auth.cli_signature import REPLAY_GRACE
+from ollama_auth.auth.cli_signature import REPLAY_GRACE
 from support import Gate, Upstream, Wire, ask, chat, free_port, head, wait_until
 from test_named_keys import PUBLIC, bearer, entry, signature
 

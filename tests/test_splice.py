@@ -19,14 +19,14 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.mode_specs import ReverseMode
 from mitmproxy.test import taddons
 
-from ollama_auth import splice
-from ollama_auth.connections import BulkReader, Link
-from ollama_auth.edge import GateLayer
+from ollama_auth.auth.keys import Principal
 from ollama_auth.exchange import Admission, Claim, Exchange
-from ollama_auth.head import Bounds, Head
-from ollama_auth.keys import Principal
-from ollama_auth.responses import Answer
-from ollama_auth.splice import Ahead
+from ollama_auth.http.head import Bounds, Head
+from ollama_auth.http.responses import Answer
+from ollama_auth.proxy import fast_path as splice
+from ollama_auth.proxy.connections import BulkReader, Link
+from ollama_auth.proxy.fast_path import Ahead
+from ollama_auth.proxy.layer import GateLayer
 from support import BEARER, Controlled, Gate, Upstream, Wire, chat, head
 
 # These run here once more, through the gate below, which has only the long way.
@@ -440,7 +440,7 @@ def test_a_client_that_is_gone_is_left_to_its_transport(ends: Ends) -> None:
 def test_tokens_are_taken_ahead(upstream: Upstream) -> None:
     """In the gate as it is by default."""
     count = """
-        from ollama_auth.splice import Ahead
+        from ollama_auth.proxy.fast_path import Ahead
         plain, taken = Ahead.__call__, []
         def counting(*args):
             taken.append(plain(*args))
@@ -462,7 +462,7 @@ def test_tokens_are_taken_ahead(upstream: Upstream) -> None:
 def test_a_fault_while_it_is_taken_ahead_ends_the_answer(upstream: Upstream) -> None:
     """Visibly, and in the log; see Ahead."""
     fault = """
-        from ollama_auth.splice import Splice
+        from ollama_auth.proxy.fast_path import Splice
         def broken(self, data):
             raise ValueError("on purpose")
         Splice.take = broken

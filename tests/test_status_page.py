@@ -11,7 +11,7 @@ from tornado.httpserver import HTTPServer
 from tornado.web import Application, RequestHandler
 
 from devtools import Page, chromium, tab
-from ollama_auth.pages import page as served
+from ollama_auth.telemetry.status_server import page as served
 from support import BEARER, ROOT, Gate, Upstream, ask, chat, free_port
 from usage import NO_REFUSAL
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ollama_auth import throttle
-from ollama_auth.throttle import WINDOW, Throttle
+from ollama_auth.auth import throttle
+from ollama_auth.auth.throttle import WINDOW, Throttle
 
 MOST = 20
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth import usage as module
-from ollama_auth.routes import route
-from ollama_auth.usage import MAX_LINE, MAX_TOKEN, Scanner, Usage, UsageReader, Wanted
+from ollama_auth.ollama_api import usage as module
+from ollama_auth.ollama_api.routes import route
+from ollama_auth.ollama_api.usage import MAX_LINE, MAX_TOKEN, Scanner, Usage, UsageReader, Wanted
 
 NDJSON, SSE, JSON = "application/x-ndjson", "text/event-stream", "application/json"
 HEAD = b'"model":"tiny","created_at":"2026-11-23T09:39:33.325531638Z"'

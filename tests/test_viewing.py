@@ -27,10 +27,10 @@ from mitmproxy.test import tflow
 
 from edges import H2, certificate
 from mitmweb import Mitmweb
-from ollama_auth import viewing
 from ollama_auth.exchange import Exchange
-from ollama_auth.usage import Usage
-from ollama_auth.viewing import FAILED, REFUSED, RUNNING, TICK, Live
+from ollama_auth.mitmweb import flows as viewing
+from ollama_auth.mitmweb.flows import FAILED, REFUSED, RUNNING, TICK, Live
+from ollama_auth.ollama_api.usage import Usage
 from support import AUTH, BEARER, KEY, Controlled, Gate, Upstream, Wire, ask, chat, free_port, head, wait_until
 from test_gate import IN_BASIC, WRONG, assert_no_secret, send_secrets
 
@@ -259,7 +259,7 @@ def test_old_flows_are_dropped_and_those_at_work_are_not(upstream: Upstream) -> 
 
 def test_many_bytes_are_dropped_too(web: Mitmweb) -> None:
     held = "result = ctx.master.addons.get('ollama_viewing').held"
-    web.do(f"import ollama_auth.viewing as v; v.MAX_HELD = {MEGABYTE}")
+    web.do(f"import ollama_auth.mitmweb.flows as v; v.MAX_HELD = {MEGABYTE}")
     for _ in range(12):
         send(web, body=chat(padding="x" * (MEGABYTE // 5)))
     assert 4 <= len(web.flows()) <= 6
@@ -270,7 +270,7 @@ def test_many_bytes_are_dropped_too(web: Mitmweb) -> None:
         result = (flow.request.stream, flow.response.stream, len(flow.request.raw_content) > {MEGABYTE // 5})
     """
     assert web.do(freed) == "(False, False, True)"
-    web.do("import ollama_auth.viewing as v; v.MAX_HELD = 256 * 1024 * 1024")
+    web.do("import ollama_auth.mitmweb.flows as v; v.MAX_HELD = 256 * 1024 * 1024")
     web.call("POST", "/clear")
     send(web)
     assert int(web.do(held)) < 2 * MEGABYTE

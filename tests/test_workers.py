@@ -15,7 +15,7 @@ from typing import Any, Self
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ollama_auth import workers
+from ollama_auth.telemetry import workers
 from support import BEARER, KEY, PATIENCE, ROOT, Upstream, Wire, ask, chat, free_port, head, wait_until
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="ports can't be shared on this system")

@@ -36,20 +36,20 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.tls import TlsData
 from mitmproxy.utils import asyncio_utils, human
 
-from . import garbage, settings
-from .configuration import Configuration, say
-from .connections import BulkReader, Connections, Link, close_left
-from .desk import Desk
-from .edge import ClientTls, Farewell, GateLayer
+from . import process, settings
+from .authorizer import RETRY_SECONDS
 from .exchange import Exchange
-from .hooks import Audience
-from .judge import RETRY_SECONDS
-from .messages import Reservation
-from .observatory import Observatory
-from .options import Remembered
-from .responses import error, render, retry_after
-from .routes import Dialect
-from .viewing import COLUMNS, Viewing
+from .http.responses import error, render, retry_after
+from .lifecycle import Desk
+from .mitmweb.flows import COLUMNS, Viewing
+from .ollama_api.routes import Dialect
+from .proxy.connections import BulkReader, Connections, Link, close_left
+from .proxy.events import Reservation
+from .proxy.hook_dispatch import Audience
+from .proxy.layer import ClientTls, Farewell, GateLayer
+from .proxy.option_cache import Remembered
+from .runtime import Configuration, say
+from .telemetry.monitor import Observatory
 
 logger = logging.getLogger(__name__)
 
@@ -204,8 +204,8 @@ class Gate:
             watch = url.hostport("http", *self.settings.metrics_listen)
             logger.log(ALERT, "ollama_auth: who uses it, and how fast it is, is shown at http://%s/", watch)
         logger.log(ALERT, "ollama_auth: guarding %s, listening on %s", self.upstream, where or "nothing")
-        garbage.freeze()
-        asyncio_utils.create_task(garbage.tidy(lambda: not self.under_way), name="gate tidy", keep_ref=True)
+        process.freeze()
+        asyncio_utils.create_task(process.tidy(lambda: not self.under_way), name="gate tidy", keep_ref=True)
 
     def hang_up(self) -> None:
         """SIGHUP: read the keys file and open the logs anew."""

@@ -9,14 +9,14 @@ from time import time as wall_clock
 
 from mitmproxy.http import Message
 
-from .head import Fields, values
-from .headers import Known, is_secret
-from .keys import Principal
-from .limits import limited
+from .auth.forwarding import Known, is_secret
+from .auth.keys import Principal
+from .auth.limits import limited
+from .http.head import Fields, values
+from .http.responses import Answer
+from .ollama_api.routes import Dialect, Route
+from .ollama_api.usage import Usage, UsageReader
 from .recording import Recording
-from .responses import Answer
-from .routes import Dialect, Route
-from .usage import Usage, UsageReader
 
 MAX_KEPT = 4 * 1024 * 1024
 """Bytes of a streamed body that are kept for a viewer of flows."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from . import IMPORTED  # noqa: F401, not a script: see __init__.py
+from . import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
 
 MAX_KEPT = 4 * 1024 * 1024
 """Bytes of a request, and of an answer."""

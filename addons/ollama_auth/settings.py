@@ -10,9 +10,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import cors, headers, keys, keys_file
-from .head import Bounds
-from .routes import RouteClass
+from .auth import forwarding, keys, keys_file
+from .http import cors
+from .http.head import Bounds
+from .ollama_api.routes import RouteClass
 
 MAX_KEY_FILE = 64 * 1024
 """Bytes; a larger file is not a key."""
@@ -173,8 +174,8 @@ def read(options: Options, environ: Mapping[str, str], taken: bytes | None = Non
     check_numbers(options)
     ring, warnings = read_keys(options, environ, taken)
     try:
-        forward = headers.extend(options.ollama_forward_headers)
-    except headers.HeaderFault as fault:
+        forward = forwarding.extend(options.ollama_forward_headers)
+    except forwarding.HeaderFault as fault:
         raise SettingsError(f"ollama_forward_headers: {fault}") from fault
     return Settings(
         ring=ring,

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 from urllib.parse import SplitResult
 
-from ollama_auth import responses
+from ollama_auth.http import responses
 
 from .findings import Finding, Level, Patient, bad, is_loopback, ok, warn
 

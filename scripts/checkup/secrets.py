@@ -12,7 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import serve
-from ollama_auth import keys, settings
+from ollama_auth import settings
+from ollama_auth.auth import keys
 
 from .findings import SOON, Finding, Patient, bad, ok, some, warn
 

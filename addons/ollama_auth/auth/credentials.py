@@ -1,0 +1,87 @@
+"""Header fields -> the one credential of a request, or why there is none. Pure, and total: whatever the bytes are,
+the answer is a secret or a CredentialError.
+
+Bearer: RFC 6750 section 2.1. Basic: RFC 7617, the key as the password (what client libraries make of user info in a
+URL). `x-api-key`: what Anthropic's clients send. The name of a scheme has no case (RFC 9110 section 11.1).
+"""
+
+import base64
+import binascii
+import hmac
+import re
+
+from ..http.head import Fields
+
+MAX_SECRET = 512
+"""Bytes; far above any key, far below what would cost anything."""
+MAX_FIELD = 2048
+
+SOURCES = (b"authorization", b"x-api-key")
+"""The places a credential is read from, as field names in lower case."""
+
+_VISIBLE = re.compile(rb"[!-~]+")
+
+
+class CredentialError(Exception):
+    """No usable credential; `reason` is one of "missing", "malformed", "duplicate"."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+def parse(fields: Fields) -> bytes:
+    """The secret that a request presents, as bytes of visible ASCII. Raises CredentialError.
+
+    Some SDKs send the key in both places: that is one credential when both hold the same.
+    """
+    authorization = _single(fields, b"authorization")
+    api_key = _single(fields, b"x-api-key")
+    secrets = []
+    if authorization is not None:
+        secrets.append(_authorization(authorization))
+    if api_key is not None:
+        secrets.append(_checked(api_key))
+    if not secrets:
+        raise CredentialError("missing", "send the key as `Authorization: Bearer <key>`")
+    if len(secrets) == 2 and not hmac.compare_digest(secrets[0], secrets[1]):
+        raise CredentialError("duplicate", "Authorization and x-api-key hold different keys; send one")
+    return secrets[0]
+
+
+def _single(fields: Fields, name: bytes) -> bytes | None:
+    found = [value for field, value in fields if field.lower() == name]
+    if len(found) > 1:
+        raise CredentialError("duplicate", f"the {name.decode()} header was sent more than once")
+    return found[0] if found else None
+
+
+def _authorization(value: bytes) -> bytes:
+    if len(value) > MAX_FIELD:
+        raise CredentialError("malformed", "the credential is too long")
+    scheme, _, rest = value.partition(b" ")
+    match scheme.lower():
+        case b"bearer":
+            return _checked(rest.lstrip(b" "))
+        case b"basic":
+            return _basic(rest.lstrip(b" "))
+        case _:
+            raise CredentialError("malformed", "the Authorization header is not `Bearer <key>`")
+
+
+def _basic(token: bytes) -> bytes:
+    try:
+        user, colon, password = base64.b64decode(token, validate=True).partition(b":")
+    except (binascii.Error, ValueError):
+        raise CredentialError("malformed", "the Basic credential is not base64") from None
+    if not colon:
+        raise CredentialError("malformed", "the Basic credential is not user:key")
+    del user  # Anyone's name will do: the key alone says who it is.
+    return _checked(password)
+
+
+def _checked(secret: bytes) -> bytes:
+    if not 0 < len(secret) <= MAX_SECRET or not _VISIBLE.fullmatch(secret):
+        raise CredentialError("malformed", "the key is empty, too long, or has white space or other characters in it")
+    return secret

@@ -1,0 +1,335 @@
+"""The keys file -> keys, or every fault in it at once. Pure, but for `load`, `read` and `stamp`: they look at the file.
+
+The file is TOML, with a table [[keys]] for each key. No value of it is ever in a fault: it may be a key that was put in
+the wrong place. Names of keys and fields are, if they look like names.
+"""
+
+import base64
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ..ollama_api.models import check_pattern
+from .keys import DEFAULT_SCOPES, Key, Principal, Scope
+
+MAX_FILE = 16 * 1024 * 1024
+"""Bytes; some 50,000 keys."""
+MAX_LIMIT = 10**15 - 1
+"""The greatest integer that a structured header field such as RateLimit can hold (RFC 9651 section 3.3.1)."""
+RESERVED = {"default": "the key that the environment holds", "-": "nobody, in the log"}
+"""Names that nobody in a keys file can have, and what they stand for."""
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_DIGEST = re.compile(r"[0-9A-Fa-f]{64}")
+_FIELD = re.compile(r"[A-Za-z_]{1,24}")
+_YEAR_10000 = 253_402_300_800  # Seconds since 1970, as all times here.
+# RFC 8709 section 4: the type, then the 32 bytes of the key, each behind its length in four bytes.
+_SSH_PREFIX = b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20"
+_SSH_BLOB = re.compile(r"[A-Za-z0-9+/]{68}(?!\S)")  # Both together, in base64.
+_PLAIN_KEY = {"api_key", "apikey", "key", "password", "secret", "token", "value"}
+_DIGEST_WANTED = "store the digest of a key, as `printf %s THE_KEY | sha256sum` prints it, and never the key itself"
+
+
+class KeysFileError(ValueError):
+    """A keys file that can't be used: `faults` are all that is wrong with it, a line each, with the remedy."""
+
+    def __init__(self, faults: Iterable[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class Fault(ValueError):
+    """What is wrong with a value, in words that go on after the name of its field."""
+
+
+# The file.
+
+
+def load(path: str | Path) -> tuple[tuple[Key, ...], tuple[str, ...]]:
+    """(the keys in a file, warnings). Raises KeysFileError."""
+    data, mode = read(path)
+    keys = parse(data, str(path))
+    warnings = []
+    if not keys:
+        warnings.append(f"{path}: no key is in it; add one with `scripts/keys add NAME`")
+    # 0440 is what Kubernetes and systemd give: one group may read it, and nobody change it.
+    if os.name == "posix" and mode & 0o077 and mode & 0o777 != 0o440:
+        may = "change" if mode & 0o022 else "read"
+        warnings.append(f"{path}: others may {may} it; run `chmod 600` on it")
+    return keys, tuple(warnings)
+
+
+def read(path: str | Path) -> tuple[bytes, int]:
+    """(what is in a keys file, its mode). Raises KeysFileError."""
+    # It happens that a key is put where the path belongs; a key has none of these in it.
+    shown = str(path) if set(str(path)) & set("./\\~") else "the keys file"
+    file = Path(_expanded(path))
+    try:
+        mode = file.stat().st_mode
+        data = b""
+        if stat.S_ISREG(mode):  # A pipe would keep us waiting.
+            with file.open("rb") as opened:
+                data = opened.read(MAX_FILE + 1)
+    except (OSError, ValueError) as error:
+        why = (isinstance(error, OSError) and error.strerror) or "it is no path"
+        raise KeysFileError([f"{shown}: can't be read ({why}); name a keys file that this process may read"]) from None
+    if not stat.S_ISREG(mode):
+        raise KeysFileError([f"{shown}: is not a file; name the file that holds the keys"])
+    if len(data) > MAX_FILE:
+        raise KeysFileError([f"{shown}: is larger than {MAX_FILE // 1024**2} MiB; name the file that holds the keys"])
+    return data, mode
+
+
+def stamp(path: str | Path) -> tuple[int, ...] | None:
+    """Something that differs once the file at a path was written to or is another; None while there is none."""
+    try:
+        found = os.stat(_expanded(path))
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_dev, found.st_ino, found.st_size
+
+
+def _expanded(path: str | Path) -> str:
+    return os.path.expanduser(path)
+
+
+# What is in it.
+
+
+def parse(data: bytes, where: str) -> tuple[Key, ...]:
+    """The keys in the bytes of a file, which faults call `where`. Raises KeysFileError.
+
+    A blank file is a fault, since it is most likely one that is just being written; a comment alone is no key.
+    """
+    try:
+        document = _document(data)
+        tables = _tables(document.pop("keys", []))
+    except Fault as fault:
+        raise KeysFileError([f"{where}: {fault}"]) from None
+    faults = [f"{where}: {_misplaced(field, value)}" for field, value in document.items()]
+    keys: list[Key] = []
+    seen: dict[object, int] = {}
+    for number, table in enumerate(tables, 1):
+        values, wrong = _values(table)
+        wrong += [*_combination(table), *_taken(values, number, seen)]
+        own_name = "name" in values and seen["name", values["name"]] == number
+        label = values["name"] if own_name else f"key number {number}"
+        faults += [f"{where}: {label}: {fault}" for fault in wrong]
+        if not faults:
+            keys += _keys(values)
+    if faults:
+        raise KeysFileError(faults)
+    return tuple(keys)
+
+
+def _document(data: bytes) -> dict[str, Any]:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Fault(f"byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
+    if not text.strip():
+        raise Fault("is empty; add a key with `scripts/keys add NAME`, or a comment to let nobody in")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise Fault("its brackets nest too deep; begin each key with a line [[keys]]") from None
+    except ValueError as error:
+        what, _, place = str(error).rpartition(" (at ")
+        words = re.match(r"[A-Za-z ]*", what)  # What is quoted behind them is out of the file.
+        why = words[0].strip() if words else ""
+        raise Fault(
+            f"{place.rstrip(')') if what else 'somewhere'}: this is not TOML ({why or 'Invalid value'}); "
+            "put text in quotes, and begin each key with a line [[keys]]"
+        ) from None
+
+
+def _tables(found: object) -> list[Mapping[str, Any]]:
+    if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
+        raise Fault("keys are not given as tables; begin each key with a line [[keys]], in double brackets")
+    return found
+
+
+def _misplaced(field: str, value: object) -> str:
+    if field in FIELDS:
+        return f"{field} stands above the first key; begin each key with a line [[keys]]"
+    return _unknown(field, value, ["keys"])
+
+
+def _unknown(field: str, value: object, fields: Collection[str]) -> str:
+    if field.lower() in _PLAIN_KEY and isinstance(value, str):
+        return f"{field} seems to hold a key; {_DIGEST_WANTED}"
+    close = get_close_matches(field.lower()[:64], fields, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(fields)}"
+    return f"there is no field {field if _FIELD.fullmatch(field) else 'of such a name'}; {hint}"
+
+
+def _values(table: Mapping[str, object]) -> tuple[dict[str, Any], list[str]]:
+    """(what could be read of a key, what could not and why)."""
+    values: dict[str, Any] = {}
+    faults: list[str] = []
+    for field, value in table.items():
+        if field not in FIELDS:
+            faults.append(_unknown(field, value, FIELDS))
+            continue
+        try:
+            values[field] = FIELDS[field](value)
+        except Fault as fault:
+            faults.append(f"{field} {fault}")
+    return values, faults
+
+
+def _combination(fields: Iterable[str]) -> Iterator[str]:
+    """What is wrong with the fields of a key taken together."""
+    fields = set(fields)
+    if "name" not in fields:
+        yield 'has no name; say whom the key is for, as in name = "alice"'
+    if not fields & {"sha256", "ssh_ed25519"}:
+        yield "has neither sha256 nor ssh_ed25519; `scripts/keys add NAME` makes a key with its digest"
+    if fields >= {"sha256", "ssh_ed25519"}:
+        yield "has both sha256 and ssh_ed25519; make it two keys with two names"
+    if len(fields & {"previous_sha256", "previous_until"}) == 1:
+        yield "has one of previous_sha256 and previous_until; write both or neither"
+    if fields >= {"ssh_ed25519", "previous_sha256"}:
+        yield "has previous_sha256, which only goes with sha256; remove it"
+
+
+def _taken(values: Mapping[str, Any], number: int, seen: dict[object, int]) -> Iterator[str]:
+    """What keys above have too. `seen` is who had what first, and learns what is new."""
+    for field in ("name", "sha256", "previous_sha256", "ssh_ed25519"):
+        if field in values:
+            what = field.removeprefix("previous_"), values[field]
+            if what in seen:
+                yield f"{field} is that of key number {seen[what]} too; give each key its own"
+            seen.setdefault(what, number)
+
+
+def _keys(values: Mapping[str, Any]) -> Iterator[Key]:
+    """The key of a table without a fault, and the one it replaced."""
+    principal = Principal(**{"scopes": DEFAULT_SCOPES} | {name: values[name] for name in _PRINCIPAL if name in values})
+    yield Key(values.get("sha256"), principal, values.get("ssh_ed25519"))
+    if "previous_sha256" in values:
+        yield Key(values["previous_sha256"], principal, until=values["previous_until"])
+
+
+# What its fields hold. Each takes what TOML made of it and gives what we make of it, or raises Fault.
+
+
+def key_name(value: object) -> str:
+    """Whom a key is for, as logs and limits call them."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise Fault("is not 1 to 64 letters, digits, dots, underscores and hyphens in quotes; shorten or spell it so")
+    if value in RESERVED:
+        raise Fault(f"{value} stands for {RESERVED[value]}; choose another")
+    if value.startswith("sk-"):
+        raise Fault(f"seems to be a key; say whom the key is for, and {_DIGEST_WANTED}")
+    return value
+
+
+def _digest(value: object) -> bytes:
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise Fault(f"is not 64 hex digits in quotes; {_DIGEST_WANTED}")
+    return bytes.fromhex(value)
+
+
+def ssh_key(value: object) -> bytes:
+    """The 32 bytes of a public key as OpenSSH writes it, in one line `ssh-ed25519 AAAA... comment`."""
+    line = value.strip() if isinstance(value, str) else ""
+    if "PRIVATE KEY" in line:
+        raise Fault("is a private key, which nobody but its owner may have; take the file beside it that ends in .pub")
+    kind, _, rest = line.partition(" ")
+    if kind != "ssh-ed25519" or not rest.strip() or len(line.splitlines()) > 1:
+        raise Fault("is not one line `ssh-ed25519 AAAA... comment`; copy it from ~/.ollama/id_ed25519.pub")
+    blob = base64.b64decode(rest.split()[0]) if _SSH_BLOB.match(rest.lstrip()) else b""
+    if not blob.startswith(_SSH_PREFIX):
+        raise Fault("is not whole; copy the line of the public key again")
+    return blob.removeprefix(_SSH_PREFIX)
+
+
+def _scopes(value: object) -> frozenset[Scope]:
+    return frozenset(_each(value, _scope))
+
+
+def _scope(value: object) -> Scope:
+    try:
+        return Scope(value)  # type: ignore[arg-type]
+    except ValueError:
+        close = get_close_matches(value.lower()[:64], Scope, n=1) if isinstance(value, str) else []
+        hint = f"did you mean {close[0]}?" if close else f"the scopes are {', '.join(Scope)}"
+        raise Fault(f"is no scope; {hint}") from None
+
+
+def _models(value: object) -> tuple[str, ...]:
+    return tuple(_each(value, model_pattern))
+
+
+def model_pattern(value: object) -> str:
+    """The name of a model, or of many."""
+    if not isinstance(value, str):
+        raise Fault("is not text; write it in quotes")
+    if fault := check_pattern(value):
+        raise Fault(fault)
+    return value
+
+
+def _each[T](value: object, read: Callable[[object], T]) -> list[T]:
+    if not isinstance(value, list):
+        raise Fault('is not a list; write it in brackets, as in ["one", "another"]')
+    if not value:
+        raise Fault("is empty; leave it out for the default, or remove the key to let nobody in")
+    found: list[T] = []
+    faults: list[str] = []
+    for number, item in enumerate(value, 1):
+        try:
+            found.append(read(item))
+        except Fault as fault:
+            faults.append(f"number {number} {fault}")
+    if faults:
+        raise Fault("; ".join(faults))
+    return found
+
+
+def instant(value: object) -> float:
+    """A time in seconds since 1970. A date without a time is a whole day in UTC, and this is its end."""
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise Fault("has no time zone; write Z behind it for UTC, as in 2027-01-01T00:00:00Z")
+        seconds = value.timestamp()
+    elif isinstance(value, date):
+        seconds = datetime.combine(value, time(), UTC).timestamp() + timedelta(days=1).total_seconds()
+    else:
+        raise Fault("is not a date; write it without quotes, as in 2027-01-01T00:00:00Z or 2027-01-01")
+    if not 0 <= seconds < _YEAR_10000:
+        raise Fault("is before 1970 or after 9999; correct it, or leave it out for no end")
+    return seconds
+
+
+def limit(value: object) -> int:
+    """How many of something a key may have."""
+    if type(value) is not int:  # bool is an int to Python, and not to TOML.
+        raise Fault("is not a whole number; write it without quotes, as in 60")
+    if not 1 <= value <= MAX_LIMIT:
+        raise Fault(f"is not from 1 to {MAX_LIMIT}; leave it out for no limit, or remove the key to let nobody in")
+    return value
+
+
+FIELDS: dict[str, Callable[[object], object]] = {
+    "name": key_name,
+    "sha256": _digest,
+    "ssh_ed25519": ssh_key,
+    "scopes": _scopes,
+    "models": _models,
+    "expires": instant,
+    "requests_per_minute": limit,
+    "concurrent_requests": limit,
+    "tokens_per_day": limit,
+    "previous_sha256": _digest,
+    "previous_until": instant,
+}
+"""The fields of a key, and what reads them."""
+_PRINCIPAL = FIELDS.keys() & Principal.__slots__

@@ -1,0 +1,100 @@
+"""A principal, a route, models -> allowed, or denied with a reason. Pure, and deny is what it falls back to.
+
+In two steps. `check_route` judges the head of a request; where `needs_models` then says so, its body is read before any
+of it goes upstream, and `check_asked` judges what is in it.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ..ollama_api.models import Asked, allowed, is_cloud, is_listing, takes_model
+from ..ollama_api.routes import Route, RouteClass
+from .keys import Principal, Scope
+
+NEEDS: dict[RouteClass, Scope] = {
+    RouteClass.HEALTH: Scope.LIST,
+    RouteClass.LIST: Scope.LIST,
+    RouteClass.INFER: Scope.INFER,
+    RouteClass.EMBED: Scope.EMBED,
+    RouteClass.CLOUD: Scope.CLOUD,
+    RouteClass.PULL: Scope.PULL,
+    RouteClass.WRITE: Scope.WRITE,
+    RouteClass.BLOB: Scope.WRITE,
+    RouteClass.DELETE: Scope.DELETE,
+    RouteClass.PUSH: Scope.PUSH,
+    RouteClass.ACCOUNT: Scope.ACCOUNT,
+    RouteClass.UNKNOWN: Scope.ALL,
+}
+"""The scope that a class of requests needs."""
+
+REPLAY_HURTS = frozenset({
+    RouteClass.WRITE, RouteClass.BLOB, RouteClass.DELETE, RouteClass.PUSH, RouteClass.ACCOUNT, RouteClass.UNKNOWN,
+})  # fmt: skip
+"""Where a signed request that somebody sends again, perhaps with another body, does harm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """Why not: the status, a word for the log, and what the client is told."""
+
+    status: int
+    reason: str
+    message: str
+
+
+def holds(principal: Principal, scope: Scope) -> bool:
+    """Has a principal that scope? `all` is every one but `account`, which shows and changes the operator's own account
+    at ollama.com and has to be named."""
+    return scope in principal.scopes or (Scope.ALL in principal.scopes and scope is not Scope.ACCOUNT)
+
+
+def check_route(principal: Principal, route: Route, now: float) -> Denial | None:
+    """May the principal send such a request at all? `now` is in seconds since 1970."""
+    if principal.expires is not None and now >= principal.expires:
+        return Denial(401, "expired", "the key has expired")
+    needed = NEEDS[route.route_class]
+    unknown = route.route_class is RouteClass.UNKNOWN
+    if not holds(principal, needed):
+        return _lacks(needed, "a path that is not known here needs" if unknown else "this request needs")
+    if unknown and principal.models is not None:
+        return Denial(403, "model", "this key is for some models alone, and which one this path uses is not known")
+    return None
+
+
+def needs_models(principal: Principal, route: Route) -> bool:
+    """Must the body be read, and `check_asked` be asked, before the request is admitted?"""
+    scopes = (Scope.CLOUD, Scope.PULL) if route.route_class is RouteClass.WRITE else (Scope.CLOUD,)
+    return takes_model(route) and (principal.models is not None or not all(holds(principal, s) for s in scopes))
+
+
+def check_asked(principal: Principal, asked: Asked) -> Denial | None:
+    """May the principal have all that a request asks for?"""
+    if asked.pulls and not holds(principal, Scope.PULL):
+        return _lacks(Scope.PULL, "`from` needs, because Ollama pulls a model that is not there")
+    if asked.searches and not holds(principal, Scope.CLOUD):
+        return _lacks(Scope.CLOUD, "the web_search tool needs")
+    return check_models(principal, asked.names)
+
+
+def check_models(principal: Principal, names: Iterable[str]) -> Denial | None:
+    """May the principal use all of these models?"""
+    for name in names:
+        if principal.models is not None and not allowed(principal.models, name):
+            return Denial(403, "model", f"this key may not use the model {name}")
+        if is_cloud(name) and not holds(principal, Scope.CLOUD):
+            return _lacks(Scope.CLOUD, f"the model {name} needs")
+    return None
+
+
+def listing_filtered(principal: Principal, route: Route) -> bool:
+    """Must models be taken out of the answer, by `filter_listing` and what `usable` says?"""
+    return is_listing(route) and (principal.models is not None or not holds(principal, Scope.CLOUD))
+
+
+def usable(principal: Principal) -> Callable[[str], bool]:
+    """Whether the principal may use a model."""
+    return lambda name: check_models(principal, (name,)) is None
+
+
+def _lacks(scope: Scope, why: str) -> Denial:
+    return Denial(403, "scope", f"this key lacks the scope {scope}, which {why}")

@@ -1,0 +1,215 @@
+"""Bytes -> the head of one HTTP/1 request, or why not. Pure; stricter than RFC 9112 obliges a server to be.
+
+What two parsers read differently is how a request is smuggled past one of them, so nothing ambiguous is repaired
+here: it is refused, and the connection closed.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
+
+type Fields = tuple[tuple[bytes, bytes], ...]
+"""Header fields in their order: (name as sent, value without white space around it)."""
+
+CHUNKED = -1
+"""The body length of a chunked request: known when it ends."""
+
+# RFC 9110 section 5.6.2: a token.
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+# RFC 3986: a URI is printable ASCII, and the fragment is never sent.
+_TARGET = re.compile(rb"[!\"$-~]+")
+_VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
+# Control characters but HTAB (RFC 9110 section 5.5).
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+# 18 digits are an exabyte less one, and fit every integer type on the way.
+_LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
+
+MAX_METHOD = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much of a head is read: all of it (bytes), its fields (count) and the request target (bytes)."""
+
+    head: int = 32 * 1024
+    fields: int = 100
+    target: int = 8 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A request head. `body` is its length in bytes, or CHUNKED."""
+
+    method: bytes
+    target: bytes
+    version: bytes
+    fields: Fields
+    body: int
+    close: bool
+    """The client asked for the connection to be closed after this request, or speaks HTTP/1.0."""
+
+
+class HeadError(Exception):
+    """A head that is refused, with the status to refuse it with and a text for the client (never its bytes)."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class Incoming(Protocol):
+    """The part of h11's ReceiveBuffer that is used here."""
+
+    def __bytes__(self) -> bytes: ...
+    def maybe_extract_at_most(self, count: int) -> bytearray | None: ...
+
+
+def take_head(buffer: Incoming, bounds: Bounds) -> bytes | None:
+    """Cut one head off the buffer, without the empty line that ends it.
+
+    Returns None while it is incomplete. Raises HeadError as soon as what is there can't become a good head.
+    """
+    data = bytes(buffer)
+    if empty := _EMPTY_LINES.match(data):  # RFC 9112 section 2.2: empty lines before a request are ignored.
+        buffer.maybe_extract_at_most(empty.end())
+        data = data[empty.end() :]
+    end = data.find(b"\r\n\r\n", 0, bounds.head + 4)
+    seen = data[: bounds.head] if end < 0 else data[:end]
+    if bare(seen):
+        raise HeadError(400, "the request head has a bare CR, a bare LF or a NUL in it")
+    line = seen.split(b"\r\n", 1)[0].removesuffix(b"\r")  # Half a line end, so far.
+    if len(line) > bounds.target + MAX_METHOD + len(" HTTP/1.1 "):
+        raise HeadError(414, f"the request target is longer than {bounds.target} bytes")
+    if end < 0:
+        if len(data) >= bounds.head + 4:  # With less, the end of a head that is just not too long may still come.
+            raise HeadError(431, f"the request head is longer than {bounds.head} bytes")
+        return None
+    buffer.maybe_extract_at_most(end + 4)
+    return seen
+
+
+def bare(data: bytes) -> bool:
+    """Is there a bare LF, a bare CR or a NUL? RFC 9112 section 2.2 lets a parser take the first two for a line end.
+
+    Counted and not matched: this looks at all of a head again whenever a byte of it comes.
+    """
+    lines = data.count(b"\r\n")
+    return data.count(b"\n") != lines or data.count(b"\r") != lines + data.endswith(b"\r") or b"\0" in data
+
+
+def parse_head(raw: bytes, bounds: Bounds) -> Head:
+    """Parse a head as `take_head` cuts it. Raises HeadError."""
+    if not raw.isascii():
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            raise HeadError(400, "the request head has bytes that are not UTF-8") from None
+    line, *lines = raw.split(b"\r\n")
+    method, target, version = _request_line(line, bounds)
+    if len(lines) > bounds.fields:
+        raise HeadError(431, f"the request has more than {bounds.fields} header fields")
+    fields = tuple(map(_field, lines))
+    _check_host(fields, required=version == b"HTTP/1.1")
+    close = version == b"HTTP/1.0" or b"close" in connection_options(fields)
+    return Head(method, target, version, fields, _body(fields, version), close)
+
+
+def check_fields(fields: Fields, target: bytes, bounds: Bounds, *, ended: bool = False) -> None:
+    """Hold an HTTP/2 head, which its own library has parsed, to the same rules. `ended`: no body follows it.
+
+    Raises HeadError.
+    """
+    if len(fields) > bounds.fields or sum(len(n) + len(v) + 4 for n, v in fields) > bounds.head:
+        raise HeadError(431, f"the request has more than {bounds.fields} header fields or {bounds.head} bytes of them")
+    if len(target) > bounds.target:
+        raise HeadError(414, f"the request target is longer than {bounds.target} bytes")
+    if not _TARGET.fullmatch(target):
+        raise HeadError(400, "the request target has characters that do not belong there")
+    for name, value in fields:
+        _check_field(name, value)
+    _check_host(fields, required=False)
+    # The length goes on to an HTTP/1 upstream, where it says how much of what follows is body.
+    if _body(fields, b"HTTP/2.0") and ended:
+        raise HeadError(400, "the Content-Length announces a body, and there is none")
+
+
+def _request_line(line: bytes, bounds: Bounds) -> tuple[bytes, bytes, bytes]:
+    parts = line.split(b" ")
+    if len(parts) != 3:
+        raise HeadError(400, "the request line is not METHOD TARGET VERSION")
+    method, target, version = parts
+    if not _VERSION.fullmatch(version):
+        raise HeadError(400, "the request line does not end in an HTTP version")
+    if version not in (b"HTTP/1.1", b"HTTP/1.0"):
+        raise HeadError(505, "this HTTP version is not spoken here: HTTP/1.1, HTTP/1.0, and HTTP/2 over TLS are")
+    if len(method) > MAX_METHOD or not _TOKEN.fullmatch(method):
+        raise HeadError(400, "the request method is malformed")
+    if len(target) > bounds.target:
+        raise HeadError(414, f"the request target is longer than {bounds.target} bytes")
+    if not _TARGET.fullmatch(target):
+        raise HeadError(400, "the request target has characters that do not belong there")
+    return method, target, version
+
+
+def _field(line: bytes) -> tuple[bytes, bytes]:
+    name, colon, value = line.partition(b":")
+    if not colon:
+        raise HeadError(400, "a header field has no colon")
+    value = value.strip(b" \t")
+    _check_field(name, value)
+    return name, value
+
+
+def _check_field(name: bytes, value: bytes) -> None:
+    # A token can't start with a space, so that this refuses obsolete line folding too, and a space before the colon.
+    if not _TOKEN.fullmatch(name):
+        raise HeadError(400, "a header field has a malformed name")
+    if _CONTROL.search(value):
+        raise HeadError(400, "a header field has a control character in it")
+    if not value.isascii():
+        try:
+            value.decode()
+        except UnicodeDecodeError:
+            raise HeadError(400, "a header field has bytes that are not UTF-8") from None
+
+
+def values(fields: Fields, name: bytes) -> list[bytes]:
+    """All values of the fields of that name (in lower case)."""
+    return [value for field, value in fields if field.lower() == name]
+
+
+def connection_options(fields: Fields) -> set[bytes]:
+    """What the Connection fields list, in lower case."""
+    return {token.strip().lower() for value in values(fields, b"connection") for token in value.split(b",")}
+
+
+def _check_host(fields: Fields, required: bool) -> None:
+    hosts = values(fields, b"host")
+    if len(hosts) > 1 or (required and not hosts):
+        raise HeadError(400, "the request needs exactly one Host header field")
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        raise HeadError(400, "the Host header field is malformed")
+
+
+def _body(fields: Fields, version: bytes) -> int:
+    """The length of the body by RFC 9112 section 6.3, less everything there that is allowed but ambiguous."""
+    codings = values(fields, b"transfer-encoding")
+    lengths = values(fields, b"content-length")
+    if codings and lengths:
+        raise HeadError(400, "the request has both Transfer-Encoding and Content-Length")
+    if codings:
+        if version != b"HTTP/1.1" or len(codings) > 1 or codings[0].lower() != b"chunked":
+            raise HeadError(400, "the only Transfer-Encoding taken is chunked, once, in HTTP/1.1")
+        return CHUNKED
+    if len(lengths) > 1:
+        raise HeadError(400, "the request has more than one Content-Length")
+    if not lengths:
+        return 0
+    if not _LENGTH.fullmatch(lengths[0]):
+        raise HeadError(400, "the Content-Length is not a number, or too large a one")
+    return int(lengths[0])

@@ -1,0 +1,88 @@
+"""What the gate itself answers, in the words of the client's dialect. Pure; knows nothing of mitmproxy, so that it
+still works where that is broken.
+
+The shapes are those of Ollama (`{"error": "text"}`), OpenAI's error object and Anthropic's. One line of JSON always:
+the `ollama` command line takes an empty 4xx body on a streaming call for success.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+
+from ..ollama_api.routes import Dialect
+from .head import Fields
+
+REALM = "ollama"
+
+# RFC 9110 section 15; OpenAI's and Anthropic's documented error types.
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole response of our own: status, header fields (names in lower case), body."""
+
+    status: int
+    fields: Fields
+    body: bytes
+
+    def to(self, method: bytes) -> "Answer":
+        """The same to a request of that method: to HEAD without its body."""
+        return replace(self, body=b"") if method == b"HEAD" else self
+
+    @property
+    def phrase(self) -> str:
+        """The reason phrase of the status line."""
+        return HTTPStatus(self.status).phrase
+
+
+def error(
+    status: int, message: str, dialect: Dialect = Dialect.OLLAMA, *extra: tuple[bytes, bytes], code: str | None = None
+) -> Answer:
+    """An error as `dialect` words it; `extra` fields are added; `code` is OpenAI's short machine-readable reason."""
+    body = json.dumps(_shape(status, message, dialect, code), separators=(",", ":")).encode() + b"\n"
+    fields = (
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        *extra,
+    )
+    return Answer(status, fields, body)
+
+
+def unauthorized(message: str, dialect: Dialect, *extra: tuple[bytes, bytes], sent: bool) -> Answer:
+    """401 with the challenge of RFC 6750 section 3: `invalid_token` only where a credential was sent."""
+    challenge = f'Bearer realm="{REALM}"' + (', error="invalid_token"' if sent else "")
+    return error(401, message, dialect, (b"www-authenticate", challenge.encode()), *extra, code="invalid_api_key")
+
+
+def retry_after(seconds: int) -> tuple[bytes, bytes]:
+    """The header field that says when to try again (RFC 9110 section 10.2.3)."""
+    return (b"retry-after", b"%d" % seconds)
+
+
+def render(answer: Answer, *, close: bool = True) -> bytes:
+    """The answer as HTTP/1.1; `close` says that it ends its connection."""
+    lines = [f"HTTP/1.1 {answer.status} {answer.phrase}".encode()]
+    lines += [name.title() + b": " + value for name, value in answer.fields]
+    lines += [b"Connection: close"] if close else []
+    return b"\r\n".join(lines) + b"\r\n\r\n" + answer.body
+
+
+def _shape(status: int, message: str, dialect: Dialect, code: str | None) -> dict[str, object]:
+    match dialect:
+        case Dialect.OPENAI:
+            kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+            return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+        case Dialect.ANTHROPIC:
+            kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+            return {"type": "error", "error": {"type": kind, "message": message}}
+        case Dialect.OLLAMA:
+            return {"error": message}

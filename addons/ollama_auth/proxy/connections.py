@@ -1,0 +1,372 @@
+"""The client connections: how many, whose, and until when each may wait.
+
+One sweep over all of them, four times a second, instead of a timer for each: a connection costs a float.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Protocol, cast
+
+from mitmproxy.connection import Client, Connection, Server
+from mitmproxy.proxy import events
+from mitmproxy.proxy.server import ConnectionHandler
+from mitmproxy.utils import asyncio_utils
+
+from ..exchange import Exchange
+
+logger = logging.getLogger(__name__)
+
+SWEEP = 0.25
+"""Seconds between two looks at the deadlines."""
+LAST_WORD = 2.0
+"""Seconds a connection has to end by itself once it was told to, before it is cut."""
+CONNECT_TIMEOUT = "connect timeout"
+"""What mitmproxy then says is wrong with a connection to a server that was given up."""
+BULK = 256 * 1024
+"""Bytes that are kept of a connection before it is told to wait; about what one read of asyncio brings."""
+QUIET = 10.0
+"""Seconds between two lines of the log about the same trouble."""
+
+
+class Expire(events.Event):
+    """For the layer that speaks to the client: your deadline has passed."""
+
+
+class Drain(events.Event):
+    """For the layer that speaks to the client: the gate is being stopped, begin nothing new."""
+
+
+class Resume(events.Event):
+    """For the layer that speaks to the client: go on with what has come already."""
+
+
+class Speaker(Protocol):
+    """The layer that speaks to the client, as its connection needs to know it."""
+
+    @property
+    def idle(self) -> bool:
+        """No request is under way."""
+
+    def throttle(self, stream_id: int, server: Connection) -> None:
+        """Something of the answer to that request came from `server`: enough for now?"""
+
+
+class Link:
+    """One client connection."""
+
+    __slots__ = (
+        "address",
+        "admitted",
+        "client",
+        "connecting",
+        "deadline",
+        "exchanges",
+        "gone",
+        "handler",
+        "holders",
+        "known",
+        "network",
+        "speaker",
+        "told",
+    )
+
+    def __init__(self, client: Client, handler: ConnectionHandler, deadline: float) -> None:
+        self.client = client
+        self.handler = handler
+        self.address = str(client.peername[0]) if client.peername else "unknown"
+        self.network = network(self.address)
+        self.deadline: float | None = deadline
+        """By `time.monotonic`; None while a request is under way."""
+        self.speaker: Speaker | None = None
+        self.admitted = False
+        """A request of this connection was admitted: without that it may not have a connection upstream."""
+        self.known = False
+        """A request of this connection came from somebody with a key, whatever became of it: no stranger."""
+        self.exchanges: dict[int, Exchange] = {}
+        """Admitted requests that have not ended, by Python's id: a client may give two of them the same of its own."""
+        self.told = False
+        self.gone = False
+        """It has ended, or is about to: nothing more goes upstream for it."""
+        self.holders: dict[Connection, set[object]] = {}
+        self.connecting: dict[str, asyncio.TimerHandle] = {}
+        """What ends an attempt to connect upstream, by server id."""
+
+    @property
+    def idle(self) -> bool:
+        """No request is under way, so that nothing is lost if it is closed."""
+        return not self.exchanges and (self.speaker is None or self.speaker.idle)
+
+    @property
+    def sockname(self) -> tuple[str, int] | None:
+        """The address of ours that the client connected to."""
+        return self.client.sockname
+
+    def tell(self, event: events.Event) -> None:
+        """Hand an event to the layers of this connection."""
+        asyncio_utils.create_task(
+            self.handler.server_event(event), name="gate event", keep_ref=True, client=self.client.peername
+        )
+
+    def hold(self, connection: Connection, who: object) -> None:
+        """Read nothing more from `connection`, the client or a server of it, until `who` releases it."""
+        self.holders.setdefault(connection, set()).add(who)
+        transport = self.transport(connection)
+        if transport and transport.is_reading():
+            transport.pause_reading()
+
+    def release(self, connection: Connection, who: object) -> None:
+        """Take back a hold, if there is one."""
+        holders = self.holders.get(connection)
+        if holders is None or who not in holders:
+            return
+        holders.discard(who)
+        if not holders:
+            del self.holders[connection]
+            transport = self.transport(connection)
+            # A reader that is full has paused its transport itself, and resumes it when it is not.
+            if transport and not transport.is_closing() and not self.handler.transports[connection].reader._paused:  # type: ignore[union-attr]
+                transport.resume_reading()
+
+    def transport(self, connection: Connection | None = None) -> asyncio.Transport | None:
+        """The socket's side of asyncio of the client or one of its servers, while there is one."""
+        io = self.handler.transports.get(connection or self.client)
+        return io.writer.transport if io and isinstance(io.writer, asyncio.StreamWriter) else None  # type: ignore[return-value]
+
+    def connect_within(self, seconds: float, server: Server) -> None:
+        """Give up a connection to `server` that has not been made by then, in TLS if it is one."""
+        timer = asyncio.get_running_loop().call_later(seconds, self._give_up, server)
+        self.connecting[server.id] = timer
+
+    def connect_ended(self, server: Server) -> None:
+        """It was made, or came to nothing."""
+        timer = self.connecting.pop(server.id, None)
+        if timer:
+            timer.cancel()
+
+    def _give_up(self, server: Server) -> None:
+        del self.connecting[server.id]
+        io = self.handler.transports.get(server)
+        if io and io.handler:
+            io.handler.cancel(CONNECT_TIMEOUT)
+
+    def cut(self) -> None:
+        """Close it now, whatever it does: mitmproxy's own way to end an inactive connection."""
+        transport = self.handler.transports.get(self.client)
+        if transport and transport.handler:
+            transport.handler.cancel("closed by the gate")
+
+    def reset(self) -> None:
+        """Break it off, visibly for the client: TCP tells it of an error, and not of an end."""
+        transport = self.transport()
+        if transport:
+            own = transport.get_extra_info("socket")
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            transport.abort()
+
+    def drain(self) -> None:
+        """Begin nothing new: end it where nothing has begun, or tell the layers."""
+        if self.speaker is None:
+            self.cut()
+        else:
+            self.tell(Drain())
+
+    def expire(self, now: float) -> None:
+        """End it: with a word where somebody can say it, the hard way where not, or where the word did not help."""
+        if self.speaker is None or self.told:
+            self.deadline = None
+            self.cut()
+        else:
+            self.told = True
+            self.deadline = now + LAST_WORD
+            self.tell(Expire())
+
+
+class BulkProtocol(asyncio.StreamReaderProtocol):
+    """Hands what comes to its BulkReader, which need not be asked whether it is still there."""
+
+    bulk: "BulkReader"
+
+    @classmethod
+    def take_over(cls, reader: "BulkReader") -> None:
+        """Stand between that reader and its transport."""
+        transport = reader._transport
+        protocol = transport.get_protocol() if transport else None
+        if transport and type(protocol) is asyncio.StreamReaderProtocol:
+            protocol.__class__ = cls
+            cast(BulkProtocol, protocol).bulk = reader
+            transport.set_protocol(protocol)  # It may remember which function of it to call.
+
+    def data_received(self, data: bytes) -> None:
+        """As StreamReaderProtocol.data_received."""
+        self.bulk.feed_data(data)
+
+
+class BulkReader(asyncio.StreamReader):
+    """What mitmproxy reads a connection with: at once all that is there, where mitmproxy asks for 64 KB.
+
+    What comes while mitmproxy waits for it may be taken ahead, without waking the task that waits.
+    """
+
+    ahead: Callable[[bytes], int] | None = None
+    """Takes so many bytes at the start of what has come."""
+    _transport: asyncio.Transport | None
+    _waiter: asyncio.Future[None] | None
+    _buffer: bytearray
+    _eof: bool
+    _exception: BaseException | None
+    _limit: int
+    _wait_for_data: Callable[[str], Awaitable[None]]
+    _maybe_resume_transport: Callable[[], None]
+
+    @classmethod
+    def take_over(cls, handler: ConnectionHandler, connection: Connection) -> "BulkReader | None":
+        """Read this connection, if it is one of asyncio's."""
+        io = handler.transports.get(connection)
+        reader = io.reader if io else None
+        if type(reader) is asyncio.StreamReader:
+            reader.__class__ = cls
+            reader._limit = BULK // 2  # type: ignore[attr-defined]
+            BulkProtocol.take_over(cast(BulkReader, reader))
+        return reader if isinstance(reader, cls) else None
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override] # Transports hand bytes on.
+        """As StreamReader.feed_data, for what is left."""
+        if self.ahead and self._waiter and not self._waiter.done() and not self._buffer:
+            taken = self.ahead(data)
+            if taken == len(data):
+                return
+            data = data[taken:]
+        super().feed_data(data)
+
+    async def read(self, n: int = -1) -> bytes:
+        """As StreamReader.read, but for how much."""
+        if self._exception is not None:
+            raise self._exception
+        if not self._buffer and not self._eof:
+            await self._wait_for_data("read")
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        self._maybe_resume_transport()
+        return data
+
+
+class Connections:
+    """All client connections, the oldest first."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, Link] = {}
+        self._networks: Counter[str] = Counter()
+        self._troubles: dict[str, tuple[float, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def __iter__(self) -> Iterator[Link]:
+        return iter(list(self._links.values()))
+
+    def get(self, client_id: str) -> Link | None:
+        """The connection of that mitmproxy client id."""
+        return self._links.get(client_id)
+
+    def add(self, link: Link, most: int, most_per_network: int) -> bool:
+        """Take a new connection in; where there are too many, one that waits with no request makes room for it.
+
+        Returns False where all others are at work. `most_per_network` 0 is no limit.
+        """
+        if most_per_network and self._networks[link.network] >= most_per_network and not self._evict(link.network):
+            return False
+        if len(self._links) >= most and not self._evict(None):
+            return False
+        self._links[link.client.id] = link
+        self._networks[link.network] += 1
+        return True
+
+    def remove(self, client_id: str) -> Link | None:
+        """Forget a connection that has ended, or is about to."""
+        link = self._links.pop(client_id, None)
+        if link:
+            link.gone = True
+            self._networks[link.network] -= 1
+            if not self._networks[link.network]:
+                del self._networks[link.network]
+        return link
+
+    def _evict(self, of_network: str | None) -> bool:
+        """Close the oldest connection without a request; those that were never let in go first."""
+
+        def oldest(*, strangers: bool) -> Link | None:
+            return next(
+                (
+                    link
+                    for link in self._links.values()
+                    if (not strangers or not link.known)
+                    and (of_network is None or link.network == of_network)
+                    and link.idle
+                ),
+                None,
+            )
+
+        victim = oldest(strangers=True) or oldest(strangers=False)
+        if victim is None:
+            return False
+        self.remove(victim.client.id)
+        victim.cut()
+        self.trouble("connections without a request were closed to make room for new ones")
+        return True
+
+    async def sweep(self) -> None:
+        """End what is overdue, for ever."""
+        while True:
+            await asyncio.sleep(SWEEP)
+            now = time.monotonic()
+            for link in self:
+                if link.deadline is not None and now > link.deadline:
+                    try:
+                        link.expire(now)
+                    except Exception as error:
+                        self.trouble(f"a connection could not be ended: {type(error).__name__}")
+            self._summarize(now)
+
+    def trouble(self, what: str) -> None:
+        """Log a trouble that may come a thousand times a second: at once, then as a count every QUIET seconds."""
+        now = time.monotonic()
+        since, count = self._troubles.get(what, (0.0, 0))
+        if not since:
+            logger.warning("%s", what)
+            self._troubles[what] = (now, 0)
+        else:
+            self._troubles[what] = (since, count + 1)
+
+    def _summarize(self, now: float) -> None:
+        for what, (since, count) in list(self._troubles.items()):
+            if now - since >= QUIET:
+                del self._troubles[what]
+                if count:
+                    logger.warning("%s (%d more times in %d seconds)", what, count, int(QUIET))
+
+
+def close_left(handler: ConnectionHandler, *connections: Connection) -> None:
+    """Close the sockets of these connections, which have ended.
+
+    mitmproxy does so itself, unless its task is cancelled while it waits to hand an event to the layers.
+    """
+    for connection in connections:
+        writer = handler.transports[connection].writer
+        if writer:
+            writer.close()
+
+
+def network(address: str) -> str:
+    """Whose connections count together: one IPv4 address, one /64 network in IPv6, where a host owns all of it."""
+    if ":" not in address:
+        return address
+    parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    if parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))

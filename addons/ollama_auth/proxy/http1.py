@@ -1,0 +1,416 @@
+"""HTTP/1 on both sides of the gate: mitmproxy's, with bounds, strict heads and a lingering close."""
+
+import time
+
+import h11
+from h11._receivebuffer import ReceiveBuffer
+from mitmproxy import http
+from mitmproxy.connection import Connection, ConnectionState
+from mitmproxy.net.http import http1
+from mitmproxy.net.http.http1.read import _read_headers, _read_response_line
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    RequestHeaders,
+    RequestProtocolError,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+    ResponseTrailers,
+)
+from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server, make_body_reader
+
+from ..exchange import Refusal
+from ..http.head import CHUNKED, Head, HeadError, bare, parse_head, take_head
+from ..http.responses import Answer, render
+from .connections import Drain, Expire, Link, Resume
+from .events import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, Refuse
+
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 256 * 1024
+"""How long, and how much of what still comes, is read and dropped after a last answer: with unread data in its
+buffer the kernel would reset the connection, and the client might lose the answer (RFC 9112 section 9.6)."""
+MAX_LINE = 16 * 1024
+"""Bytes of a chunk header or of trailers, which nothing else bounds."""
+MAX_PIPELINED = 64 * 1024
+"""Bytes kept of requests that were sent before the one at work was answered."""
+MAX_RESPONSE_HEAD = 256 * 1024
+
+
+class RequestData(http.RequestData):
+    """Without a check of the type of each field: of both heads that was a tenth of a request's time (cProfile)."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+class ResponseData(http.ResponseData):
+    """As RequestData."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+class Body(Http1Connection):
+    """Reading a body: mitmproxy's own crashes on trailers and keeps a chunk header of any length."""
+
+    stream_id: int
+
+    def read_body(self, event: events.Event) -> Commands:
+        try:
+            while True:
+                part = self.next_part(event)
+                if part is None:
+                    if len(self.buf) > MAX_LINE or bare(bytes(self.buf)):
+                        raise h11.RemoteProtocolError("a line of the chunked framing is too long, or ends in half")
+                    return
+                if isinstance(part, h11.EndOfMessage):
+                    break
+                if part.data:
+                    yield ReceiveHttp(self.ReceiveData(self.stream_id, bytes(part.data)))
+        except h11.ProtocolError:
+            yield from self.broken_body(event)
+            return
+        yield from self.end_of_body(part)
+
+    def next_part(self, event: events.Event) -> h11.Data | h11.EndOfMessage | None:
+        """What can be read of the body now. Raises h11.ProtocolError."""
+        closed = isinstance(event, events.ConnectionClosed)
+        return self.body_reader.read_eof() if closed else self.body_reader(self.buf)
+
+    def end_of_body(self, end: h11.EndOfMessage) -> Commands:
+        """The body is whole. Trailers of a request are dropped here, as RFC 9110 section 6.5.1 allows."""
+        yield ReceiveHttp(self.ReceiveEndOfMessage(self.stream_id))
+        server = isinstance(self, Http1Server)
+        yield from self.mark_done(request=server, response=not server)
+
+    def broken_body(self, event: events.Event) -> Commands:
+        """The framing is broken, or the peer left in the middle."""
+        yield commands.CloseConnection(self.conn)
+        yield ReceiveHttp(self.ReceiveProtocolError(self.stream_id, "broken body", self.ReceiveProtocolError.code))
+
+
+class Http1Edge(Body, Http1Server):
+    """HTTP/1 with the client."""
+
+    def __init__(self, context: Context, gate: Gate, link: Link) -> None:
+        super().__init__(context)
+        self.gate = gate
+        self.link = link
+        self.head: Head | None = None
+        self.last = False
+        """The connection ends with the response at work."""
+        self.budget = LINGER_BYTES
+        self.trailers: http.Headers | None = None
+        self.size: int | None = None
+        """Bytes of body that the head of the response announced: None is chunked, -1 until the connection ends."""
+        link.speaker = self
+
+    @property
+    def idle(self) -> bool:
+        """No request is under way."""
+        return self.state in (self.start, self.read_headers, self.linger, self.done)
+
+    def _handle_event(self, event: events.Event) -> Commands:
+        if isinstance(event, Expire):
+            yield from self.expire()
+        elif isinstance(event, Drain):
+            yield from self.drain()
+        elif isinstance(event, Resume):
+            if self.state == self.read_headers and self.buf:
+                yield from self.state(events.DataReceived(self.conn, b""))
+        elif self.state in (self.linger, self.done):
+            yield from self.state(event)
+        elif isinstance(event, events.DataReceived) and self.state == self.wait:
+            if len(self.buf) + len(event.data) > MAX_PIPELINED:
+                self.last = True  # What is dropped can't be parsed from here on: this response is the last one.
+            else:
+                self.buf += event.data
+        else:
+            yield from super()._handle_event(event)
+
+    # Reading a head.
+
+    def read_headers(self, event: events.ConnectionEvent) -> Commands:
+        if isinstance(event, events.ConnectionClosed):
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+            return
+        bounds = self.gate.bounds
+        try:
+            raw = take_head(self.buf, bounds)
+            if raw is None:
+                if self.buf and self.link.deadline is not None and self.head:
+                    self.head = None  # The first bytes of a further request: from now on it may not dawdle.
+                    self.link.deadline = time.monotonic() + self.gate.head_timeout
+                return
+            head = parse_head(raw, bounds)
+        except HeadError as error:
+            self.head = None
+            yield from self.end_with(self.gate.malformed(error, self.link))
+            return
+        yield from self.arrive(head)
+
+    def arrive(self, head: Head) -> Commands:
+        """Decide on a head; give it a stream unless it is refused, and go on with its body."""
+        self.head = head
+        self.last = head.close or self.gate.draining
+        self.link.deadline, self.link.told = None, False
+        exchange, verdict = judged = self.gate.judge(head, self.link)
+        if isinstance(verdict, Refusal) and not self.gate.watched():
+            yield from self.end_with(verdict.answer.to(head.method))
+            self.gate.end(exchange, self.link)
+            return
+        self.request = request_of(head)
+        length = None if head.body == CHUNKED else head.body
+        yield ReceiveHttp(Arrival(self.stream_id, self.request, head.body == 0, head=head, judged=judged))
+        if self.state == self.read_headers:
+            self.body_reader = make_body_reader(length)
+            self.state = self.read_body
+            yield from self.state(events.DataReceived(self.conn, b""))
+
+    def broken_body(self, event: events.Event) -> Commands:
+        if isinstance(event, events.ConnectionClosed):
+            yield from super().broken_body(event)
+            return
+        answer = self.gate.malformed(HeadError(400, "the chunked framing of the body is broken"), None)
+        error = RequestProtocolError(self.stream_id, MALFORMED_BODY, ErrorCode.GENERIC_CLIENT_ERROR)
+        yield ReceiveHttp(error)
+        if self.response:
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+        else:
+            yield from self.end_with(answer)
+
+    # Answering.
+
+    def send(self, event: HttpEvent) -> Commands:
+        if event.stream_id != self.stream_id:
+            return  # It was late: that request has had its answer, and this is no answer to another one.
+        if isinstance(event, Failure) and not self.response:
+            yield from self.fail(event.answer)
+        elif isinstance(event, Refuse) and not self.response:
+            yield from self.end_with(event.answer)
+        elif isinstance(event, (Refuse, ResponseProtocolError)):
+            if self.response and self.size == -1:
+                self.link.reset()  # A mere end of the connection would end the body well.
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+        elif isinstance(event, ResponseHeaders):
+            yield from self.send_head(event)
+        elif isinstance(event, ResponseTrailers):
+            self.trailers = event.trailers
+        elif isinstance(event, ResponseEndOfMessage):
+            yield from self.end_of_response()
+        else:
+            yield from super().send(event)
+
+    def send_head(self, event: ResponseHeaders) -> Commands:
+        if event.response.status_code == 100:
+            yield commands.SendData(self.conn, b"HTTP/1.1 100 Continue\r\n\r\n")
+            return
+        response = event.response
+        if self.head and self.head.version == b"HTTP/1.0" and "transfer-encoding" in response.headers:
+            response = response.copy()  # HTTP/1.0 knows no chunks: the end of the connection ends the body.
+            del response.headers["transfer-encoding"]
+        if self.last:
+            response = response.copy()
+            response.headers["Connection"] = "close"
+        assert self.request
+        self.size = http1.expected_http_body_size(self.request, response)
+        yield from super().send(ResponseHeaders(event.stream_id, response, event.end_stream))
+
+    def end_of_response(self) -> Commands:
+        if self.size is None:
+            yield commands.SendData(self.conn, b"0\r\n" + bytes(self.trailers or b"") + b"\r\n")
+        yield from self.mark_done(response=True)
+
+    def mark_done(self, *, request: bool = False, response: bool = False) -> Commands:
+        self.request_done |= request
+        self.response_done |= response
+        if self.state in (self.linger, self.done):
+            return  # Refused when its body had been read.
+        if not self.response_done:
+            self.state = self.wait
+            if len(self.buf) > MAX_PIPELINED:
+                self.last = True
+                self.buf = ReceiveBuffer()
+            return
+        assert self.response
+        if not self.request_done:
+            yield from self.hang_up()
+        elif self.last or self.size == -1 or http1.connection_close(self.response.http_version, self.response.headers):
+            yield from self.hang_up(read_on=bool(self.buf))
+        else:
+            yield from self.next_request()
+
+    def next_request(self) -> Commands:
+        self.request_done = self.response_done = False
+        self.request = self.response = self.trailers = None
+        self.stream_id += 2
+        self.state = self.read_headers
+        self.link.deadline = time.monotonic() + self.gate.idle_timeout
+        if self.buf:
+            # Not now: the layer upstream may be in the middle of the event that ended the response.
+            self.link.tell(Resume())
+        yield from ()
+
+    def fail(self, answer: Answer) -> Commands:
+        """Nothing came of an admitted request; the connection may go on if all of it was read."""
+        if self.last or not self.request_done:
+            yield from self.end_with(answer)
+        else:
+            yield commands.SendData(self.conn, render(answer, close=False))
+            yield from self.next_request()
+
+    # Ending.
+
+    def throttle(self, stream_id: int, server: Connection) -> None:
+        """TCP itself slows a server down for a client that does not read."""
+
+    def end_with(self, answer: Answer) -> Commands:
+        """Send a last answer of our own."""
+        yield commands.SendData(self.conn, render(answer))
+        unread = bool(self.buf) or self.head is None or (self.head.body != 0 and not self.request_done)
+        yield from self.hang_up(read_on=unread)
+
+    def last_words(self, answer: Answer) -> Commands:
+        """Something broke on our side: answer, where no answer has begun. The caller closes the connection."""
+        if not self.response and self.state not in (self.linger, self.done):
+            yield commands.SendData(self.conn, render(answer))
+        self.state = self.done
+
+    def hang_up(self, *, read_on: bool = True) -> Commands:
+        """Close; where the client may still be sending, our half first, and drop what comes for a while."""
+        self.buf = ReceiveBuffer()
+        if not read_on:
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+            return
+        yield commands.CloseTcpConnection(self.conn, half_close=True)
+        self.state = self.linger
+        self.link.deadline = time.monotonic() + LINGER_SECONDS
+
+    def linger(self, event: events.Event) -> Commands:
+        if isinstance(event, events.DataReceived):
+            self.budget -= len(event.data)
+        if isinstance(event, events.ConnectionClosed) or self.budget < 0:
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+
+    def done(self, _: events.Event) -> Commands:
+        yield from ()
+
+    def expire(self) -> Commands:
+        """A deadline has passed: of a head, of an idle connection, or of a lingering close."""
+        if self.state == self.read_headers and self.buf:
+            late = HeadError(408, "the request head took too long")
+            self.head = None
+            yield commands.SendData(self.conn, render(self.gate.malformed(late, self.link)))
+        if self.state in (self.read_headers, self.linger):
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+
+    def drain(self) -> Commands:
+        self.last = True
+        if self.state == self.read_headers and not self.buf:
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+
+
+class Http1Upstream(Body, Http1Client):
+    """HTTP/1 with Ollama."""
+
+    def send(self, event: HttpEvent) -> Commands:
+        if isinstance(event, RequestHeaders) and not event.end_stream:
+            # HTTP/2 has a body end without saying where; here it would run into the next request.
+            headers = event.request.headers
+            if "content-length" not in headers and "transfer-encoding" not in headers:
+                event.request.headers["Transfer-Encoding"] = "chunked"
+        yield from super().send(event)
+
+    def read_headers(self, event: events.ConnectionEvent) -> Commands:
+        if isinstance(event, events.DataReceived) and self.request:
+            self.skip_informational()
+            data = bytes(self.buf)
+            if data[:5] != b"HTTP/"[: len(data)] or (len(data) > MAX_RESPONSE_HEAD and b"\r\n\r\n" not in data):
+                yield from self.broken_body(event)
+            else:
+                yield from self.read_head(event)
+        elif isinstance(event, events.ConnectionClosed) and self.stream_id and not self.buf:
+            if self.conn.state & ConnectionState.CAN_WRITE:
+                yield commands.CloseConnection(self.conn)
+            yield ReceiveHttp(Dead(self.stream_id, "closed before it answered", ErrorCode.GENERIC_SERVER_ERROR))
+        else:
+            yield from super().read_headers(event)
+
+    def read_head(self, event: events.DataReceived) -> Commands:
+        """As Http1Client.read_headers where the head is whole, and a response is due."""
+        lines = self.buf.maybe_extract_lines()
+        if not lines:
+            return
+        assert self.request
+        try:
+            self.response = response_of([bytes(line) for line in lines])
+            size = http1.expected_http_body_size(self.request, self.response)
+        except ValueError:
+            yield from self.broken_body(event)
+            return
+        yield ReceiveHttp(ResponseHeaders(self.stream_id, self.response, size == 0))
+        self.body_reader = make_body_reader(size)
+        self.state = self.read_body
+        yield from self.state(event)
+
+    def skip_informational(self) -> None:
+        """1xx responses but 101 announce the real one (RFC 9110 section 15.2): nobody here waits for them."""
+        data = bytes(self.buf)
+        while data[:10] in (b"HTTP/1.1 1", b"HTTP/1.0 1") and data[10:12] != b"01":
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            self.buf.maybe_extract_at_most(end + 4)
+            data = data[end + 4 :]
+
+    def end_of_body(self, end: h11.EndOfMessage) -> Commands:
+        if end.headers and self.response:
+            self.response.trailers = http.Headers(list(end.headers.raw_items()))
+        yield from super().end_of_body(end)
+
+
+def request_of(head: Head) -> http.Request:
+    """mitmproxy's request of a head; where it goes is filled in once it may go anywhere."""
+    request = http.Request.__new__(http.Request)
+    request.data = RequestData(
+        host="",
+        port=0,
+        method=head.method,
+        scheme=b"http",
+        authority=b"",
+        path=head.target,
+        http_version=head.version,
+        headers=http.Headers(head.fields),
+        content=None,
+        trailers=None,
+        timestamp_start=time.time(),
+        timestamp_end=None,
+    )
+    return request
+
+
+def response_of(lines: list[bytes]) -> http.Response:
+    """mitmproxy's response of the lines of a head. Raises ValueError."""
+    version, status, reason = _read_response_line(lines[0])
+    response = http.Response.__new__(http.Response)
+    response.data = ResponseData(
+        http_version=version,
+        status_code=status,
+        reason=reason,
+        headers=_read_headers(lines[1:]),
+        content=None,
+        trailers=None,
+        timestamp_start=time.time(),
+        timestamp_end=None,
+    )
+    return response

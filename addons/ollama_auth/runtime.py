@@ -1,0 +1,198 @@
+"""The settings in force, and what is made of them: the judge, the limiter, the access log. New ones are taken whole or
+not at all, while it runs too.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from mitmproxy.log import ALERT
+from mitmproxy.proxy.mode_specs import ProxyMode
+
+from . import settings
+from .auth import keys_file
+from .auth.cli_signature import Replays
+from .auth.keys import KeyRing
+from .auth.limits import RENEW, Limiter, LimitsFault, StorageAway, limited
+from .auth.throttle import Throttle
+from .authorizer import Judge, Memory
+from .settings import Settings, SettingsError
+from .telemetry import workers
+from .telemetry.access_log import AccessLog
+from .telemetry.audit_log import AuditLog
+from .telemetry.monitor import Observatory, ObservatoryFault
+
+logger = logging.getLogger(__name__)
+
+MAX_FAULTS = 20
+"""Lines of the log about one keys file."""
+ANYWHERE = ("0.0.0.0", "::")  # noqa: S104, not listened on here
+WATCH = 0.5
+"""Seconds between two looks at the keys file."""
+
+
+class Configuration:
+    """Nothing is in force until the first settings were taken: `settings` and `judge` are None."""
+
+    def __init__(self, emit: Callable[[], Callable[[str], None] | None], observatory: Observatory) -> None:
+        """`emit` says who takes readable lines of the access log in place of standard output."""
+        self.settings: Settings | None = None
+        self.judge: Judge | None = None
+        self.limiter: Limiter | None = None
+        self.log = AccessLog()
+        self.audit: AuditLog | None = None
+        self.observatory = observatory
+        self._emit = emit
+        self._memory = Memory(Throttle(), Replays())
+        self._taken: bytes | None = None
+        self._reading = asyncio.Lock()
+
+    def read(self, options: Any) -> Settings:
+        """Settings of mitmproxy's options and the environment; a key among the options is hidden there.
+
+        Raises SettingsError.
+        """
+        found = settings.read(options, os.environ, self._taken)
+        if found.metrics_listen:
+            check_apart(found.metrics_listen, options)
+        if options.ollama_api_key not in (None, settings.MASKED):
+            self._taken = settings.read_key(options, os.environ)[0]
+            options.update(ollama_api_key=settings.MASKED)
+        return found
+
+    def take(self, new: Settings) -> None:
+        """Put settings in force. Raises SettingsError; then the old ones still are."""
+        old = self.settings
+        limiter = self._limiter_for(new)
+        log = self._open_log(new.access_log) if old is None or old.access_log != new.access_log else self.log
+        audit = self._open_audit(new)
+        try:
+            self.observatory.take(new.metrics_listen)
+        except ObservatoryFault as fault:
+            raise SettingsError(f"ollama_metrics_listen: {fault}") from fault
+        for used, fresh in ((self.log, log), (self.audit, audit)):
+            if used and used is not fresh:
+                used.close()
+        self.log, self.audit = log, audit
+        self.settings, self.limiter = new, limiter
+        self._memory.throttle.most = new.max_wrong_keys
+        self.judge = Judge(new, self._memory)
+        for warning in new.warnings:
+            if old is None or warning not in old.warnings:
+                logger.warning("ollama_auth: %s", warning)
+
+    def _limiter_for(self, new: Settings) -> Limiter | None:
+        if self.settings and self.limiter and self.settings.limits_storage == new.limits_storage:
+            return self.limiter
+        if new.limits_storage is None and not any(map(limited, new.ring.principals.values())):
+            return None
+        if new.limits_storage is None and workers.count(os.environ) > 1:
+            raise SettingsError(
+                "the keys have limits, which each of several workers would count for itself: "
+                "set ollama_limits_storage=redis://HOST:6379, or run one worker"
+            )
+        try:
+            return Limiter(new.limits_storage)
+        except LimitsFault as fault:
+            raise SettingsError(str(fault)) from fault
+
+    def _open_log(self, target: str | None) -> AccessLog:
+        try:
+            log = AccessLog(target, self._emit())
+        except OSError as fault:
+            raise SettingsError(
+                f"ollama_access_log: can't write {target!r} ({fault.strerror}); name a file that can be written"
+            ) from fault
+        return log
+
+    def _open_audit(self, new: Settings) -> AuditLog | None:
+        old = self.settings
+        if old and (old.audit_log, old.audit_size) == (new.audit_log, new.audit_size):
+            return self.audit
+        try:
+            return AuditLog(new.audit_log, new.audit_size) if new.audit_log else None
+        except OSError as fault:
+            raise SettingsError(
+                f"ollama_audit_log: can't write {new.audit_log!r} ({fault.strerror}); name a file that can be written"
+            ) from fault
+
+    def close(self) -> None:
+        """Write what waits to be written; nobody is shown anything any more."""
+        self.log.close()
+        if self.audit:
+            self.audit.close()
+        self.observatory.close()
+
+    # The keys file.
+
+    async def watch(self, options: Any) -> None:
+        """Read the keys file again when it was changed, however that was done."""
+        taken, seen = self._stamp(), self._stamp()
+        while True:
+            last, seen = seen, self._stamp()
+            if seen == last != taken:  # Changed, and not being written any more.
+                taken = seen
+                await self.reload(options)
+            await asyncio.sleep(WATCH)
+
+    async def renew(self) -> None:
+        """Renew what running requests hold, for ever. A storage that was away may have forgotten all of it."""
+        while True:
+            await asyncio.sleep(RENEW)
+            if self.limiter:
+                with suppress(StorageAway):
+                    await self.limiter.renew()
+
+    def _stamp(self) -> object:
+        path = self.settings.keys_file if self.settings else None
+        return path, keys_file.stamp(path) if path else None
+
+    async def hang_up(self, options: Any) -> None:
+        """SIGHUP: logs were moved away, and keys may have been changed."""
+        self.log.reopen()
+        if self.audit:
+            self.audit.reopen()
+        await self.reload(options)
+
+    async def reload(self, options: Any) -> None:
+        """Take the keys as they are now; where they are faulty, keep the old ones and say so."""
+        if self.settings is None or self.settings.keys_file is None:
+            return
+        try:
+            async with self._reading:  # An older reading must not undo a newer one: a revoked key would be good again.
+                ring = await self._read_again(options, self.settings)
+        except SettingsError as fault:
+            say(fault, "the keys stay as they were: ")
+        except Exception as fault:
+            logger.error("ollama_auth: the keys stay as they were: %s", type(fault).__name__)
+        else:
+            logger.log(ALERT, "ollama_auth: the keys file was read again: %d keys", len(ring))
+
+    async def _read_again(self, options: Any, before: Settings) -> KeyRing:
+        # In a thread: 10,000 keys take half a second.
+        ring, warnings = await asyncio.to_thread(settings.read_keys, options, os.environ, self._taken)
+        if self.settings and self.settings is not before:  # Others were taken meanwhile.
+            return await self._read_again(options, self.settings)
+        self.take(replace(before, ring=ring, warnings=warnings))
+        return ring
+
+
+def check_apart(metrics: tuple[str, int], options: Any) -> None:
+    """Workers share ports: the gate and the metrics would share one too, and each get some requests of the other.
+
+    Raises SettingsError.
+    """
+    mode = ProxyMode.parse(options.mode[0])
+    hosts = {host or ANYWHERE[0] for host in (metrics[0], mode.listen_host(options.listen_host))}
+    if metrics[1] == mode.listen_port(options.listen_port) and (len(hosts) == 1 or hosts & {*ANYWHERE, "localhost"}):
+        raise SettingsError(f"ollama_metrics_listen: port {metrics[1]} is the gate's own: choose another")
+
+
+def say(fault: SettingsError, what: str = "") -> None:
+    """Log a fault, which may have many lines."""
+    for line in str(fault).splitlines()[:MAX_FAULTS]:
+        logger.error("ollama_auth: %s%s", what, line)

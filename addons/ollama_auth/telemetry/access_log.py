@@ -1,0 +1,161 @@
+"""One line a request: readable text by default, JSON lines when asked for. Never a header value, a query or a body."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from ..exchange import Exchange
+from ..http.head import MAX_METHOD
+from .line_writer import LineWriter
+
+type Line = Callable[[Exchange], str]
+
+MAX_PATH = 256
+"""Characters of a path in a line."""
+MAX_NAMES = 32
+"""Names of stripped headers in a line."""
+MAX_NAME = 64
+"""Characters of one of them."""
+PLAIN = re.compile(rb"[!-\[\]-~]*")
+MAX_MODEL = 128
+"""Characters of the name of a model in a line."""
+
+
+def record(exchange: Exchange) -> dict[str, object]:
+    """The fields of a request that apply to it, in the order they are written."""
+    ended = exchange.ended or exchange.started
+    fields: dict[str, object] = {
+        "time": utc(exchange.time),
+        "id": exchange.id,
+        "client": exchange.client,
+        "key": exchange.key,
+        "method": escape_name(exchange.method[:MAX_METHOD]) or None,
+        "path": path(exchange),
+        "status": exchange.status,
+        "reason": exchange.reason,
+        "model": exchange.model[:MAX_MODEL] if exchange.model else None,
+        "stream": exchange.stream if exchange.status == 200 else None,
+        "stripped": names(exchange.stripped) or None,
+        "bytes_in": exchange.bytes_in,
+        "bytes_out": exchange.bytes_out,
+        "duration_ms": _ms(ended - exchange.started),
+        "ttft_ms": _ms(exchange.ttft) if exchange.ttft is not None else None,
+        **used(exchange),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def used(exchange: Exchange) -> dict[str, object]:
+    """What an answer used: its tokens as far as they are known, and how far that is to be relied on."""
+    found = exchange.used
+    if found is None or exchange.status != 200:
+        return {}
+    return {
+        "prompt_tokens": found.prompt_tokens,
+        "completion_tokens": found.completion_tokens,
+        "complete": found.complete,
+        "estimated": found.estimated or None,
+        "compressed": found.compressed or None,
+    }
+
+
+def path(exchange: Exchange) -> str | None:
+    """The decoded path without its query, bounded, and escaped: nothing in it can end a line or look like one."""
+    if exchange.path is None:
+        return None
+    text = escape(exchange.path[:MAX_PATH])
+    return text + "..." if len(exchange.path) > MAX_PATH else text
+
+
+def escape(raw: bytes) -> str:
+    """Printable ASCII as it is; a space, a backslash and everything else as \\xNN."""
+    if PLAIN.fullmatch(raw):
+        return raw.decode("ascii")
+    return "".join(chr(byte) if 0x21 <= byte <= 0x7E and byte != 0x5C else f"\\x{byte:02x}" for byte in raw)
+
+
+def as_json(exchange: Exchange) -> str:
+    """A line of JSON."""
+    return json.dumps(record(exchange), separators=(",", ":"))
+
+
+def as_text(exchange: Exchange) -> str:
+    """A line to read: time, id, client, key, method, path, status or why not, bytes, times, headers stripped."""
+    fields = record(exchange)
+    words = [str(fields.get(name, "-")) for name in ("time", "id", "client", "key", "method", "path", "status")]
+    if exchange.reason:
+        words.append(f"({exchange.reason})")
+    words.append(f"in={exchange.bytes_in} out={exchange.bytes_out} {fields['duration_ms']}ms")
+    if "ttft_ms" in fields:
+        words.append(f"first={fields['ttft_ms']}ms")
+    if exchange.model:
+        words.append("model=" + escape_name(exchange.model[:MAX_MODEL]))
+    words += tokens(exchange)
+    if exchange.stripped:
+        words.append("stripped=" + ",".join(map(escape_name, names(exchange.stripped))))
+    return " ".join(words)
+
+
+def tokens(exchange: Exchange) -> list[str]:
+    """The words of a readable line on what an answer used: tokens in and out (~ is an estimate), tokens a second."""
+    found = exchange.used
+    if found is None or exchange.status != 200:
+        return []
+    words = []
+    if found.completion_tokens is not None:
+        prompt = "?" if found.prompt_tokens is None else found.prompt_tokens
+        words.append(f"tokens={prompt}+{'~' if found.estimated else ''}{found.completion_tokens}")
+    if exchange.stream and exchange.speed:
+        words.append(f"speed={exchange.speed:.1f}/s")
+    return words if found.complete else [*words, "incomplete"]
+
+
+def names(stripped: Sequence[str]) -> list[str]:
+    """The names of stripped headers, bounded: whoever sends them chooses how many there are, and how long."""
+    return [name[:MAX_NAME] for name in stripped[:MAX_NAMES]] + (["..."] if len(stripped) > MAX_NAMES else [])
+
+
+def escape_name(name: str) -> str:
+    """The name of a header or a method, escaped as `escape` does."""
+    return escape(name.encode("ascii", "replace"))
+
+
+def utc(seconds: float) -> str:
+    """Seconds since 1970 as RFC 3339 writes them, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)
+
+
+class AccessLog:
+    """Where lines go: standard output, a file, or any function that takes a line."""
+
+    def __init__(self, target: str | None = None, emit: Callable[[str], None] | None = None) -> None:
+        """`target`: None for readable lines, "-" for JSON on standard output, or the path of a file for JSON.
+
+        `emit` takes the readable lines instead of standard output. Raises OSError where a file can't be opened.
+        """
+        self._line: Line = as_text if target is None else as_json
+        self._emit = emit if target is None else None
+        self._writer = None if self._emit else LineWriter("the access log", None if target in (None, "-") else target)
+
+    def write(self, exchange: Exchange) -> None:
+        """Log one request. Never blocks, never raises OSError."""
+        line = self._line(exchange)
+        if self._emit:
+            self._emit(line)
+        elif self._writer:
+            self._writer.write(line)
+
+    def reopen(self) -> None:
+        """Go on in the file of that name as it is now: the old one was moved away."""
+        if self._writer:
+            self._writer.reopen()
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Write what waits, for at most that many seconds."""
+        if self._writer:
+            self._writer.close(timeout)

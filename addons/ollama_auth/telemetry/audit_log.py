@@ -1,0 +1,56 @@
+"""All that is asked and answered, one JSON line a conversation, for who must keep it. Off unless it is asked for."""
+
+import json
+
+from ..exchange import Exchange
+from ..ollama_api.routes import RouteClass
+from ..recording import Recording
+from .access_log import utc
+from .line_writer import LineWriter
+
+FILES = 5
+"""Full files that are kept."""
+CONVERSATIONS = frozenset({RouteClass.INFER, RouteClass.EMBED})
+
+
+class AuditLog:
+    """A file that its owner alone may read."""
+
+    def __init__(self, path: str, rotate_at: int) -> None:
+        """Raises OSError where it can't be opened."""
+        self._writer = LineWriter("the audit log", path, private=True, rotate_at=rotate_at, keep=FILES)
+
+    def write(self, exchange: Exchange) -> None:
+        """Write down a conversation that has ended. Never blocks."""
+        if exchange.recording:
+            self._writer.write(json.dumps(record(exchange, exchange.recording), separators=(",", ":")))
+
+    def reopen(self) -> None:
+        """The old file was moved away."""
+        self._writer.reopen()
+
+    def close(self) -> None:
+        """Write what waits."""
+        self._writer.close()
+
+
+def record(exchange: Exchange, recording: Recording) -> dict[str, object]:
+    """Who asked what, and was answered what; the id is that of the access log."""
+    fields = {
+        "time": utc(exchange.time),
+        "id": exchange.id,
+        "key": exchange.key,
+        "path": (exchange.path or b"").decode("utf-8", "replace"),
+        "status": exchange.status,
+        "reason": exchange.reason,
+        "model": exchange.model,
+        "request": recording.request.data.decode("utf-8", "replace"),
+        "response": recording.answer.data.decode("utf-8", "replace"),
+        "truncated": (recording.request.truncated or recording.answer.truncated) or None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def concerns(exchange: Exchange) -> bool:
+    """Is it a conversation?"""
+    return exchange.route is not None and exchange.route.route_class in CONVERSATIONS

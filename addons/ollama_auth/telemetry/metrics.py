@@ -1,0 +1,120 @@
+"""Prometheus metrics of all exchanges. Every label has a bounded set of values, whatever clients send.
+
+In a process of many (PROMETHEUS_MULTIPROC_DIR is set) they are those of all of them together.
+"""
+
+import os
+import platform
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from mitmproxy import version
+
+from .. import __version__
+from ..exchange import Exchange
+from .history import Fold, key_of, model_of, used_by
+
+HOW_TO_INSTALL = "pip install 'prometheus-client>=0.22'"
+MAX_KEYS = 1000
+MAX_MODELS = 200
+
+# In seconds. A model may take minutes to load and to think, and makes from 1 to 300 tokens a second.
+_FIRST_TOKEN = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+_DURATION = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1800, 3600)
+_INTER_TOKEN = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
+
+
+_STATUSES = frozenset(map(int, HTTPStatus))
+
+
+class MetricsFault(ValueError):
+    """Metrics that can't be had here: one line with the remedy."""
+
+
+class Metrics:
+    """One for a gate."""
+
+    def __init__(self) -> None:
+        """Raises MetricsFault where the library is missing."""
+        try:
+            from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+        except ImportError as missing:
+            raise MetricsFault(f"metrics need the library that keeps them: {HOW_TO_INSTALL}") from missing
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # When a counter began is nobody's question, and doubles their number.
+        self._registry = CollectorRegistry()
+        self._fold_key, self._fold_model = Fold(MAX_KEYS), Fold(MAX_MODELS)
+
+        def counter(name: str, what: str, *labels: str) -> Any:
+            return Counter(f"ollama_auth_{name}", what, labels, registry=self._registry)
+
+        def gauge(name: str, what: str) -> Any:
+            return Gauge(f"ollama_auth_{name}", what, registry=self._registry, multiprocess_mode="livesum")
+
+        def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Any:
+            return Histogram(f"ollama_auth_{name}_seconds", what, buckets=buckets, registry=self._registry)
+
+        self._requests = counter("requests_total", "Requests that have ended.", "key", "class", "status")
+        self._refusals = counter("refusals_total", "Requests that were refused.", "reason")
+        self._tokens = counter("tokens_total", "Tokens as the answers tell them.", "key", "model", "kind")
+        self._upstream_errors = counter("upstream_errors_total", "Requests that failed behind the gate.", "reason")
+        self._first_token = histogram("time_to_first_token", "From a request to its first token.", _FIRST_TOKEN)
+        self._duration = histogram("request_duration", "From a request to the end of its answer.", _DURATION)
+        self._inter_token = histogram("inter_token", "From a token to the next one.", _INTER_TOKEN)
+        self._in_flight = gauge("in_flight_requests", "Requests under way.")
+        self._connections = gauge("connections", "Client connections.")
+        build = Gauge(
+            "ollama_auth_build_info",
+            "What runs here.",
+            ("version", "mitmproxy", "python"),
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
+        build.labels(__version__, version.VERSION, platform.python_version()).set(1)
+
+    def ended(self, exchange: Exchange) -> None:
+        """Count an exchange that has ended."""
+        key = self._fold_key(key_of(exchange))
+        route_class = exchange.route.route_class if exchange.route else "unknown"
+        self._requests.labels(key, str(route_class), status_of(exchange)).inc()
+        if exchange.refused:
+            self._refusals.labels(exchange.reason or "other").inc()
+        elif exchange.reason and exchange.reason.startswith("upstream"):
+            self._upstream_errors.labels(exchange.reason).inc()
+        if exchange.admitted and exchange.ended:
+            self._duration.observe(exchange.ended - exchange.started)
+        if exchange.first_token:
+            self._first_token.observe(exchange.first_token - exchange.started)
+        if model := model_of(exchange):
+            used, model = used_by(exchange), self._fold_model(model)
+            self._tokens.labels(key, model, "prompt").inc(used.prompt_tokens or 0)
+            self._tokens.labels(key, model, "completion").inc(used.completion_tokens or 0)
+
+    def pace(self, gaps: Iterable[float]) -> None:
+        """Count times between two tokens, in seconds."""
+        for gap in gaps:
+            self._inter_token.observe(gap)
+
+    def gauge(self, in_flight: int, connections: int) -> None:
+        """How many there are now."""
+        self._in_flight.set(in_flight)
+        self._connections.set(connections)
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """(all of it, its media type): what `accept` prefers of Prometheus's text and OpenMetrics."""
+        from prometheus_client import CollectorRegistry
+        from prometheus_client.exposition import choose_encoder
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        registry = self._registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            MultiProcessCollector(registry := CollectorRegistry())  # type: ignore[no-untyped-call]
+        encoder, media_type = choose_encoder(accept)
+        return encoder(registry), media_type
+
+
+def status_of(exchange: Exchange) -> str:
+    """The status of its answer; an upstream may say any number, and some requests end without an answer."""
+    if exchange.status is None:
+        return "none"
+    return str(exchange.status) if exchange.status in _STATUSES else f"{exchange.status // 100}xx"
