@@ -10,9 +10,9 @@ import pytest
 from mitmproxy.options import Options
 
 from ollama_auth import settings
-from ollama_auth.runtime import Configuration, check_apart
+from ollama_auth.runtime import ActiveConfig, check_apart
 from ollama_auth.settings import read
-from ollama_auth.telemetry.monitor import Observatory
+from ollama_auth.telemetry.monitor import Monitor
 from support import PATIENCE
 from test_named_keys import entry
 from test_settings import FakeOptions
@@ -41,7 +41,7 @@ async def test_an_older_reading_does_not_undo_a_newer_one(
     (file := tmp_path / "keys.toml").write_text(entry("revoked"))
     file.chmod(0o600)
     options: Any = FakeOptions(ollama_keys_file=str(file))
-    config = Configuration(lambda: None, Observatory(None))  # type: ignore[arg-type]
+    config = ActiveConfig(lambda: None, Monitor(None))  # type: ignore[arg-type]
     config.take(read(options, {}))
     slow = Slow()
     monkeypatch.setattr(settings, "read_keys", slow)

@@ -14,7 +14,7 @@ from mitmproxy.proxy.server import ConnectionHandler
 
 from ollama_auth.exchange import Exchange
 from ollama_auth.proxy import connections as module
-from ollama_auth.proxy.connections import LAST_WORD, QUIET, Connections, Expire, Link, network
+from ollama_auth.proxy.connections import LAST_WORD, QUIET, ClientConnection, Connections, Expire, network
 
 MADE_ROOM = "connections without a request were closed to make room for new ones"
 
@@ -79,7 +79,7 @@ class FakeHandler:
         self.told.append(event)
 
 
-class FakeSpeaker:
+class FakeProtocol:
     def __init__(self, *, idle: bool = True) -> None:
         self.idle = idle
 
@@ -87,25 +87,27 @@ class FakeSpeaker:
         """Nobody answers here."""
 
 
-def link_from(address: str = "10.0.0.1", *, busy: bool = False, known: bool = False, deadline: float = 0) -> Link:
+def peer_from(
+    address: str = "10.0.0.1", *, busy: bool = False, known: bool = False, deadline: float = 0
+) -> ClientConnection:
     client = Client(peername=(address, 1), sockname=("10.0.0.2", 8081), timestamp_start=0)
-    link = Link(client, cast(ConnectionHandler, FakeHandler(client)), deadline)
-    link.speaker = FakeSpeaker(idle=not busy)
-    link.known = known
-    return link
+    peer = ClientConnection(client, cast(ConnectionHandler, FakeHandler(client)), deadline)
+    peer.protocol = FakeProtocol(idle=not busy)
+    peer.known = known
+    return peer
 
 
-def fake(link: Link) -> FakeHandler:
-    return cast(FakeHandler, link.handler)
+def fake(peer: ClientConnection) -> FakeHandler:
+    return cast(FakeHandler, peer.handler)
 
 
-def was_cut(link: Link) -> bool:
-    return fake(link).task.cancelled == ["closed by the gate"]
+def was_cut(peer: ClientConnection) -> bool:
+    return fake(peer).task.cancelled == ["closed by the gate"]
 
 
-def filled(*links: Link) -> Connections:
+def filled(*peers: ClientConnection) -> Connections:
     found = Connections()
-    assert all(found.add(link, 1000, 0) for link in links)
+    assert all(found.add(peer, 1000, 0) for peer in peers)
     return found
 
 
@@ -146,16 +148,16 @@ def test_an_ipv4_address_is_one_client_also_on_a_socket_of_ipv6(address: Any) ->
 
 
 def test_the_address_of_a_client() -> None:
-    assert link_from("2001:db8::7").address == "2001:db8::7"
+    assert peer_from("2001:db8::7").address == "2001:db8::7"
     nobody = Client(peername=cast(Any, None), sockname=("", 0), timestamp_start=0)
-    assert Link(nobody, cast(ConnectionHandler, FakeHandler(nobody)), 0).address == "unknown"
+    assert ClientConnection(nobody, cast(ConnectionHandler, FakeHandler(nobody)), 0).address == "unknown"
 
 
 # Counting.
 
 
 def test_a_connection_is_found_until_it_is_removed() -> None:
-    one = link_from()
+    one = peer_from()
     found = filled(one)
     assert (found.get(one.client.id), len(found), list(found)) == (one, 1, [one])
     assert found.remove(one.client.id) is one
@@ -163,7 +165,7 @@ def test_a_connection_is_found_until_it_is_removed() -> None:
 
 
 def test_removing_what_is_not_there_is_harmless() -> None:
-    found = filled(one := link_from())
+    found = filled(one := peer_from())
     assert found.remove("nobody") is None
     assert found.remove(one.client.id) is one
     assert found.remove(one.client.id) is None
@@ -171,84 +173,84 @@ def test_removing_what_is_not_there_is_harmless() -> None:
 
 
 def test_connections_may_go_while_they_are_looked_at() -> None:
-    found = filled(link_from(), link_from(), link_from())
-    assert [found.remove(link.client.id) is link for link in found] == [True] * 3
+    found = filled(peer_from(), peer_from(), peer_from())
+    assert [found.remove(peer.client.id) is peer for peer in found] == [True] * 3
 
 
 def test_where_all_are_at_work_there_is_no_room() -> None:
-    found = filled(link_from(busy=True), link_from(busy=True))
-    assert not found.add(link_from(), 2, 0)
+    found = filled(peer_from(busy=True), peer_from(busy=True))
+    assert not found.add(peer_from(), 2, 0)
     assert len(found) == 2
     assert not any(map(was_cut, found))
 
 
 def test_the_oldest_stranger_makes_room() -> None:
-    worker, friend, old, young = link_from(busy=True), link_from(known=True), link_from(), link_from()
+    worker, friend, old, young = peer_from(busy=True), peer_from(known=True), peer_from(), peer_from()
     found = filled(worker, friend, old, young)
-    assert found.add(new := link_from(), 4, 0)
+    assert found.add(new := peer_from(), 4, 0)
     assert list(found) == [worker, friend, young, new]
-    assert [was_cut(link) for link in (worker, friend, old, young, new)] == [False, False, True, False, False]
+    assert [was_cut(peer) for peer in (worker, friend, old, young, new)] == [False, False, True, False, False]
 
 
 def test_where_there_is_no_stranger_the_oldest_that_is_idle_makes_room() -> None:
-    worker, old, young = link_from(busy=True, known=True), link_from(known=True), link_from(known=True)
+    worker, old, young = peer_from(busy=True, known=True), peer_from(known=True), peer_from(known=True)
     found = filled(worker, old, young)
-    assert found.add(link_from(), 3, 0)
-    assert [was_cut(link) for link in (worker, old, young)] == [False, True, False]
+    assert found.add(peer_from(), 3, 0)
+    assert [was_cut(peer) for peer in (worker, old, young)] == [False, True, False]
 
 
 def test_a_connection_that_has_not_said_a_word_makes_room() -> None:
-    silent = link_from()
-    silent.speaker = None
-    assert filled(silent).add(link_from(), 1, 0)
+    silent = peer_from()
+    silent.protocol = None
+    assert filled(silent).add(peer_from(), 1, 0)
     assert was_cut(silent)
 
 
 def test_a_request_under_way_keeps_its_connection_whatever_the_speaker_says() -> None:
-    at_work = link_from()
+    at_work = peer_from()
     at_work.exchanges[1] = Exchange("10.0.0.1")
-    assert not filled(at_work).add(link_from(), 1, 0)
+    assert not filled(at_work).add(peer_from(), 1, 0)
 
 
 def test_one_client_has_a_limit_of_its_own() -> None:
-    found = filled(link_from(busy=True), link_from(busy=True))
-    assert not found.add(link_from(), 1000, 2)
-    assert found.add(link_from("10.0.0.9"), 1000, 2)
-    assert found.add(link_from(), 1000, 3)
+    found = filled(peer_from(busy=True), peer_from(busy=True))
+    assert not found.add(peer_from(), 1000, 2)
+    assert found.add(peer_from("10.0.0.9"), 1000, 2)
+    assert found.add(peer_from(), 1000, 3)
 
 
 def test_only_a_connection_of_the_same_client_makes_room_for_it() -> None:
-    other, own, worker = link_from("10.0.0.9"), link_from(), link_from(busy=True)
+    other, own, worker = peer_from("10.0.0.9"), peer_from(), peer_from(busy=True)
     found = filled(other, own, worker)
-    assert found.add(link_from(), 1000, 2)
+    assert found.add(peer_from(), 1000, 2)
     assert (was_cut(other), was_cut(own)) == (False, True)
-    assert not filled(other, link_from(busy=True)).add(link_from(), 1000, 1)
+    assert not filled(other, peer_from(busy=True)).add(peer_from(), 1000, 1)
 
 
 def test_an_ipv6_network_has_one_limit_for_all_its_addresses() -> None:
-    found = filled(*(link_from(f"2001:db8::{host:x}", busy=True) for host in range(1, 4)))
-    assert not found.add(link_from("2001:db8::ffff"), 1000, 3)
-    assert found.add(link_from("2001:db8:0:1::1"), 1000, 3)
+    found = filled(*(peer_from(f"2001:db8::{host:x}", busy=True) for host in range(1, 4)))
+    assert not found.add(peer_from("2001:db8::ffff"), 1000, 3)
+    assert found.add(peer_from("2001:db8:0:1::1"), 1000, 3)
 
 
 def test_no_limit_of_its_own_is_no_limit() -> None:
     found = Connections()
-    assert all(found.add(link_from(busy=True), 100, 0) for _ in range(100))
-    assert not found.add(link_from(), 100, 0)
+    assert all(found.add(peer_from(busy=True), 100, 0) for _ in range(100))
+    assert not found.add(peer_from(), 100, 0)
 
 
 def test_a_removed_connection_makes_room_for_its_client() -> None:
-    found = filled(one := link_from(busy=True))
-    assert not found.add(link_from(), 1000, 1)
+    found = filled(one := peer_from(busy=True))
+    assert not found.add(peer_from(), 1000, 1)
     found.remove(one.client.id)
-    assert found.add(link_from(), 1000, 1)
+    assert found.add(peer_from(), 1000, 1)
 
 
 def test_room_is_made_in_both_ways_at_once() -> None:
     """Its client is over its limit, and so is everybody together."""
-    own, other = link_from(), link_from("10.0.0.9")
+    own, other = peer_from(), peer_from("10.0.0.9")
     found = filled(own, other)
-    assert found.add(new := link_from(), 1, 1)
+    assert found.add(new := peer_from(), 1, 1)
     assert list(found) == [new]
 
 
@@ -264,27 +266,27 @@ def test_the_limits_hold_and_nobody_at_work_is_ever_cut(
     steps: list[tuple[str, bool, bool] | int], most: int, most_per_network: int
 ) -> None:
     """Connections come, busy or not and known or not, and some of them go."""
-    found, everybody = Connections(), list[Link]()
+    found, everybody = Connections(), list[ClientConnection]()
     for step in steps:
         if isinstance(step, int):
-            for link in list(found)[step : step + 1]:
-                found.remove(link.client.id)
+            for peer in list(found)[step : step + 1]:
+                found.remove(peer.client.id)
         else:
-            everybody.append(link_from(step[0], busy=step[1], known=step[2]))
+            everybody.append(peer_from(step[0], busy=step[1], known=step[2]))
             taken = found.add(everybody[-1], most, most_per_network)
             assert taken == (everybody[-1] in list(found))
-        counts = Counter(link.network for link in found)
+        counts = Counter(peer.network for peer in found)
         assert len(found) == counts.total() <= most
         assert not most_per_network or max(counts.values(), default=0) <= most_per_network
-    assert not any(was_cut(link) and not link.idle for link in everybody)
-    assert not any(was_cut(link) for link in found)
+    assert not any(was_cut(peer) and not peer.idle for peer in everybody)
+    assert not any(was_cut(peer) for peer in found)
 
 
 def test_what_has_gone_leaves_nothing_behind() -> None:
     found = Connections()
     for number in range(200):
-        found.add(link := link_from(f"2001:db8:{number:x}::1"), 10, 2)
-        found.remove(link.client.id)
+        found.add(peer := peer_from(f"2001:db8:{number:x}::1"), 10, 2)
+        found.remove(peer.client.id)
     assert not any(vars(found).values())
 
 
@@ -320,42 +322,42 @@ async def swept(found: Connections) -> None:
 
 
 async def test_before_its_deadline_a_connection_is_left_alone(clock: Clock) -> None:
-    found = filled(link := link_from(deadline=clock.now))
+    found = filled(peer := peer_from(deadline=clock.now))
     await swept(found)
-    assert (fake(link).told, was_cut(link)) == ([], False)
+    assert (fake(peer).told, was_cut(peer)) == ([], False)
 
 
 async def test_after_its_deadline_a_connection_may_say_a_last_word_and_is_then_cut(clock: Clock) -> None:
-    found = filled(link := link_from(deadline=clock.now - 1))
+    found = filled(peer := peer_from(deadline=clock.now - 1))
     await swept(found)
-    assert [type(event) for event in fake(link).told] == [Expire]
-    assert (was_cut(link), link.deadline) == (False, clock.now + LAST_WORD)
+    assert [type(event) for event in fake(peer).told] == [Expire]
+    assert (was_cut(peer), peer.deadline) == (False, clock.now + LAST_WORD)
     clock.now += LAST_WORD + 0.1
     await swept(found)
-    assert was_cut(link)
-    assert len(fake(link).told) == 1
+    assert was_cut(peer)
+    assert len(fake(peer).told) == 1
 
 
 async def test_a_connection_that_can_say_nothing_is_cut_at_once(clock: Clock) -> None:
-    link = link_from(deadline=clock.now - 1)
-    link.speaker = None
-    await swept(filled(link))
-    assert was_cut(link)
+    peer = peer_from(deadline=clock.now - 1)
+    peer.protocol = None
+    await swept(filled(peer))
+    assert was_cut(peer)
 
 
 async def test_a_connection_without_a_deadline_waits_for_ever(clock: Clock) -> None:
-    found = filled(link := link_from())
-    link.deadline = None
+    found = filled(peer := peer_from())
+    peer.deadline = None
     clock.now += 10**9
     await swept(found)
-    assert (fake(link).told, was_cut(link)) == ([], False)
+    assert (fake(peer).told, was_cut(peer)) == ([], False)
 
 
 async def test_a_connection_that_can_not_be_ended_does_not_save_the_others(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken, other = link_from(deadline=clock.now - 1), link_from(deadline=clock.now - 1)
-    broken.speaker = other.speaker = None
+    broken, other = peer_from(deadline=clock.now - 1), peer_from(deadline=clock.now - 1)
+    broken.protocol = other.protocol = None
     fake(broken).task.error = RuntimeError("sk-ollama-in-a-message")
     await swept(filled(broken, other))
     assert was_cut(other)
@@ -363,11 +365,11 @@ async def test_a_connection_that_can_not_be_ended_does_not_save_the_others(
 
 
 def test_a_connection_whose_socket_is_gone_can_be_cut() -> None:
-    link = link_from()
-    fake(link).transports.clear()
-    link.cut()
-    link.hold(link.client, "me")
-    link.release(link.client, "me")
+    peer = peer_from()
+    fake(peer).transports.clear()
+    peer.cut()
+    peer.hold(peer.client, "me")
+    peer.release(peer.client, "me")
 
 
 # Trouble that may come a thousand times a second.
@@ -411,55 +413,55 @@ def test_percent_signs_in_a_trouble_are_no_format(clock: Clock, caplog: pytest.L
 def test_that_connections_make_room_is_a_trouble(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     found = Connections()
     for _ in range(100):
-        assert found.add(link_from(), 2, 0)
+        assert found.add(peer_from(), 2, 0)
     assert caplog.messages == [MADE_ROOM]
 
 
 # Making a peer wait.
 
 
-def transport_of(link: Link) -> FakeTransport:
-    return cast(FakeTransport, link.transport())
+def transport_of(peer: ClientConnection) -> FakeTransport:
+    return cast(FakeTransport, peer.transport())
 
 
 def test_a_client_waits_until_all_that_held_it_released_it() -> None:
-    link = link_from()
-    link.hold(link.client, "one")
-    link.hold(link.client, "two")
-    link.hold(link.client, "two")
-    link.release(link.client, "two")
-    assert not transport_of(link).reading
-    link.release(link.client, "one")
-    assert transport_of(link).reading
+    peer = peer_from()
+    peer.hold(peer.client, "one")
+    peer.hold(peer.client, "two")
+    peer.hold(peer.client, "two")
+    peer.release(peer.client, "two")
+    assert not transport_of(peer).reading
+    peer.release(peer.client, "one")
+    assert transport_of(peer).reading
 
 
 def test_who_holds_nothing_releases_nothing() -> None:
-    link = link_from()
-    link.hold(link.client, "one")
-    link.release(link.client, "two")
-    assert not transport_of(link).reading
+    peer = peer_from()
+    peer.hold(peer.client, "one")
+    peer.release(peer.client, "two")
+    assert not transport_of(peer).reading
 
 
 def test_a_server_that_waits_does_not_make_the_client_wait() -> None:
-    link, server = link_from(), link_from().client
-    fake(link).socket_of(server)
-    link.hold(server, "one")
-    assert transport_of(link).reading
-    link.release(link.client, "one")
-    assert not cast(FakeTransport, link.transport(server)).reading
+    peer, server = peer_from(), peer_from().client
+    fake(peer).socket_of(server)
+    peer.hold(server, "one")
+    assert transport_of(peer).reading
+    peer.release(peer.client, "one")
+    assert not cast(FakeTransport, peer.transport(server)).reading
 
 
 def test_a_connection_that_is_closing_is_not_read_again() -> None:
-    link = link_from()
-    link.hold(link.client, "one")
-    transport_of(link).closing = True
-    link.release(link.client, "one")
-    assert not transport_of(link).reading
+    peer = peer_from()
+    peer.hold(peer.client, "one")
+    transport_of(peer).closing = True
+    peer.release(peer.client, "one")
+    assert not transport_of(peer).reading
 
 
 def test_a_reader_that_is_full_resumes_by_itself() -> None:
-    link = link_from()
-    link.hold(link.client, "one")
-    fake(link).socket_of(link.client).reader._paused = True
-    link.release(link.client, "one")
-    assert not transport_of(link).reading
+    peer = peer_from()
+    peer.hold(peer.client, "one")
+    fake(peer).socket_of(peer.client).reader._paused = True
+    peer.release(peer.client, "one")
+    assert not transport_of(peer).reading

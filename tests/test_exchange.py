@@ -14,7 +14,7 @@ from mitmproxy.test import tutils
 import ollama_auth
 from ollama_auth import exchange as module
 from ollama_auth.auth.keys import Principal
-from ollama_auth.exchange import Admission, Claim, Exchange, keeping
+from ollama_auth.exchange import Admission, Exchange, UpstreamRequest, keeping
 from ollama_auth.http.head import Fields
 
 ADDONS = Path(ollama_auth.__file__).parent.parent
@@ -57,11 +57,11 @@ def test_an_admission_is_made_in_no_other_way() -> None:
 
 
 def test_an_admission_can_not_be_changed() -> None:
-    admission = Admission(Claim(Principal("anna"), b"/", ()))
+    admission = Admission(UpstreamRequest(Principal("anna"), b"/", ()))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        admission.claim = Claim(Principal("bert"), b"/", ())  # type: ignore[misc]
+        admission.request = UpstreamRequest(Principal("bert"), b"/", ())  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        admission.claim.target = b"/api/delete"  # type: ignore[misc]
+        admission.request.target = b"/api/delete"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("sent", [b"a", b"0123-4567_89ab.cdef", b"A" * 64])

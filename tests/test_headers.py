@@ -12,7 +12,7 @@ from ollama_auth.auth.forwarding import (
     MASKED_PATH,
     MAX_SHOWN,
     NEVER,
-    HeaderFault,
+    HeaderNameError,
     clean_target,
     extend,
     mask_path,
@@ -89,7 +89,7 @@ def test_an_operator_adds_to_the_list() -> None:
 
 @pytest.mark.parametrize("name", sorted(NEVER | {"AUTHORIZATION", " x-api-key\t", "\N{KELVIN SIGN}eep-alive"}))
 def test_what_an_operator_can_not_add(name: str) -> None:
-    with pytest.raises(HeaderFault, match="is never forwarded"):
+    with pytest.raises(HeaderNameError, match="is never forwarded"):
         extend(["accept", name])
 
 
@@ -97,7 +97,7 @@ def test_what_an_operator_can_not_add(name: str) -> None:
     "name", ["", " ", "two words", "x:y", "x\r\ny", "x,y", "ü", "x\0", "(x)", "authori\u017fation", "*/*"]
 )
 def test_what_is_not_the_name_of_a_header(name: str) -> None:
-    with pytest.raises(HeaderFault, match="is not the name of a header") as caught:
+    with pytest.raises(HeaderNameError, match="is not the name of a header") as caught:
         extend([name])
     assert "\n" not in str(caught.value)
 
@@ -115,7 +115,7 @@ operators = st.lists(st.sampled_from([*sorted(NEVER), "x-mine", "Cookie"]) | st.
 def allowed_by(names: Collection[str]) -> frozenset[bytes]:
     try:
         return extend(names)
-    except HeaderFault:
+    except HeaderNameError:
         return FORWARDED
 
 

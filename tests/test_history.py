@@ -17,9 +17,9 @@ from ollama_auth.telemetry.history import (
     NOBODY,
     OTHER,
     UNKNOWN_MODEL,
-    Fold,
+    BoundedLabels,
     History,
-    Spread,
+    LogHistogram,
     under_way,
 )
 
@@ -141,7 +141,7 @@ def test_names_beyond_the_bound_are_counted_as_one() -> None:
 
 @given(st.lists(st.text(max_size=3)))
 def test_a_fold_keeps_a_name_once_it_has_it(names: list[str]) -> None:
-    fold = Fold(3)
+    fold = BoundedLabels(3)
     first = {name: fold(name) for name in names}
     assert {name: fold(name) for name in names} == first
     assert len({*first.values()} - {OTHER}) <= 3
@@ -149,7 +149,7 @@ def test_a_fold_keeps_a_name_once_it_has_it(names: list[str]) -> None:
 
 @given(st.lists(st.floats(0.02, 1e8), min_size=1), st.floats(0.01, 1))
 def test_a_percentile_is_near_the_value_that_so_many_do_not_exceed(values: list[float], share: float) -> None:
-    spread = Spread()
+    spread = LogHistogram()
     for value in values:
         spread.add(value)
     found = spread.percentiles(share)
@@ -160,7 +160,7 @@ def test_a_percentile_is_near_the_value_that_so_many_do_not_exceed(values: list[
 
 @given(st.lists(st.floats()))
 def test_no_number_breaks_a_spread_or_makes_it_large(values: list[float]) -> None:
-    spread = Spread()
+    spread = LogHistogram()
     for value in values:
         if value == value:
             spread.add(value)
@@ -168,7 +168,7 @@ def test_no_number_breaks_a_spread_or_makes_it_large(values: list[float]) -> Non
 
 
 def test_nothing_has_no_percentiles() -> None:
-    assert Spread().percentiles(0.5, 0.95) is None
+    assert LogHistogram().percentiles(0.5, 0.95) is None
 
 
 def test_a_request_under_way() -> None:

@@ -11,7 +11,7 @@ from mitmproxy.hooks import all_hooks
 from mitmproxy.tools.dump import DumpMaster
 
 from edges import Scripted
-from ollama_auth.proxy.hook_dispatch import IDLE, NAMES, Audience
+from ollama_auth.proxy.hook_dispatch import IDLE, NAMES, HookDispatcher
 from support import BEARER, Controlled, Gate, Upstream, ask
 
 HEARD_SCRIPT = """
@@ -152,7 +152,7 @@ def test_alt_svc_still_names_the_port_of_the_gate(shared_upstream: Upstream) -> 
 async def test_the_chain_is_looked_at_anew() -> None:
     """Whenever it is another one: nothing is remembered of an addon that has gone."""
     master = DumpMaster(options.Options(), with_termlog=False)
-    audience = Audience(master.addons, master.options)
+    audience = HookDispatcher(master.addons, master.options)
     before = list(audience.hearing("request").all)
     master.addons.remove(master.addons.get("anticache"))
     assert len(audience.hearing("request").all) == len(before) - 1

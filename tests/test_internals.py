@@ -29,8 +29,8 @@ from ollama_auth.proxy import layer as edge
 
 TABLE = """
 mitmproxy.proxy.layers.http
-    c98f7f715cef HttpStream.state_stream_request_body           fast_path.Splice.open
-    3fb6320300d3 HttpStream.state_stream_response_body          fast_path.Splice.open
+    c98f7f715cef HttpStream.state_stream_request_body           fast_path.LayerFastPath.open
+    3fb6320300d3 HttpStream.state_stream_response_body          fast_path.LayerFastPath.open
     1ece202e595d HttpLayer.__init__                             layer.GateLayer
     6ba31883cc7a HttpLayer._handle_event                        layer.GateLayer._dispatch
     1095f6e1581d HttpLayer.event_to_child                       layer.GateLayer
@@ -58,43 +58,43 @@ mitmproxy.proxy.layers.http
     e7cec257ce91 validate_request                               head.parse_head
 mitmproxy.proxy.layers.http._base
     50ea73c6dc3e HttpEvent                                      events.Refuse
-    52857cce0a83 ReceiveHttp                                    http1.Http1Edge
+    52857cce0a83 ReceiveHttp                                    http1.BoundedHttp1Server
 mitmproxy.proxy.layers.http._events
-    0275818f0142 RequestHeaders                                 events.Arrival
+    0275818f0142 RequestHeaders                                 events.ParsedRequestHeaders
     1345b2457dd6 ResponseProtocolError                          events.Failure
     b0ab2fe20d6f ErrorCode                                      layer.trouble
 mitmproxy.proxy.layers.http._http1
-    cc218a1337c0 Http1Server.send                               fast_path.Splice
-    35d961e20d48 Http1Client.send                               fast_path.Splice
-    2ac8db3e43ae Http1Connection._handle_event                  http1.Http1Edge._handle_event
-    888ce4138382 Http1Connection.start                          http1.Http1Edge._handle_event
+    cc218a1337c0 Http1Server.send                               fast_path.LayerFastPath
+    35d961e20d48 Http1Client.send                               fast_path.LayerFastPath
+    2ac8db3e43ae Http1Connection._handle_event                  http1.BoundedHttp1Server._handle_event
+    888ce4138382 Http1Connection.start                          http1.BoundedHttp1Server._handle_event
     aece271029af Http1Connection.read_body                      http1.Body.read_body
-    c99d0494a840 Http1Connection.wait                           http1.Http1Edge._handle_event
-    7c8d996749eb Http1Connection.done                           http1.Http1Edge.done
-    dc5ed395ce4f Http1Connection.mark_done                      http1.Http1Edge.mark_done
-    508efbb58d5d Http1Server.__init__                           http1.Http1Edge
-    cc218a1337c0 Http1Server.send                               http1.Http1Edge.send
-    3fe0945216bc Http1Server.read_headers                       http1.Http1Edge.read_headers
-    94fd7ea388c8 Http1Server.mark_done                          http1.Http1Edge.mark_done
-    35d961e20d48 Http1Client.send                               http1.Http1Upstream.send
-    415454c5fa8b Http1Client.read_headers                       http1.Http1Upstream.read_head
-    9b076acda459 make_body_reader                               http1.Http1Edge.arrive
+    c99d0494a840 Http1Connection.wait                           http1.BoundedHttp1Server._handle_event
+    7c8d996749eb Http1Connection.done                           http1.BoundedHttp1Server.done
+    dc5ed395ce4f Http1Connection.mark_done                      http1.BoundedHttp1Server.mark_done
+    508efbb58d5d Http1Server.__init__                           http1.BoundedHttp1Server
+    cc218a1337c0 Http1Server.send                               http1.BoundedHttp1Server.send
+    3fe0945216bc Http1Server.read_headers                       http1.BoundedHttp1Server.read_headers
+    94fd7ea388c8 Http1Server.mark_done                          http1.BoundedHttp1Server.mark_done
+    35d961e20d48 Http1Client.send                               http1.BoundedHttp1Client.send
+    415454c5fa8b Http1Client.read_headers                       http1.BoundedHttp1Client.read_head
+    9b076acda459 make_body_reader                               http1.BoundedHttp1Server.arrive
 mitmproxy.proxy.layers.http._http2
-    1614b5711609 Http2Connection.__init__                       http2.Http2Edge
-    26e8192aca68 Http2Connection.is_closed                      http2.Http2Edge.stop_reading
-    ada9ae25ced6 Http2Connection.is_open_for_us                 http2.Http2Edge.unanswered
-    a7f4a7a71d31,7fc814a8a507 Http2Connection._handle_event     http2.Http2Edge._handle_event
-    f6b6a52b1254 Http2Connection.handle_h2_event                http2.Http2Edge.handle_h2_event
-    461f5e7de9c9 Http2Connection.protocol_error                 http2.Http2Edge.protocol_error
-    44b76ed198e7 Http2Connection.close_connection               http2.Http2Edge.done
-    ba15fa365111 Http2Connection.done                           http2.Http2Edge.done
-    fbaceff7e0df Http2Server.__init__                           http2.Http2Edge
-    7282fa18e70a Http2Server._handle_event                      http2.Http2Edge._handle_event
-    d24a023c678d Http2Server.handle_h2_event                    http2.Http2Edge.handle_h2_event
-    c61b5fbe92c7 format_h2_response_headers                     http2.Http2Edge.refuse
+    1614b5711609 Http2Connection.__init__                       http2.BoundedHttp2Server
+    26e8192aca68 Http2Connection.is_closed                      http2.BoundedHttp2Server.stop_reading
+    ada9ae25ced6 Http2Connection.is_open_for_us                 http2.BoundedHttp2Server.unanswered
+    a7f4a7a71d31,7fc814a8a507 Http2Connection._handle_event     http2.BoundedHttp2Server._handle_event
+    f6b6a52b1254 Http2Connection.handle_h2_event                http2.BoundedHttp2Server.handle_h2_event
+    461f5e7de9c9 Http2Connection.protocol_error                 http2.BoundedHttp2Server.protocol_error
+    44b76ed198e7 Http2Connection.close_connection               http2.BoundedHttp2Server.done
+    ba15fa365111 Http2Connection.done                           http2.BoundedHttp2Server.done
+    fbaceff7e0df Http2Server.__init__                           http2.BoundedHttp2Server
+    7282fa18e70a Http2Server._handle_event                      http2.BoundedHttp2Server._handle_event
+    d24a023c678d Http2Server.handle_h2_event                    http2.BoundedHttp2Server.handle_h2_event
+    c61b5fbe92c7 format_h2_response_headers                     http2.BoundedHttp2Server.refuse
     464eb8bb2fd7 parse_h2_request_headers                       layer.head_of
 mitmproxy.proxy.layers.http._http_h2
-    f983b7220f47,c085c1abb1f4 BufferedH2Connection              http2.Http2Edge
+    f983b7220f47,c085c1abb1f4 BufferedH2Connection              http2.BoundedHttp2Server
 mitmproxy.proxy.layer
     e98dedd896fb Layer                                          layer.GateStream.handle_event
     3cbcbafad282 NextLayer                                      addon.Gate.next_layer
@@ -118,18 +118,18 @@ mitmproxy.addons.tlsconfig
     41a266755820 alpn_select_callback                           layer.ClientTls.start_tls
 mitmproxy.proxy.server
     95c3f93e9824 ConnectionHandler.handle_connection            connections.BulkReader
-    706760d6eecf ConnectionHandler.log                          hook_dispatch.Audience.quieten
-    41e033f7debf TimeoutWatchdog.register_activity              fast_path.Ahead
+    706760d6eecf ConnectionHandler.log                          hook_dispatch.HookDispatcher.quieten
+    41e033f7debf TimeoutWatchdog.register_activity              fast_path.SocketFastPath
     ffb8e6c9e6c6 ConnectionHandler.__init__                     addon.Gate.client_connected
     01f1b7cc991c ConnectionHandler.handle_client                addon.Gate.client_disconnected
-    5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.Link.connect_within
+    5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.ClientConnection.connect_within
     95c3f93e9824 ConnectionHandler.handle_connection            connections.close_left
-    6b5743460456 ConnectionHandler.drain_writers                connections.Link.hold
-    0d1e6b0aa6e4 ConnectionHandler.on_timeout                   connections.Link.cut
+    6b5743460456 ConnectionHandler.drain_writers                connections.ClientConnection.hold
+    0d1e6b0aa6e4 ConnectionHandler.on_timeout                   connections.ClientConnection.cut
     9ac797016052 ConnectionHandler.hook_task                    connections.close_left
-    a2b42657ebe8 ConnectionHandler.server_event                 connections.Link.tell
-    c0d10cc05dd6 ConnectionHandler.close_connection             connections.Link.cut
-    f498a46ab1b0 ConnectionIO                                   connections.Link.transport
+    a2b42657ebe8 ConnectionHandler.server_event                 connections.ClientConnection.tell
+    c0d10cc05dd6 ConnectionHandler.close_connection             connections.ClientConnection.cut
+    f498a46ab1b0 ConnectionIO                                   connections.ClientConnection.transport
 mitmproxy.proxy.mode_servers
     10e340d70b3f ProxyConnectionHandler                         addon.Gate.client_connected
     21eea06f208c ServerInstance.handle_stream                   addon.Gate.client_connected
@@ -139,34 +139,34 @@ mitmproxy.addons.proxyserver
     d79bb91554a8 Proxyserver.register_connection                addon.Gate.client_connected
     1fc787ebda12 Proxyserver.server_connect                     addon.Gate.server_connect
 mitmproxy.addonmanager
-    bad3d9f88bdf traverse                                       hook_dispatch.Audience
-    b763c59bc499 AddonManager.trigger_event                     hook_dispatch.Audience.trigger_event
-    350b419ab728 AddonManager._iter_hooks                       hook_dispatch.Audience.trigger_event
+    bad3d9f88bdf traverse                                       hook_dispatch.HookDispatcher
+    b763c59bc499 AddonManager.trigger_event                     hook_dispatch.HookDispatcher.trigger_event
+    350b419ab728 AddonManager._iter_hooks                       hook_dispatch.HookDispatcher.trigger_event
     38c97e792d1d AddonManager.handle_lifecycle                  hook_dispatch.NAMES
     b710a0ed043c Loader.add_option                              addon.Gate.load
-    2b4388ba83ec,9dcb0a92bd9a Loader.add_command                             flows.Viewing.load
-    bad3d9f88bdf traverse                                       flows.Viewing
+    2b4388ba83ec,9dcb0a92bd9a Loader.add_command                             flows.FlowViews.load
+    bad3d9f88bdf traverse                                       flows.FlowViews
     01ddcca314ee AddonManager.register                          addon.Gate.installed
     2e93aab2204a AddonManager.remove                            addon.Gate.done
     6d4907744905 AddonManager.get                               addon.Gate.installed
     b763c59bc499 AddonManager.trigger_event                     addon.Gate.done
     131805324403 AddonManager.invoke_addon                      addon.Gate.done
     212818268a95 AddonManager.invoke_addon_sync                 addon.Gate.done
-    f2052c18340e safecall                                       lifecycle.Desk.judge
+    f2052c18340e safecall                                       hook_dispatch.HookDispatcher.trigger_event
 mitmproxy.addons.view
-    d8a5d631b65c View.add                                       flows.Viewing._drop_old
-    e6f502432cc3 View.get_by_id                                 flows.Viewing._drop_old
-    081e9c0cbb95 View.remove                                    flows.Viewing._drop_old
-    dafb2f5af167 View.update                                    flows.Viewing.show
+    d8a5d631b65c View.add                                       flows.FlowViews._drop_old
+    e6f502432cc3 View.get_by_id                                 flows.FlowViews._drop_old
+    081e9c0cbb95 View.remove                                    flows.FlowViews._drop_old
+    dafb2f5af167 View.update                                    flows.FlowViews.show
 mitmproxy.addons.clientplayback
-    5a67b2aa6117 MockServer                                     flows.Viewing.responseheaders
-    cd1e8cb11b10 ReplayHandler                                  flows.Viewing.requestheaders
-    9ee783101079 ClientPlayback.start_replay                    flows.Viewing.requestheaders
+    5a67b2aa6117 MockServer                                     flows.FlowViews.responseheaders
+    cd1e8cb11b10 ReplayHandler                                  flows.FlowViews.requestheaders
+    9ee783101079 ClientPlayback.start_replay                    flows.FlowViews.requestheaders
 mitmproxy.addons.save
-    eba6fbbeeca0 Save.save_flow                                 flows.Viewing._end
+    eba6fbbeeca0 Save.save_flow                                 flows.FlowViews._end
 mitmproxy.flowfilter
     a122b2d74e27,27e2ad3d9533 _Rex                                           flows.quoted
-    f039051aebe0,2e4a35e667ea FMeta                                          flows.Viewing.only_key
+    f039051aebe0,2e4a35e667ea FMeta                                          flows.FlowViews.only_key
 mitmproxy.contentviews
     5b6872aba7f8 prettify_message                               contentview.ConversationView
 mitmproxy.addons.script
@@ -217,26 +217,26 @@ mitmproxy.addons.update_alt_svc
 mitmproxy.addons.upstream_auth
     922226802465 UpstreamAuth.requestheaders                    hook_dispatch.IDLE
 mitmproxy.hooks
-    314edf62e53f Hook                                           hook_dispatch.Audience.trigger_event
+    314edf62e53f Hook                                           hook_dispatch.HookDispatcher.trigger_event
 mitmproxy.log
-    ba95afcdfe70 LegacyLogEvents                                hook_dispatch.Audience.quieten
-    ffc1fb69904c MitmLogHandler                                 hook_dispatch.Audience.quieten
+    ba95afcdfe70 LegacyLogEvents                                hook_dispatch.HookDispatcher.quieten
+    ffc1fb69904c MitmLogHandler                                 hook_dispatch.HookDispatcher.quieten
 mitmproxy.addons.termlog
-    262bdcb2d4aa TermLog                                        hook_dispatch.Audience.quieten
+    262bdcb2d4aa TermLog                                        hook_dispatch.HookDispatcher.quieten
 mitmproxy.addons.errorcheck
     bc0b8e23f833 ErrorCheck                                     addon.Gate.open
 mitmproxy.optmanager
     26ca8b7a2d9b OptManager.process_deferred                    settings.check_names
-    a9d5792099cd OptManager.__getattr__                         option_cache.Remembered
-    6859c2d9c826 _Option.current                                option_cache.Remembered
+    a9d5792099cd OptManager.__getattr__                         option_cache.CachedOptions
+    6859c2d9c826 _Option.current                                option_cache.CachedOptions
 mitmproxy.master
     45c44c14f8f7 Master.run                                     addon.Gate.done
     c3e2a2606576 Master.done                                    addon.Gate.drain
 mitmproxy.tools.main
     bea9540bf91c run                                            addon.Gate.drain
 mitmproxy.net.http.http1.read
-    bf258f07286c expected_http_body_size                        http1.Http1Edge.end_of_response
-    d53e49909657 connection_close                               http1.Http1Edge.mark_done
+    bf258f07286c expected_http_body_size                        http1.BoundedHttp1Server.end_of_response
+    d53e49909657 connection_close                               http1.BoundedHttp1Server.mark_done
     7f1f014abc5e read_response_head                             http1.response_of
     00582e2a3719 _read_response_line                            http1.response_of
     66807318a8b7 _read_headers                                  http1.response_of
@@ -247,19 +247,19 @@ mitmproxy.http
     a049b5aa3267 Request.__init__                               http1.request_of
     c6aa2ee439b5 Response.__init__                              http1.response_of
 mitmproxy.net.http.http1.assemble
-    e034304c8d89 assemble_request_head                          http1.Http1Upstream.send
-    ce2b0b0a77f3 assemble_response_head                         http1.Http1Edge.send_head
+    e034304c8d89 assemble_request_head                          http1.BoundedHttp1Client.send
+    ce2b0b0a77f3 assemble_response_head                         http1.BoundedHttp1Server.send_head
 mitmproxy.net.http.validate
     e7647a947043 validate_headers                               layer.GateStream.check_invalid
 h11._readers
-    4d2629eeaaf3 ChunkedReader                                  fast_path.Splice.take
-    fdf438f5ca7e ContentLengthReader                            fast_path.Splice.take
+    4d2629eeaaf3 ChunkedReader                                  fast_path.LayerFastPath.take
+    fdf438f5ca7e ContentLengthReader                            fast_path.LayerFastPath.take
     4d2629eeaaf3 ChunkedReader                                  http1.Body.next_part
     fdf438f5ca7e ContentLengthReader                            http1.Body.next_part
 h11._receivebuffer
-    108c4355eb3b ReceiveBuffer                                  http1.Http1Edge
+    108c4355eb3b ReceiveBuffer                                  http1.BoundedHttp1Server
 h2.frame_buffer
-    22fe5e16e85f,660a8b118b91 FrameBuffer                       http2.Http2Edge.hoards
+    22fe5e16e85f,660a8b118b91 FrameBuffer                       http2.BoundedHttp2Server.hoards
 """
 """Digests of the source, what it is, what of ours leans on it; below the module it is in."""
 
@@ -439,7 +439,7 @@ def test_how_a_protocol_hands_on_what_comes() -> None:
 
 
 def test_a_reader_that_is_full() -> None:
-    """asyncio's, of which Link.release asks whether it has paused its transport itself."""
+    """asyncio's, of which ClientConnection.release asks whether it has paused its transport itself."""
     assert "self._paused" in inspect.getsource(asyncio.StreamReader.feed_data)
     assert "self._paused" in inspect.getsource(asyncio.StreamReader._maybe_resume_transport)  # type: ignore[attr-defined]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_auth.auth.credentials import MAX_SECRET
-from ollama_auth.auth.keys import DEFAULT_SCOPES, Key, KeyFault, KeyRing, Principal, Scope, digest, fingerprint
+from ollama_auth.auth.keys import DEFAULT_SCOPES, InvalidKeyError, Key, KeyRing, Principal, Scope, digest, fingerprint
 
 KEY = "sk-ollama-0123456789abcdef"
 ANNA, BEN = Principal("anna"), Principal("ben")
@@ -118,7 +118,7 @@ def test_a_ring_counts_its_keys_and_knows_their_owners_by_name() -> None:
 @pytest.mark.parametrize("known_by", [(digest(KEY), None), (None, bytes(32))])
 def test_a_key_cannot_be_that_of_two(known_by: tuple[bytes | None, bytes | None]) -> None:
     secret, public = known_by
-    with pytest.raises(KeyFault, match="anna and ben have the same key; give each"):
+    with pytest.raises(InvalidKeyError, match="anna and ben have the same key; give each"):
         KeyRing([Key(secret, ANNA, public), Key(secret, BEN, public)])
 
 
@@ -143,7 +143,7 @@ def test_a_digest_is_sha256() -> None:
 
 @pytest.mark.parametrize("secret", ["", " ", "\t\n", "\N{NO-BREAK SPACE}", "\N{IDEOGRAPHIC SPACE}"])
 def test_a_key_that_is_empty(secret: str) -> None:
-    with pytest.raises(KeyFault, match="the key is empty"):
+    with pytest.raises(InvalidKeyError, match="the key is empty"):
         digest(secret)
 
 
@@ -156,7 +156,7 @@ def test_a_key_that_is_empty(secret: str) -> None:
 )
 @pytest.mark.parametrize("form", ["{}" + KEY, KEY + "{}"])
 def test_a_key_that_no_header_could_hold(form: str, mark: str) -> None:
-    with pytest.raises(KeyFault) as caught:
+    with pytest.raises(InvalidKeyError) as caught:
         digest(form.format(mark))
     assert KEY not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -166,7 +166,7 @@ def test_a_key_that_no_header_could_hold(form: str, mark: str) -> None:
 def test_any_text_is_a_key_or_a_fault(text: str) -> None:
     try:
         assert len(digest(text)) == 32
-    except KeyFault:
+    except InvalidKeyError:
         assert not (text.isascii() and text.isprintable() and text and " " not in text and len(text) <= MAX_SECRET)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from ollama_auth.auth import limits
 from ollama_auth.auth.keys import Principal
-from ollama_auth.auth.limits import Exceeded, Granted, Limiter, StorageAway
+from ollama_auth.auth.limits import Exceeded, Granted, Limiter, StorageUnavailableError
 
 ONE = Principal("one", concurrent_requests=1)
 
@@ -33,6 +33,6 @@ async def test_a_storage_that_fails_between_two_limits(monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         patch.setattr(limits, "AWAY", 0.01)
         patch.setattr(limiter._requests, "hit", fail)
-        with pytest.raises(StorageAway):
+        with pytest.raises(StorageUnavailableError):
             await limiter.enter(both, "a")
     assert isinstance(await limiter.enter(both, "b"), Granted)

@@ -6,7 +6,7 @@ import pytest
 from mitmproxy import exceptions, options
 from mitmproxy.tools.dump import DumpMaster
 
-from ollama_auth.proxy.option_cache import Remembered
+from ollama_auth.proxy.option_cache import CachedOptions
 
 
 class Counting(options.Options):
@@ -23,7 +23,7 @@ asked: Counter[str] = Counter()
 
 def test_it_is_read_once_until_it_changes() -> None:
     real = Counting()
-    remembered = Remembered(real)
+    remembered = CachedOptions(real)
     asked.clear()
     for _ in range(3):
         assert remembered.http2 is True
@@ -36,7 +36,7 @@ def test_it_is_read_once_until_it_changes() -> None:
 
 def test_all_of_them_are_reset() -> None:
     real = options.Options()
-    remembered = Remembered(real)
+    remembered = CachedOptions(real)
     real.update(http2=False)
     assert remembered.http2 is False
     real.reset()
@@ -45,7 +45,7 @@ def test_all_of_them_are_reset() -> None:
 
 def test_it_is_set_where_it_is_kept() -> None:
     real = options.Options()
-    remembered = Remembered(real)
+    remembered = CachedOptions(real)
     assert remembered.http2 is True
     remembered.http2 = False
     assert (real.http2, remembered.http2) == (False, False)
@@ -53,14 +53,14 @@ def test_it_is_set_where_it_is_kept() -> None:
 
 def test_lists_are_not_kept_for_others_to_change() -> None:
     real = options.Options()
-    remembered = Remembered(real)
+    remembered = CachedOptions(real)
     remembered.ignore_hosts.append("evil")
     assert remembered.ignore_hosts == []
 
 
 def test_what_is_no_option() -> None:
     with pytest.raises(AttributeError, match="nonsense"):
-        _ = Remembered(options.Options()).nonsense
+        _ = CachedOptions(options.Options()).nonsense
 
 
 async def test_a_change_that_is_taken_back() -> None:
@@ -73,7 +73,7 @@ async def test_a_change_that_is_taken_back() -> None:
                 raise exceptions.OptionsError("no")
 
     master = DumpMaster(options.Options(), with_termlog=False)
-    remembered = Remembered(master.options)
+    remembered = CachedOptions(master.options)
     master.addons.add(Picky())
     with pytest.raises(exceptions.OptionsError):
         master.options.update(anticache=True)

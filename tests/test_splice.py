@@ -20,12 +20,12 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 from mitmproxy.test import taddons
 
 from ollama_auth.auth.keys import Principal
-from ollama_auth.exchange import Admission, Claim, Exchange
+from ollama_auth.exchange import Admission, Exchange, UpstreamRequest
 from ollama_auth.http.head import Bounds, Head
 from ollama_auth.http.responses import Answer
 from ollama_auth.proxy import fast_path as splice
-from ollama_auth.proxy.connections import BulkReader, Link
-from ollama_auth.proxy.fast_path import Ahead
+from ollama_auth.proxy.connections import BulkReader, ClientConnection
+from ollama_auth.proxy.fast_path import SocketFastPath
 from ollama_auth.proxy.layer import GateLayer
 from support import BEARER, Controlled, Gate, Upstream, Wire, chat, head
 
@@ -62,7 +62,7 @@ def gate(shared_gate: Gate, upstream: Upstream) -> Gate:
 
 
 @dataclass
-class Desk:
+class FakeLifecycle:
     """Lets everything in, and keeps what it was told."""
 
     bounds: Bounds = field(default_factory=Bounds)
@@ -79,30 +79,30 @@ class Desk:
     def silent(self) -> bool:
         return True
 
-    def judge(self, head: Head, link: Link) -> tuple[Exchange, Admission]:
-        self.exchange.claim = Claim(Principal("anna"), b"/api/tags", ())
+    def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Admission]:
+        self.exchange.upstream_request = UpstreamRequest(Principal("anna"), b"/api/tags", ())
         self.exchange.usage = self  # type: ignore[assignment] # It is fed what is read.
-        return self.exchange, Admission(self.exchange.claim)
+        return self.exchange, Admission(self.exchange.upstream_request)
 
     def begin(self, exchange: Exchange, flow: object) -> None:
         flow.request.stream = exchange.request_chunk  # type: ignore[attr-defined]
 
-    def malformed(self, error: object, link: object) -> Answer:
+    def refuse_malformed(self, error: object, peer: object) -> Answer:
         return Answer(400, (), b"")
 
-    def answered(self, exchange: Exchange, flow: object) -> None:
+    def response_started(self, exchange: Exchange, flow: object) -> None:
         flow.response.stream = exchange.response_chunk  # type: ignore[attr-defined]
 
-    def rewrite(self, exchange: Exchange, flow: object) -> None: ...
+    def rewrite_response(self, exchange: Exchange, flow: object) -> None: ...
 
-    def end(self, exchange: Exchange, link: object) -> None:
+    def finish(self, exchange: Exchange, peer: object) -> None:
         exchange.ended = 1.0
 
     def failed(self, exchange: Exchange, reason: str, status: int) -> Answer:
         exchange.reason = reason
         return Answer(status, (), b"")
 
-    def crashed(self, error: Exception) -> Answer:
+    def internal_error(self, error: Exception) -> Answer:
         raise error
 
     def feed(self, data: bytes) -> None:
@@ -132,7 +132,7 @@ def relay(
     pieces: list[bytes], *, short: bool, cut: bool, head: bytes = HEAD, request: tuple[bytes, ...] = (REQUEST,)
 ) -> Seen:
     """Play a request and its response in those pieces through the layers, without sockets."""
-    seen, desk = Seen(), Desk()
+    seen, lifecycle = Seen(), FakeLifecycle()
     with pytest.MonkeyPatch.context() as patch, taddons.context(Proxyserver()) as tctx:
         patch.setattr(splice, "ENABLED", short)
         mode = ReverseMode.parse("reverse:http://127.0.0.1:1")
@@ -142,7 +142,7 @@ def relay(
         client.proxy_mode = mode
         context = Context(client, tctx.options)
         context.server = Server(address=("127.0.0.1", 1))
-        layer = GateLayer(context, desk, Link(client, Handler(), 0.0), desk)  # type: ignore[arg-type]
+        layer = GateLayer(context, lifecycle, ClientConnection(client, Handler(), 0.0), lifecycle)  # type: ignore[arg-type]
         server: Server | None = None
 
         def feed(event: events.Event) -> None:
@@ -179,8 +179,13 @@ def relay(
         if cut and not seen.server_closed:
             server.state &= ~ConnectionState.CAN_READ
             feed(events.ConnectionClosed(server))
-    seen.read = desk.read
-    seen.exchange = (desk.exchange.bytes_in, desk.exchange.bytes_out, desk.exchange.reason, desk.exchange.ended)
+    seen.read = lifecycle.read
+    seen.exchange = (
+        lifecycle.exchange.bytes_in,
+        lifecycle.exchange.bytes_out,
+        lifecycle.exchange.reason,
+        lifecycle.exchange.ended,
+    )
     return seen
 
 
@@ -293,12 +298,12 @@ def test_who_reads_it_may_raise() -> None:
     class Fault(Exception):
         pass
 
-    def raise_it(self: Desk, data: bytes) -> None:
+    def raise_it(self: RequestLifecycle, data: bytes) -> None:
         raise Fault
 
     for way in (True, False):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Desk, "feed", raise_it)
+            patch.setattr(RequestLifecycle, "feed", raise_it)
             with pytest.raises(Fault):
                 relay([chunk(b"a")], short=way, cut=False)
 
@@ -331,7 +336,7 @@ async def test_what_is_taken_ahead_is_not_read() -> None:
 
 @dataclass
 class Ends:
-    """What an Ahead stands between: layers at rest, an open splice, and the socket of a client."""
+    """What an SocketFastPath stands between: layers at rest, an open splice, and the socket of a client."""
 
     turn: int = 0
     fault: Exception | None = None
@@ -373,8 +378,8 @@ class Ends:
         self.late += data
 
     @property
-    def ahead(self) -> Ahead:
-        return Ahead(self, self, self, self)  # type: ignore[arg-type]
+    def ahead(self) -> SocketFastPath:
+        return SocketFastPath(self, self, self, self)  # type: ignore[arg-type]
 
     def sent(self) -> bytes:
         return self.sockets[1].recv(1 << 20, socket.MSG_DONTWAIT)
@@ -440,12 +445,12 @@ def test_a_client_that_is_gone_is_left_to_its_transport(ends: Ends) -> None:
 def test_tokens_are_taken_ahead(upstream: Upstream) -> None:
     """In the gate as it is by default."""
     count = """
-        from ollama_auth.proxy.fast_path import Ahead
-        plain, taken = Ahead.__call__, []
+        from ollama_auth.proxy.fast_path import SocketFastPath
+        plain, taken = SocketFastPath.__call__, []
         def counting(*args):
             taken.append(plain(*args))
             return taken[-1]
-        Ahead.__call__ = counting
+        SocketFastPath.__call__ = counting
         ctx.taken = taken
     """
     with Controlled(upstream.url) as controlled:
@@ -460,12 +465,12 @@ def test_tokens_are_taken_ahead(upstream: Upstream) -> None:
 
 
 def test_a_fault_while_it_is_taken_ahead_ends_the_answer(upstream: Upstream) -> None:
-    """Visibly, and in the log; see Ahead."""
+    """Visibly, and in the log; see SocketFastPath."""
     fault = """
-        from ollama_auth.proxy.fast_path import Splice
+        from ollama_auth.proxy.fast_path import LayerFastPath
         def broken(self, data):
             raise ValueError("on purpose")
-        Splice.take = broken
+        LayerFastPath.take = broken
     """
     with Controlled(upstream.url) as controlled:
         controlled.do(fault)

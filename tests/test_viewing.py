@@ -29,7 +29,7 @@ from edges import H2, certificate
 from mitmweb import Mitmweb
 from ollama_auth.exchange import Exchange
 from ollama_auth.mitmweb import flows as viewing
-from ollama_auth.mitmweb.flows import FAILED, REFUSED, RUNNING, TICK, Live
+from ollama_auth.mitmweb.flows import FAILED, REFUSED, RUNNING, TICK, LiveBody
 from ollama_auth.ollama_api.usage import Usage
 from support import AUTH, BEARER, KEY, Controlled, Gate, Upstream, Wire, ask, chat, free_port, head, wait_until
 from test_gate import IN_BASIC, WRONG, assert_no_secret, send_secrets
@@ -201,7 +201,7 @@ def test_showing_changes_nothing_that_is_sent(web: Mitmweb, upstream: Upstream) 
 
 
 def test_a_long_answer_is_copied_less_often() -> None:
-    live = Live(Exchange("client"), tflow.tflow(resp=True))
+    live = LiveBody(Exchange("client"), tflow.tflow(resp=True))
     chunk = live.keep(bytes)
     chunk(b"x" * 100)
     assert live.grown
@@ -217,7 +217,7 @@ def test_nothing_is_shown_of_an_answer_that_is_too_long(monkeypatch: pytest.Monk
     monkeypatch.setattr(viewing, "MAX_KEPT", 5)
     flow = tflow.tflow(resp=True)
     assert flow.response
-    live = Live(Exchange("client"), flow)
+    live = LiveBody(Exchange("client"), flow)
     chunk = live.keep(bytes)
     assert chunk(b"12345") == b"12345"
     live.show(1.0)

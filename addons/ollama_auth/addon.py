@@ -4,9 +4,9 @@ Two objects. `OllamaAuth` is what the script auth.py holds; mitmproxy removes an
 changes. `Gate` is put before all other addons once and stays: while no configured OllamaAuth is there it answers every
 request 503. So the unconfigured, the broken, the reloaded and the removed addon all deny.
 
-A request walks: client_connected, next_layer (which puts the edge in place), then for each request head judge, at the
-`Desk`: credential, key, route, size, headers -> a Claim, an Admission or a Refusal; begin, answered, end. The edge
-calls those itself, and lets nothing upstream without the Admission; server_connect is the second lock.
+A request walks: client_connected, next_layer (which puts the layers in place); then each request head goes to
+`RequestLifecycle`: authorize (an UpstreamRequest, an Admission or a Refusal), begin, response_started, finish. The
+layers call those themselves, and let nothing upstream without the Admission; server_connect is the second lock.
 
 A body that streams takes the short way of `splice`, past mitmproxy's layers, where nobody looks at it or changes it.
 `hooks` has mitmproxy ask only the addons that listen, `options` remembers what was set, `garbage` says when to look for
@@ -40,16 +40,16 @@ from . import process, settings
 from .authorizer import RETRY_SECONDS
 from .exchange import Exchange
 from .http.responses import error, render, retry_after
-from .lifecycle import Desk
-from .mitmweb.flows import COLUMNS, Viewing
+from .lifecycle import RequestLifecycle
+from .mitmweb.flows import COLUMNS, FlowViews
 from .ollama_api.routes import Dialect
-from .proxy.connections import BulkReader, Connections, Link, close_left
+from .proxy.connections import BulkReader, ClientConnection, Connections, close_left
 from .proxy.events import Reservation
-from .proxy.hook_dispatch import Audience
-from .proxy.layer import ClientTls, Farewell, GateLayer
-from .proxy.option_cache import Remembered
-from .runtime import Configuration, say
-from .telemetry.monitor import Observatory
+from .proxy.hook_dispatch import HookDispatcher
+from .proxy.layer import ClientTls, CloseConnectionLayer, GateLayer
+from .proxy.option_cache import CachedOptions
+from .runtime import ActiveConfig, say
+from .telemetry.monitor import Monitor
 
 logger = logging.getLogger(__name__)
 
@@ -101,16 +101,16 @@ class Gate:
 
     name = "ollama_gate"
 
-    def __init__(self, audience: Audience) -> None:
+    def __init__(self, audience: HookDispatcher) -> None:
         self.audience = audience
         self.holders: set[int] = set()
-        self.observatory = Observatory(self)
-        self.config = Configuration(where_lines_go, self.observatory)
+        self.observatory = Monitor(self)
+        self.config = ActiveConfig(where_lines_go, self.observatory)
         self.connections = Connections()
         self.removed = False
-        viewing = Viewing(self.config, audience.options)
+        viewing = FlowViews(self.config, audience.options)
         self.addons = [viewing]  # mitmproxy calls their hooks after the gate's own, before those of other addons.
-        self.desk = Desk(self.config, self.connections, self.is_open, viewing, self.observatory)
+        self.lifecycle = RequestLifecycle(self.config, self.connections, self.is_open, viewing, self.observatory)
 
     # Starting, being configured, being held open.
 
@@ -120,7 +120,7 @@ class Gate:
         addons = loader.master.addons
         gate = addons.get(cls.name)
         if gate is None:
-            gate = cls(Audience(addons, Remembered(loader.master.options)))
+            gate = cls(HookDispatcher(addons, CachedOptions(loader.master.options)))
             try:
                 addons.register(gate)
             except exceptions.OptionsError as fault:  # A value on the command line that is not of the option's type.
@@ -216,7 +216,7 @@ class Gate:
     @property
     def state(self) -> str:
         """`open`, `draining` or `closed`."""
-        return "draining" if self.desk.draining else "open" if self.is_open() else "closed"
+        return "draining" if self.lifecycle.draining else "open" if self.is_open() else "closed"
 
     @property
     def upstream(self) -> str:
@@ -231,7 +231,7 @@ class Gate:
     @property
     def under_way(self) -> list[Exchange]:
         """Requests that have not ended."""
-        return [exchange for link in self.connections for exchange in link.exchanges.values()]
+        return [exchange for peer in self.connections for exchange in peer.exchanges.values()]
 
     @property
     def trust(self) -> dict[str, Any]:
@@ -255,10 +255,10 @@ class Gate:
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
         if handler is None:
             return
-        link = Link(client, handler, time.monotonic() + self.desk.head_timeout)
+        peer = ClientConnection(client, handler, time.monotonic() + self.lifecycle.head_timeout)
         limits = self.settings
         most = limits.max_connections if limits else 100
-        if not self.connections.add(link, most, limits.max_connections_per_client if limits else 0):
+        if not self.connections.add(peer, most, limits.max_connections_per_client if limits else 0):
             self.connections.trouble("a connection was refused: all others are at work")
             if not ctx.options.certs:
                 full = error(503, "too many connections; try again later", Dialect.OLLAMA, retry_after(RETRY_SECONDS))
@@ -270,45 +270,45 @@ class Gate:
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         """Put the edge in place. Whatever goes wrong here, the connection ends."""
         context = nextlayer.context
-        nextlayer.layer = Farewell(context)
-        link = self.connections.get(context.client.id)
+        nextlayer.layer = CloseConnectionLayer(context)
+        peer = self.connections.get(context.client.id)
         mode = context.client.proxy_mode
-        if link is None or not isinstance(mode, ReverseMode) or mode.scheme not in ("http", "https"):
+        if peer is None or not isinstance(mode, ReverseMode) or mode.scheme not in ("http", "https"):
             return
         encrypted = nextlayer.data_client()[:1] == bytes([TLS_RECORD])
         if encrypted != bool(ctx.options.certs):
             words = (
                 TLS_ALERT if encrypted else render(error(400, "this server speaks HTTPS; write https:// for http://"))
             )
-            nextlayer.layer = Farewell(context, words)
+            nextlayer.layer = CloseConnectionLayer(context, words)
             return
         context.options = cast(options.Options, self.audience.options)
         context.server.tls = mode.scheme == "https"
         context.layers.remove(nextlayer.layer)
         if encrypted:
-            link.deadline = time.monotonic() + (
-                self.settings.handshake_timeout if self.settings else self.desk.head_timeout
+            peer.deadline = time.monotonic() + (
+                self.settings.handshake_timeout if self.settings else self.lifecycle.head_timeout
             )
             outer = ClientTls(context)
-            outer.child_layer = GateLayer(context, self.desk, link, self.audience)
+            outer.child_layer = GateLayer(context, self.lifecycle, peer, self.audience)
             nextlayer.layer = outer
         else:
-            nextlayer.layer = GateLayer(context, self.desk, link, self.audience)
+            nextlayer.layer = GateLayer(context, self.lifecycle, peer, self.audience)
 
     def client_disconnected(self, client: Client) -> None:
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
         if handler:
             close_left(handler, *handler.transports)
-        link = self.connections.remove(client.id)
-        for exchange in list(link.exchanges.values()) if link else ():
+        peer = self.connections.remove(client.id)
+        for exchange in list(peer.exchanges.values()) if peer else ():
             exchange.reason = exchange.reason or "client left"
-            self.desk.end(exchange, link)
+            self.lifecycle.finish(exchange, peer)
 
     # A request. The edge takes it to the desk: judge, begin, answered, end.
 
     async def ollama_reserve(self, reservation: Reservation) -> None:
-        """A hook of our own: a Claim of a principal who may do only so much takes its turn."""
-        await self.desk.reserve(reservation)
+        """A hook of our own: a UpstreamRequest of a principal who may do only so much takes its turn."""
+        await self.lifecycle.reserve(reservation)
 
     # The way upstream.
 
@@ -317,27 +317,27 @@ class Gate:
 
         A connection that mitmproxy's proxy server does not know is an operator's replay.
         """
-        link = self.connections.get(data.client.id)
+        peer = self.connections.get(data.client.id)
         ours = data.client.id in ctx.master.addons.get("proxyserver").connections
-        if ours and not (link and link.admitted):
+        if ours and not (peer and peer.admitted):
             data.server.error = "no request of this connection was admitted"
-        elif link and self.settings:
-            link.connect_within(self.settings.connect_timeout, data.server)
+        elif peer and self.settings:
+            peer.connect_within(self.settings.connect_timeout, data.server)
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
-        if link := self.connections.get(data.client.id):
-            BulkReader.take_over(link.handler, data.server)
+        if peer := self.connections.get(data.client.id):
+            BulkReader.take_over(peer.handler, data.server)
         if not data.server.tls:
             self._connect_ended(data.client, data.server)
 
     def server_disconnected(self, data: ServerConnectionHookData) -> None:
-        link = self.connections.get(data.client.id)
-        if link and link.handler.transports.get(data.server):
-            close_left(link.handler, data.server)
-            link.handler.transports.pop(data.server)
+        peer = self.connections.get(data.client.id)
+        if peer and peer.handler.transports.get(data.server):
+            close_left(peer.handler, data.server)
+            peer.handler.transports.pop(data.server)
             if data.server.state is not ConnectionState.CLOSED:
                 data.server.state = ConnectionState.CLOSED
-                link.tell(events.ConnectionClosed(data.server))
+                peer.tell(events.ConnectionClosed(data.server))
 
     def server_connect_error(self, data: ServerConnectionHookData) -> None:
         self._connect_ended(data.client, data.server)
@@ -349,9 +349,9 @@ class Gate:
         self._connect_ended(data.context.client, data.context.server)
 
     def _connect_ended(self, client: Client, server: Server) -> None:
-        link = self.connections.get(client.id)
-        if link:
-            link.connect_ended(server)
+        peer = self.connections.get(client.id)
+        if peer:
+            peer.connect_ended(server)
 
     # The end.
 
@@ -368,7 +368,7 @@ class Gate:
 
     async def drain(self) -> None:
         """Say so, stop listening, let running requests end within the grace period, close the rest."""
-        self.desk.draining = True
+        self.lifecycle.draining = True
         grace, delay = (self.settings.grace_period, self.settings.drain_delay) if self.settings else (0, 0)
         impatient = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -381,25 +381,25 @@ class Gate:
         with suppress(TimeoutError):
             await asyncio.wait_for(impatient.wait(), delay)
         await servers.update([])
-        for link in self.connections:
-            link.drain()
-        busy = sum(len(link.exchanges) for link in self.connections)
+        for peer in self.connections:
+            peer.drain()
+        busy = sum(len(peer.exchanges) for peer in self.connections)
         if busy:
             logger.log(ALERT, "ollama_auth: stopping; %d requests have up to %d s to end", busy, grace)
-        transports = [transport for link in self.connections if (transport := link.transport())]
+        transports = [transport for peer in self.connections if (transport := peer.transport())]
         until = time.monotonic() + grace
         while time.monotonic() < until and not impatient.is_set():
-            if all(link.idle for link in self.connections) and not any(map(unsent, transports)):
+            if all(peer.idle for peer in self.connections) and not any(map(unsent, transports)):
                 break
             with suppress(TimeoutError):
                 await asyncio.wait_for(impatient.wait(), 0.05)
-        lost = sum(len(link.exchanges) for link in self.connections)
+        lost = sum(len(peer.exchanges) for peer in self.connections)
         if lost:
             logger.warning("ollama_auth: stopped with %d requests at work", lost)
-        for link in self.connections:
-            for exchange in list(link.exchanges.values()):
+        for peer in self.connections:
+            for exchange in list(peer.exchanges.values()):
                 exchange.reason = exchange.reason or "stopped"
-                self.desk.end(exchange, link)
+                self.lifecycle.finish(exchange, peer)
         self.config.close()
 
 

@@ -1,7 +1,7 @@
-"""The decision: a request head, and where that is not enough its body, -> a Claim to go upstream, or a Refusal. Pure.
+"""The decision: a request head, and where needed its body, -> an UpstreamRequest or a Refusal. Pure.
 
 It asks in this order: is it a request for this server, who sends it, may they do that, is it small enough, and what of
-it may be seen upstream. A Claim becomes an Admission in one line of `desk.py`.
+it may be seen upstream. A UpstreamRequest becomes an Admission in one line of `desk.py`.
 """
 
 import time
@@ -13,7 +13,7 @@ from .auth.cli_signature import Replays, SignatureError
 from .auth.credentials import CredentialError
 from .auth.keys import Principal
 from .auth.throttle import Throttle
-from .exchange import UNKNOWN, Claim, Exchange, Refusal
+from .exchange import UNKNOWN, Exchange, Refusal, UpstreamRequest
 from .http import cors
 from .http.head import Bounds, Fields, Head, HeadError, check_fields, values
 from .http.responses import error, retry_after, unauthorized
@@ -40,7 +40,7 @@ class Peer(Protocol):
 
 
 @dataclass(slots=True)
-class Memory:
+class AbuseState:
     """What is remembered between requests, all of it bounded."""
 
     throttle: Throttle
@@ -55,15 +55,15 @@ class Refused(Exception):
         self.refusal = refusal
 
 
-class Judge:
+class Authorizer:
     """The rules in force and what is remembered."""
 
-    def __init__(self, settings: Settings, memory: Memory) -> None:
+    def __init__(self, settings: Settings, memory: AbuseState) -> None:
         self.settings = settings
         self.memory = memory
 
-    def head(self, head: Head, exchange: Exchange, peer: Peer) -> Claim | Refusal:
-        """Judge a request by its head. Raises nothing that a client can bring about."""
+    def head(self, head: Head, exchange: Exchange, peer: Peer) -> UpstreamRequest | Refusal:
+        """Authorizer a request by its head. Raises nothing that a client can bring about."""
         here = self._introduce(head, exchange, peer)
         try:
             if answer := cors.preflight(head.method, head.fields, self.settings.cors_origins):
@@ -75,17 +75,17 @@ class Judge:
         except Refused as refused:
             return refused.refusal
 
-    def body(self, exchange: Exchange, claim: Claim, body: bytes) -> Refusal | None:
-        """Judge the body of a request whose principal may not use every model."""
+    def body(self, exchange: Exchange, upstream_request: UpstreamRequest, body: bytes) -> Refusal | None:
+        """Authorizer the body of a request whose principal may not use every model."""
         assert exchange.route
         try:
-            types = values(claim.fields, b"content-type")
+            types = values(upstream_request.fields, b"content-type")
             if len(types) > 1:
                 raise models.BodyError(400, "the request has more than one Content-Type")
-            query = claim.target.partition(b"?")[2]
+            query = upstream_request.target.partition(b"?")[2]
             asked = models.asked(exchange.route, query, types[0] if types else b"", body)
             exchange.model = asked.names[0] if asked.names else None
-            denial = policy.check_asked(claim.principal, asked)
+            denial = policy.check_asked(upstream_request.principal, asked)
         except models.BodyError as fault:
             return self.refuse(exchange, "malformed body", fault.status, fault.message)
         return self.refuse(exchange, denial.reason, denial.status, denial.message) if denial else None
@@ -137,7 +137,7 @@ class Judge:
     def _failed(self, exchange: Exchange, peer: Peer) -> None:
         self.memory.throttle.failed(peer.network)
         if wait := self.memory.throttle.blocks(peer.network):
-            exchange.noise = True
+            exchange.suppress_log = True
             raise Refused(self._throttled(exchange, wait))
 
     def _throttled(self, exchange: Exchange, wait: int) -> Refusal:
@@ -174,7 +174,9 @@ class Judge:
             raise CredentialError(*REPLAYED)
         return principal, sent[0]
 
-    def _claim(self, head: Head, here: bytes, exchange: Exchange, principal: Principal, secret: bytes) -> Claim:
+    def _claim(
+        self, head: Head, here: bytes, exchange: Exchange, principal: Principal, secret: bytes
+    ) -> UpstreamRequest:
         assert exchange.route
         if denial := policy.check_route(principal, exchange.route, time.time()):
             if denial.status == 401:
@@ -197,7 +199,9 @@ class Judge:
         allowed = self.settings.forward - {b"accept-encoding"} if filtered else self.settings.forward
         fields = forwarding.without(forwarding.split(head.fields, allowed)[0], secret)
         once = signature.value if signature and self._shares_replays(exchange) else None
-        return Claim(principal, target, fields, max_body, reads_body, filtered, once, self._asks_usage(head, exchange))
+        return UpstreamRequest(
+            principal, target, fields, max_body, reads_body, filtered, once, self._asks_usage(head, exchange)
+        )
 
     def _shares_replays(self, exchange: Exchange) -> bool:
         """A replay would do harm, and there is a place where other gates look as well."""

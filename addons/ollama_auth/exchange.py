@@ -9,7 +9,7 @@ from time import time as wall_clock
 
 from mitmproxy.http import Message
 
-from .auth.forwarding import Known, is_secret
+from .auth.forwarding import KeyLookup, is_secret
 from .auth.keys import Principal
 from .auth.limits import limited
 from .http.head import Fields, values
@@ -26,7 +26,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class UpstreamRequest:
     """What a request would be upstream, and what has still to be asked before it may go there."""
 
     principal: Principal
@@ -40,27 +40,27 @@ class Claim:
     """Its body names a model that the principal may not be allowed to use."""
     filtered: bool = False
     """Its response lists models, of which the principal may see some."""
-    once: bytes | None = None
+    single_use_signature: bytes | None = None
     """A signature that no gate may have seen before."""
     asks_usage: bool = False
     """Its body is to ask for usage, where it does not yet."""
 
     @property
-    def held(self) -> bool:
+    def needs_body(self) -> bool:
         """Its body is read whole before any of it goes upstream."""
         return self.reads_body or self.asks_usage
 
     @property
-    def reserves(self) -> bool:
+    def needs_lease(self) -> bool:
         """It takes its turn first: the principal may do only so much, or other gates may know its signature."""
-        return limited(self.principal) or self.once is not None
+        return limited(self.principal) or self.single_use_signature is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
     """What a request must carry to go upstream. Made in one line of `desk.py` and nowhere else."""
 
-    claim: Claim
+    request: UpstreamRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +94,9 @@ class Exchange:
     reason: str | None = None
     model: str | None = None
     """As its body or its answer names it, whichever was read last."""
-    claim: Claim | None = None
+    upstream_request: UpstreamRequest | None = None
     admitted: bool = False
-    entered: bool = False
+    holds_lease: bool = False
     """It counts among the concurrent requests of its principal."""
     lease: str = field(default_factory=lambda: secrets.token_hex(16))
     """What it counts as: a name of its own among all gates, which a client can't choose."""
@@ -114,14 +114,14 @@ class Exchange:
     """Is told the seconds between each two tokens of a stream."""
     cors: Fields = ()
     """What its response says to a browser about who may read it."""
-    extra: Fields = ()
+    response_fields: Fields = ()
     """What its response says about limits."""
-    noise: bool = False
+    suppress_log: bool = False
     """One of so many of its kind that they are counted and not logged."""
     bytes_in: int = 0
     bytes_out: int = 0
 
-    def take_id(self, fields: Fields, known: Known | None = None) -> None:
+    def take_id(self, fields: Fields, known: KeyLookup | None = None) -> None:
         """Keep the request id of the client where it sent one that is well-formed, and no key."""
         sent = values(fields, b"x-request-id")
         if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]) and not is_secret(sent[0], known):

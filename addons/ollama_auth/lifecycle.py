@@ -16,22 +16,22 @@ from mitmproxy.utils import asyncio_utils
 
 from .auth import policy
 from .auth.cli_signature import REPLAY_GRACE
-from .auth.forwarding import Known, mask_path
-from .auth.limits import Exceeded, StorageAway
+from .auth.forwarding import KeyLookup, mask_path
+from .auth.limits import Exceeded, StorageUnavailableError
 from .authorizer import METHODS, RETRY_SECONDS
-from .exchange import Admission, Claim, Exchange, Refusal, keeping
+from .exchange import Admission, Exchange, Refusal, UpstreamRequest, keeping
 from .http import cors
 from .http.head import Bounds, Fields, Head, HeadError
 from .http.responses import Answer, error, retry_after
-from .mitmweb.flows import Viewing
+from .mitmweb.flows import FlowViews
 from .ollama_api import include_usage, models
 from .ollama_api.include_usage import UsageHider
 from .ollama_api.routes import Dialect, RouteClass
 from .ollama_api.usage import UsageReader
-from .proxy.connections import Connections, Link
+from .proxy.connections import ClientConnection, Connections
 from .proxy.events import Reservation
 from .recording import Recording
-from .runtime import Configuration
+from .runtime import ActiveConfig
 from .settings import Settings
 from .telemetry import audit_log
 
@@ -62,15 +62,15 @@ FAILURES: dict[str, tuple[str, tuple[tuple[bytes, bytes], ...]]] = {
 }
 
 
-class Desk:
+class RequestLifecycle:
     """One for a gate."""
 
     def __init__(
         self,
-        config: Configuration,
+        config: ActiveConfig,
         connections: Connections,
         ready: Callable[[], bool],
-        viewing: Viewing,
+        viewing: FlowViews,
         observer: Observer,
     ) -> None:
         """`ready`: somebody holds the gate open."""
@@ -103,62 +103,77 @@ class Desk:
         return self.settings.idle_timeout if self.settings else 10
 
     @property
-    def known(self) -> Known | None:
+    def find_key(self) -> KeyLookup | None:
         """Says whose a secret is, to mask it."""
         return self.settings.ring.find if self.settings else None
 
     # A request.
 
-    def judge(self, head: Head, link: Link) -> tuple[Exchange, Admission | Claim | Refusal]:
-        """May it go upstream? A Claim waits for its body or its turn. Whatever raises on the way: no."""
-        method = head.method if head.method in METHODS else mask_path(head.method, self.known)  # It may be a key.
-        exchange = Exchange(link.address, method.decode("ascii", "replace"))
+    def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Admission | UpstreamRequest | Refusal]:
+        """May it go upstream? A UpstreamRequest waits for its body or its turn. Whatever raises on the way: no."""
+        method = head.method if head.method in METHODS else mask_path(head.method, self.find_key)  # It may be a key.
+        exchange = Exchange(peer.address, method.decode("ascii", "replace"))
         try:
-            verdict = self._judge(head, exchange, link)
+            verdict = self._authorize(head, exchange, peer)
         except Exception as fault:
-            verdict = Refusal("error", self.crashed(fault))
+            verdict = Refusal("error", self.internal_error(fault))
         if isinstance(verdict, Refusal):
             exchange.reason, exchange.status = verdict.reason, verdict.answer.status
         else:
-            link.exchanges[id(exchange)] = exchange
+            peer.exchanges[id(exchange)] = exchange
         return exchange, verdict
 
-    def _judge(self, head: Head, exchange: Exchange, link: Link) -> Admission | Claim | Refusal:
-        if self.config.judge is None or not self.ready():
+    def _authorize(
+        self, head: Head, exchange: Exchange, peer: ClientConnection
+    ) -> Admission | UpstreamRequest | Refusal:
+        if self.config.authorizer is None or not self.ready():
             return self._not_ready(exchange)
-        claim = self.config.judge.head(head, exchange, link)
-        link.known |= exchange.identified
-        if isinstance(claim, Refusal):
-            return claim
-        exchange.claim = claim
-        return claim if claim.held or claim.reserves else self._admit(exchange, claim, link)
+        upstream_request = self.config.authorizer.head(head, exchange, peer)
+        peer.known |= exchange.identified
+        if isinstance(upstream_request, Refusal):
+            return upstream_request
+        exchange.upstream_request = upstream_request
+        return (
+            upstream_request
+            if upstream_request.needs_body or upstream_request.needs_lease
+            else self._admit(exchange, upstream_request, peer)
+        )
 
-    def judge_body(self, exchange: Exchange, body: bytes, link: Link) -> Admission | Claim | Refusal:
-        """The body of a Claim that waited for it is here."""
+    def authorize_body(
+        self, exchange: Exchange, body: bytes, peer: ClientConnection
+    ) -> Admission | UpstreamRequest | Refusal:
+        """The body of a UpstreamRequest that waited for it is here."""
         try:
-            claim = exchange.claim
-            if claim is None or self.config.judge is None:
+            upstream_request = exchange.upstream_request
+            if upstream_request is None or self.config.authorizer is None:
                 return self._not_ready(exchange)
-            refusal = self.config.judge.body(exchange, claim, body) if claim.reads_body else None
-            exchange.amended = include_usage.asking(body) if claim.asks_usage else None
+            refusal = (
+                self.config.authorizer.body(exchange, upstream_request, body) if upstream_request.reads_body else None
+            )
+            exchange.amended = include_usage.asking(body) if upstream_request.asks_usage else None
             exchange.hides_usage = exchange.amended is not None
-            return refusal or (claim if claim.reserves else self._admit(exchange, claim, link))
+            return refusal or (
+                upstream_request if upstream_request.needs_lease else self._admit(exchange, upstream_request, peer)
+            )
         except Exception as fault:
-            return Refusal("error", self.crashed(fault))
+            return Refusal("error", self.internal_error(fault))
 
     async def reserve(self, reservation: Reservation) -> None:
-        """A Claim takes its turn, where it has to."""
-        exchange, link = reservation.exchange, reservation.link
-        claim, judging, limits = exchange.claim, self.config.judge, self.settings
-        if claim is None or judging is None or limits is None or self.config.limiter is None:
+        """A UpstreamRequest takes its turn, where it has to."""
+        exchange, peer = reservation.exchange, reservation.peer
+        upstream_request, judging, limits = exchange.upstream_request, self.config.authorizer, self.settings
+        if upstream_request is None or judging is None or limits is None or self.config.limiter is None:
             return
         limiter, window = self.config.limiter, limits.signature_window
         try:
-            if claim.once and await limiter.age(claim.once, window) > REPLAY_GRACE:
+            if (
+                upstream_request.single_use_signature
+                and await limiter.age(upstream_request.single_use_signature, window) > REPLAY_GRACE
+            ):
                 reservation.verdict = judging.replayed(exchange)
                 return
-            granted = await limiter.enter(claim.principal, exchange.lease)
-        except StorageAway as fault:
+            granted = await limiter.enter(upstream_request.principal, exchange.lease)
+        except StorageUnavailableError as fault:
             self.connections.trouble(f"the storage of limits does not answer ({fault})")
             if not limits.open_without_limits:
                 away = retry_after(RETRY_SECONDS)
@@ -166,33 +181,37 @@ class Desk:
                 return
         else:
             if isinstance(granted, Exceeded):
-                exchange.extra = limit_fields(granted.name, granted.limit, 0, granted.retry_after)
+                exchange.response_fields = limit_fields(granted.name, granted.limit, 0, granted.retry_after)
                 text = f"the limit of this key is used up: {granted.name} is {granted.limit}"
-                fields = (retry_after(granted.retry_after), *exchange.extra)
+                fields = (retry_after(granted.retry_after), *exchange.response_fields)
                 reservation.verdict = judging.refuse(exchange, granted.name, 429, text, *fields)
                 return
-            exchange.entered = True
+            exchange.holds_lease = True
             if exchange.ended is not None:  # The client has left meanwhile.
                 await self._settle(exchange)
                 return
-            exchange.extra = limit_fields("requests_per_minute", *granted.requests) if granted.requests else ()
-        reservation.verdict = self._admit(exchange, claim, link)
+            exchange.response_fields = (
+                limit_fields("requests_per_minute", *granted.requests) if granted.requests else ()
+            )
+        reservation.verdict = self._admit(exchange, upstream_request, peer)
 
-    def _admit(self, exchange: Exchange, claim: Claim, link: Link) -> Admission | Refusal:
+    def _admit(
+        self, exchange: Exchange, upstream_request: UpstreamRequest, peer: ClientConnection
+    ) -> Admission | Refusal:
         if not self.ready():  # It may have waited for its body, or its turn.
             return self._not_ready(exchange)
-        link.admitted = exchange.admitted = True
-        return Admission(claim)
+        peer.admitted = exchange.admitted = True
+        return Admission(upstream_request)
 
     def _not_ready(self, exchange: Exchange) -> Refusal:
         fields = (b"x-request-id", exchange.id.encode()), retry_after(RETRY_SECONDS)
         return Refusal("closed", error(503, "the gateway is not ready", Dialect.OLLAMA, *fields))
 
-    def malformed(self, fault: HeadError, link: Link | None) -> Answer:
+    def refuse_malformed(self, fault: HeadError, peer: ClientConnection | None) -> Answer:
         """The answer to a head that is none, and its line in the log."""
-        if link:
-            exchange = Exchange(link.address, status=fault.status, reason="malformed")
-            self.end(exchange, link)
+        if peer:
+            exchange = Exchange(peer.address, status=fault.status, reason="malformed")
+            self.finish(exchange, peer)
         return error(fault.status, fault.message)
 
     def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
@@ -205,7 +224,7 @@ class Desk:
             flow.request.stream = keeping(flow.request, count)
             self.viewing.begin(exchange, flow)
 
-    def answered(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
+    def response_started(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
         """The head of the response is here: it goes on at once, and so does every chunk behind it."""
         assert flow.response
         exchange.status = flow.response.status_code
@@ -214,8 +233,8 @@ class Desk:
         if fields is not None:
             flow.response.headers.fields = (*fields, *exchange.cors)
         flow.response.headers["X-Request-Id"] = exchange.id
-        flow.response.headers.fields += exchange.extra
-        if exchange.claim and exchange.claim.filtered and exchange.status == 200:
+        flow.response.headers.fields += exchange.response_fields
+        if exchange.upstream_request and exchange.upstream_request.filtered and exchange.status == 200:
             if exchange.method == "HEAD":
                 flow.response.headers.pop("content-length", None)  # It tells how much there is besides.
             return  # It is read whole, and rewritten: see rewrite().
@@ -224,21 +243,27 @@ class Desk:
             kinds = get("content-type", ""), get("content-encoding", "")
             exchange.usage = UsageReader(exchange.route, *kinds, exchange.status)
             exchange.pace = self.observer.pace
-        passing = self.viewing.answered(exchange, flow)
+        passing = self.viewing.response_started(exchange, flow)
         # What says how long it is has to be so long.
         hides = exchange.hides_usage and exchange.stream and "content-length" not in flow.response.headers
         flow.response.stream = hiding(passing) if hides else passing
 
-    def rewrite(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
+    def rewrite_response(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
         """Take out of a list what its reader may not use; an Answer in its place where it can't be read."""
-        claim = exchange.claim
-        if not (claim and claim.filtered and flow.response and exchange.status == 200 and exchange.route):
+        upstream_request = exchange.upstream_request
+        if not (
+            upstream_request
+            and upstream_request.filtered
+            and flow.response
+            and exchange.status == 200
+            and exchange.route
+        ):
             return None
         if exchange.method == "HEAD":
             return None
         try:
             body = models.filter_listing(
-                exchange.route.path, flow.response.raw_content or b"", policy.usable(claim.principal)
+                exchange.route.path, flow.response.raw_content or b"", policy.usable(upstream_request.principal)
             )
         except models.BodyError as fault:
             exchange.status = None
@@ -260,19 +285,23 @@ class Desk:
             logger.warning("ollama_auth: %s: %s (request %s)", reason, text, exchange.id)
         return error(status or 502, text, exchange.dialect, *fields, *extra)
 
-    def end(self, exchange: Exchange, link: Link | None) -> None:
+    def finish(self, exchange: Exchange, peer: ClientConnection | None) -> None:
         """An exchange is over: one line, whatever ended it, and only one."""
         if exchange.ended is not None:
             return
         exchange.finish()
-        if link:
-            link.exchanges.pop(id(exchange), None)
+        if peer:
+            peer.exchanges.pop(id(exchange), None)
         self.viewing.end(exchange)
         self._tell(exchange)
-        charged = exchange.used and exchange.claim and exchange.claim.principal.tokens_per_day is not None
-        if exchange.entered or charged:
+        charged = (
+            exchange.used
+            and exchange.upstream_request
+            and exchange.upstream_request.principal.tokens_per_day is not None
+        )
+        if exchange.holds_lease or charged:
             asyncio_utils.create_task(self._settle(exchange), name="limits", keep_ref=True)
-        if exchange.noise:
+        if exchange.suppress_log:
             self.connections.trouble(f"wrong keys from {exchange.client} are not looked at any more")
         else:
             self.config.log.write(exchange)
@@ -288,21 +317,21 @@ class Desk:
 
     async def _settle(self, exchange: Exchange) -> None:
         """Count what an exchange used, and give back its place."""
-        claim, limiter = exchange.claim, self.config.limiter
-        if claim is None or limiter is None:
+        upstream_request, limiter = exchange.upstream_request, self.config.limiter
+        if upstream_request is None or limiter is None:
             return
         try:
             if used := exchange.used:
                 # Who leaves before the figures come must not get the prompt for nothing.
                 prompt = exchange.bytes_in // BYTES_A_TOKEN if used.prompt_tokens is None else used.prompt_tokens
-                await limiter.spend(claim.principal, prompt + (used.completion_tokens or 0))
-        except StorageAway as fault:
+                await limiter.spend(upstream_request.principal, prompt + (used.completion_tokens or 0))
+        except StorageUnavailableError as fault:
             self.connections.trouble(f"the storage of limits does not answer ({fault})")
         finally:
-            with suppress(StorageAway):
-                await limiter.leave(claim.principal, exchange.lease)
+            with suppress(StorageUnavailableError):
+                await limiter.leave(upstream_request.principal, exchange.lease)
 
-    def crashed(self, fault: Exception) -> Answer:
+    def internal_error(self, fault: Exception) -> Answer:
         """One of our own lines raised. The log gets where and what, but no message: it may hold what a client sent."""
         trace = fault.__traceback__
         while trace and trace.tb_next:

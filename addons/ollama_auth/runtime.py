@@ -17,14 +17,14 @@ from . import settings
 from .auth import keys_file
 from .auth.cli_signature import Replays
 from .auth.keys import KeyRing
-from .auth.limits import RENEW, Limiter, LimitsFault, StorageAway, limited
+from .auth.limits import RENEW, Limiter, LimitsError, StorageUnavailableError, limited
 from .auth.throttle import Throttle
-from .authorizer import Judge, Memory
+from .authorizer import AbuseState, Authorizer
 from .settings import Settings, SettingsError
 from .telemetry import workers
 from .telemetry.access_log import AccessLog
 from .telemetry.audit_log import AuditLog
-from .telemetry.monitor import Observatory, ObservatoryFault
+from .telemetry.monitor import ListenError, Monitor
 
 logger = logging.getLogger(__name__)
 
@@ -35,19 +35,19 @@ WATCH = 0.5
 """Seconds between two looks at the keys file."""
 
 
-class Configuration:
+class ActiveConfig:
     """Nothing is in force until the first settings were taken: `settings` and `judge` are None."""
 
-    def __init__(self, emit: Callable[[], Callable[[str], None] | None], observatory: Observatory) -> None:
+    def __init__(self, emit: Callable[[], Callable[[str], None] | None], observatory: Monitor) -> None:
         """`emit` says who takes readable lines of the access log in place of standard output."""
         self.settings: Settings | None = None
-        self.judge: Judge | None = None
+        self.authorizer: Authorizer | None = None
         self.limiter: Limiter | None = None
         self.log = AccessLog()
         self.audit: AuditLog | None = None
         self.observatory = observatory
         self._emit = emit
-        self._memory = Memory(Throttle(), Replays())
+        self._memory = AbuseState(Throttle(), Replays())
         self._taken: bytes | None = None
         self._reading = asyncio.Lock()
 
@@ -72,7 +72,7 @@ class Configuration:
         audit = self._open_audit(new)
         try:
             self.observatory.take(new.metrics_listen)
-        except ObservatoryFault as fault:
+        except ListenError as fault:
             raise SettingsError(f"ollama_metrics_listen: {fault}") from fault
         for used, fresh in ((self.log, log), (self.audit, audit)):
             if used and used is not fresh:
@@ -80,7 +80,7 @@ class Configuration:
         self.log, self.audit = log, audit
         self.settings, self.limiter = new, limiter
         self._memory.throttle.most = new.max_wrong_keys
-        self.judge = Judge(new, self._memory)
+        self.authorizer = Authorizer(new, self._memory)
         for warning in new.warnings:
             if old is None or warning not in old.warnings:
                 logger.warning("ollama_auth: %s", warning)
@@ -97,7 +97,7 @@ class Configuration:
             )
         try:
             return Limiter(new.limits_storage)
-        except LimitsFault as fault:
+        except LimitsError as fault:
             raise SettingsError(str(fault)) from fault
 
     def _open_log(self, target: str | None) -> AccessLog:
@@ -144,7 +144,7 @@ class Configuration:
         while True:
             await asyncio.sleep(RENEW)
             if self.limiter:
-                with suppress(StorageAway):
+                with suppress(StorageUnavailableError):
                     await self.limiter.renew()
 
     def _stamp(self) -> object:

@@ -175,7 +175,7 @@ def read(options: Options, environ: Mapping[str, str], taken: bytes | None = Non
     ring, warnings = read_keys(options, environ, taken)
     try:
         forward = forwarding.extend(options.ollama_forward_headers)
-    except forwarding.HeaderFault as fault:
+    except forwarding.HeaderNameError as fault:
         raise SettingsError(f"ollama_forward_headers: {fault}") from fault
     return Settings(
         ring=ring,
@@ -342,7 +342,7 @@ def read_keys(
             found += named
             warnings += more
         return keys.KeyRing(found), warnings
-    except (keys_file.KeysFileError, keys.KeyFault) as fault:
+    except (keys_file.KeysFileError, keys.InvalidKeyError) as fault:
         raise SettingsError(str(fault)) from None
 
 
@@ -360,7 +360,7 @@ def read_key(options: Options, environ: Mapping[str, str], taken: bytes | None =
     secret, where = _find_key(options, environ)
     try:
         digest = keys.digest(secret)
-    except keys.KeyFault as fault:
+    except keys.InvalidKeyError as fault:
         raise SettingsError(f"{where}: {fault}; {HOW_TO_SET_A_KEY}") from None
     if len(secret) < keys.SHORT:
         return digest, (f"{where}: the key has fewer than {keys.SHORT} characters and may be guessed",)

@@ -41,26 +41,26 @@ _SEGMENT = re.compile(rb"[^/]+")
 _PART = re.compile(rb"[\w.~+-]+=*")  # What keys are made of, and the padding of base64.
 
 
-class HeaderFault(ValueError):
+class HeaderNameError(ValueError):
     """A header name that an operator can't have forwarded; the message says why."""
 
 
 def extend(names: Collection[str]) -> frozenset[bytes]:
-    """The allow-list with the operator's own names added. Raises HeaderFault."""
+    """The allow-list with the operator's own names added. Raises HeaderNameError."""
     lowered = {name.strip().lower() for name in names}
     for name in sorted(lowered):
         if not _NAME.fullmatch(name):
-            raise HeaderFault(f"{name!r} is not the name of a header")
+            raise HeaderNameError(f"{name!r} is not the name of a header")
         if name in NEVER:
-            raise HeaderFault(f"{name} is never forwarded: it is a credential or belongs to one connection")
+            raise HeaderNameError(f"{name} is never forwarded: it is a credential or belongs to one connection")
     return FORWARDED | {name.encode() for name in lowered}
 
 
-type Known = Callable[[bytes], object]
+type KeyLookup = Callable[[bytes], object]
 """Says whose a secret is, or None."""
 
 
-def split(fields: Fields, allowed: Collection[bytes], known: Known | None = None) -> tuple[Fields, tuple[str, ...]]:
+def split(fields: Fields, allowed: Collection[bytes], known: KeyLookup | None = None) -> tuple[Fields, tuple[str, ...]]:
     """(what is forwarded, the names of what is stripped in lower case and order; those that may be a key masked)."""
     kept: list[tuple[bytes, bytes]] = []
     stripped: dict[str, None] = {}
@@ -107,12 +107,12 @@ def without(fields: Fields, secret: bytes) -> Fields:
     return tuple(field for field in fields if secret not in field[1]) if len(secret) >= SHORT else fields
 
 
-def is_secret(text: bytes, known: Known | None) -> bool:
+def is_secret(text: bytes, known: KeyLookup | None) -> bool:
     """It looks like a key, or is one."""
     return text[:3].lower() == b"sk-" or (known is not None and known(text) is not None)
 
 
-def mask_path(path: bytes, known: Known | None) -> bytes:
+def mask_path(path: bytes, known: KeyLookup | None) -> bytes:
     """The first of a decoded path, to be logged: without parts that look like a key, or that `known` says are one."""
 
     def masked(found: re.Match[bytes]) -> bytes:

@@ -16,7 +16,7 @@ SHORT = 16
 _NOBODY = bytes(32)
 
 
-class KeyFault(ValueError):
+class InvalidKeyError(ValueError):
     """A key that can't be used; the message says why and what to do, never the key."""
 
 
@@ -74,7 +74,7 @@ class KeyRing:
     """The keys in force, never changed: a new set is a new ring. Without a key it is false."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
-        """Raises KeyFault where two have the same secret: nobody could say whose it is."""
+        """Raises InvalidKeyError where two have the same secret: nobody could say whose it is."""
         self._by_digest: dict[bytes, Key] = {}
         self._by_ssh: dict[bytes, Key] = {}
         self.principals: dict[str, Principal] = {}
@@ -103,15 +103,15 @@ class KeyRing:
 def _enter(index: dict[bytes, Key], known_by: bytes | None, key: Key) -> None:
     if known_by is not None and (other := index.setdefault(known_by, key)) is not key:
         names = f"{other.principal.name} and {key.principal.name}"
-        raise KeyFault(f"{names} have the same key; give each of them one of its own")
+        raise InvalidKeyError(f"{names} have the same key; give each of them one of its own")
 
 
 def digest(secret: str) -> bytes:
-    """The digest of a key that the operator set. Raises KeyFault where the key can't be sent in a header."""
+    """The digest of a key that the operator set. Raises InvalidKeyError where the key can't be sent in a header."""
     if not secret.strip():
-        raise KeyFault("the key is empty")
+        raise InvalidKeyError("the key is empty")
     if not _KEY.fullmatch(secret):
-        raise KeyFault(
+        raise InvalidKeyError(
             f"the key has white space, control or non-ASCII characters in it, or is longer than {MAX_SECRET} characters"
         )
     return hashlib.sha256(secret.encode()).digest()

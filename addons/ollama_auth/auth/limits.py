@@ -22,11 +22,11 @@ RENEW = 2.0
 HOW_TO_INSTALL = "pip install 'limits[redis]>=5.8'"
 
 
-class LimitsFault(ValueError):
+class LimitsError(ValueError):
     """Limits that can't be counted here: one line with the remedy."""
 
 
-class StorageAway(Exception):
+class StorageUnavailableError(Exception):
     """The shared storage does not answer."""
 
 
@@ -56,13 +56,13 @@ class Limiter:
     """Counts what principals do, in memory (`url` None) or at `redis://…`, `rediss://…`, `redis+sentinel://…`."""
 
     def __init__(self, url: str | None = None) -> None:
-        """Raises LimitsFault where the library is missing or the URL is none."""
+        """Raises LimitsError where the library is missing or the URL is none."""
         try:
             from limits.aio.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
             from limits.errors import ConfigurationError
             from limits.storage import storage_from_string
         except ImportError as missing:
-            raise LimitsFault(f"limits need the library that counts them: {HOW_TO_INSTALL}") from missing
+            raise LimitsError(f"limits need the library that counts them: {HOW_TO_INSTALL}") from missing
         options: dict[str, Any] = (
             {"socket_timeout": AWAY, "socket_connect_timeout": AWAY, "implementation": "redispy"} if url else {}
         )
@@ -70,7 +70,7 @@ class Limiter:
             storage: Any = storage_from_string(f"async+{url or 'memory://'}", **options)
             self._redis = storage.bridge.get_connection() if url else None
         except (ConfigurationError, ValueError, AssertionError, AttributeError) as fault:
-            raise LimitsFault(
+            raise LimitsError(
                 f"ollama_limits_storage: not the URL of a storage, or its client is missing: {HOW_TO_INSTALL}"
             ) from fault
         self._storage = storage
@@ -79,7 +79,7 @@ class Limiter:
         self._leases: Leases = SharedLeases(self._redis) if url else Leases()
 
     async def enter(self, principal: Principal, request_id: str) -> Granted | Exceeded:
-        """Take what a request needs, all of it or nothing. Raises StorageAway.
+        """Take what a request needs, all of it or nothing. Raises StorageUnavailableError.
 
         A request that was let in must `leave`.
         """
@@ -120,7 +120,7 @@ class Limiter:
         return await self._storage.get(item.key_for(principal.name)), item
 
     async def spend(self, principal: Principal, tokens: int) -> None:
-        """Count tokens that were used; more than were left is counted too. Raises StorageAway."""
+        """Count tokens that were used; more than were left is counted too. Raises StorageUnavailableError."""
         if principal.tokens_per_day is not None and tokens > 0:
             from limits import RateLimitItemPerDay
 
@@ -128,7 +128,7 @@ class Limiter:
                 await self._tokens.hit(RateLimitItemPerDay(principal.tokens_per_day), principal.name, cost=tokens)
 
     async def leave(self, principal: Principal, request_id: str) -> None:
-        """A request that was let in has ended. Raises StorageAway; the lease then ends by itself."""
+        """A request that was let in has ended. Raises StorageUnavailableError; the lease then ends by itself."""
         if principal.concurrent_requests is not None:
             async with _answering():
                 await self._leases.give_back(principal.name, request_id)
@@ -136,7 +136,7 @@ class Limiter:
     async def age(self, signature: bytes, window: float) -> float:
         """Seconds since that signature, good within `window` of its time, was first used at a gate that shares them.
 
-        Raises StorageAway. By the clock of Redis alone.
+        Raises StorageUnavailableError. By the clock of Redis alone.
         """
         if self._redis is None:
             return 0.0
@@ -148,7 +148,7 @@ class Limiter:
             return float(good - (await pipe.execute())[1]) / 1000
 
     async def renew(self) -> None:
-        """Say that the requests at work still are, every RENEW seconds. Raises StorageAway."""
+        """Say that the requests at work still are, every RENEW seconds. Raises StorageUnavailableError."""
         async with _answering():
             await self._leases.renew()
 
@@ -222,12 +222,12 @@ class SharedLeases(Leases):
 
 @contextlib.asynccontextmanager
 async def _answering() -> Any:
-    """Whatever a storage raises, and its silence, is StorageAway."""
+    """Whatever a storage raises, and its silence, is StorageUnavailableError."""
     try:
         async with asyncio.timeout(AWAY * 2):
             yield
     except Exception as fault:
-        raise StorageAway(type(fault).__name__) from fault
+        raise StorageUnavailableError(type(fault).__name__) from fault
 
 
 def _seconds_until(moment: float) -> int:

@@ -30,11 +30,11 @@ def render(found: Conversation, body: bytes, speed: float | None = None) -> str:
     """All that is shown of a body. `speed`: tokens a second as the gate measured them."""
     blocks = [facts(found, speed), *(wrapped(f"error: {error}") for error in found.errors)]
     room = MAX_TEXT
-    speaker = None
+    protocol = None
     for part in found.parts:
-        same = part.kind is Kind.MEDIA and part.role == speaker  # It belongs to what was said.
+        same = part.kind is Kind.MEDIA and part.role == protocol  # It belongs to what was said.
         blocks.append(("" if same else title(part) + "\n") + indent(part.text[:room], len(part.text) > room))
-        speaker = part.role
+        protocol = part.role
         room -= len(part.text)
         if room <= 0:
             blocks.append("(the rest of the conversation is too long to be shown)")

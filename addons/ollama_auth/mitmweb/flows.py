@@ -20,7 +20,7 @@ from ..exchange import MAX_KEPT, Exchange
 from ..http.responses import error
 from ..ollama_api.routes import route
 from ..ollama_api.usage import UsageReader
-from ..runtime import Configuration
+from ..runtime import ActiveConfig
 from .contentview import ConversationView
 
 TICK = 0.5
@@ -37,7 +37,7 @@ COLUMNS: list[str] = ["path", "status", "comment", "time"]
 """Of mitmweb's list, where the user has chosen none; more leave no room for the comment."""
 
 
-class Live:
+class LiveBody:
     """A request at work, and what has come of its answer."""
 
     def __init__(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
@@ -126,15 +126,15 @@ def label_refused(flow: http.HTTPFlow, exchange: Exchange, reason: str) -> None:
         flow.metadata["ollama_model"] = exchange.model
 
 
-class Viewing:
+class FlowViews:
     """One for a gate."""
 
     name = "ollama_viewing"
 
-    def __init__(self, config: Configuration, options: Any) -> None:
+    def __init__(self, config: ActiveConfig, options: Any) -> None:
         self.config = config
         self.options = options
-        self.live: dict[str, Live] = {}
+        self.live: dict[str, LiveBody] = {}
         """By the id of the flow."""
         self.seen: OrderedDict[str, int] = OrderedDict()
         """By the ids of flows, in the order in which they came: the bytes of their bodies, once they have ended."""
@@ -150,12 +150,12 @@ class Viewing:
 
     def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
         """A request goes upstream."""
-        self.live[flow.id] = live = Live(exchange, flow)
+        self.live[flow.id] = live = LiveBody(exchange, flow)
         flow.metadata["ollama_key"] = exchange.key
         flow.metadata["ollama_id"] = exchange.id
         live.label(RUNNING)
 
-    def answered(self, exchange: Exchange, flow: http.HTTPFlow) -> Callable[[bytes], bytes]:
+    def response_started(self, exchange: Exchange, flow: http.HTTPFlow) -> Callable[[bytes], bytes]:
         """What is to be done with each chunk of its answer."""
         live = self.live.get(flow.id)
         return live.keep(exchange.response_chunk) if live else exchange.response_chunk
@@ -211,7 +211,7 @@ class Viewing:
         kinds = get("content-type", ""), get("content-encoding", "")
         exchange.usage = UsageReader(exchange.route, *kinds, flow.response.status_code)
         self.begin(exchange, flow)
-        flow.response.stream = self.answered(exchange, flow)
+        flow.response.stream = self.response_started(exchange, flow)
 
     def response(self, flow: http.HTTPFlow) -> None:
         self._end(flow)

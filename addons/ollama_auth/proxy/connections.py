@@ -46,7 +46,7 @@ class Resume(events.Event):
     """For the layer that speaks to the client: go on with what has come already."""
 
 
-class Speaker(Protocol):
+class ClientProtocol(Protocol):
     """The layer that speaks to the client, as its connection needs to know it."""
 
     @property
@@ -57,7 +57,7 @@ class Speaker(Protocol):
         """Something of the answer to that request came from `server`: enough for now?"""
 
 
-class Link:
+class ClientConnection:
     """One client connection."""
 
     __slots__ = (
@@ -72,7 +72,7 @@ class Link:
         "holders",
         "known",
         "network",
-        "speaker",
+        "protocol",
         "told",
     )
 
@@ -83,7 +83,7 @@ class Link:
         self.network = network(self.address)
         self.deadline: float | None = deadline
         """By `time.monotonic`; None while a request is under way."""
-        self.speaker: Speaker | None = None
+        self.protocol: ClientProtocol | None = None
         self.admitted = False
         """A request of this connection was admitted: without that it may not have a connection upstream."""
         self.known = False
@@ -100,7 +100,7 @@ class Link:
     @property
     def idle(self) -> bool:
         """No request is under way, so that nothing is lost if it is closed."""
-        return not self.exchanges and (self.speaker is None or self.speaker.idle)
+        return not self.exchanges and (self.protocol is None or self.protocol.idle)
 
     @property
     def sockname(self) -> tuple[str, int] | None:
@@ -171,14 +171,14 @@ class Link:
 
     def drain(self) -> None:
         """Begin nothing new: end it where nothing has begun, or tell the layers."""
-        if self.speaker is None:
+        if self.protocol is None:
             self.cut()
         else:
             self.tell(Drain())
 
     def expire(self, now: float) -> None:
         """End it: with a word where somebody can say it, the hard way where not, or where the word did not help."""
-        if self.speaker is None or self.told:
+        if self.protocol is None or self.told:
             self.deadline = None
             self.cut()
         else:
@@ -260,54 +260,54 @@ class Connections:
     """All client connections, the oldest first."""
 
     def __init__(self) -> None:
-        self._links: dict[str, Link] = {}
+        self._by_client: dict[str, ClientConnection] = {}
         self._networks: Counter[str] = Counter()
         self._troubles: dict[str, tuple[float, int]] = {}
 
     def __len__(self) -> int:
-        return len(self._links)
+        return len(self._by_client)
 
-    def __iter__(self) -> Iterator[Link]:
-        return iter(list(self._links.values()))
+    def __iter__(self) -> Iterator[ClientConnection]:
+        return iter(list(self._by_client.values()))
 
-    def get(self, client_id: str) -> Link | None:
+    def get(self, client_id: str) -> ClientConnection | None:
         """The connection of that mitmproxy client id."""
-        return self._links.get(client_id)
+        return self._by_client.get(client_id)
 
-    def add(self, link: Link, most: int, most_per_network: int) -> bool:
+    def add(self, peer: ClientConnection, most: int, most_per_network: int) -> bool:
         """Take a new connection in; where there are too many, one that waits with no request makes room for it.
 
         Returns False where all others are at work. `most_per_network` 0 is no limit.
         """
-        if most_per_network and self._networks[link.network] >= most_per_network and not self._evict(link.network):
+        if most_per_network and self._networks[peer.network] >= most_per_network and not self._evict(peer.network):
             return False
-        if len(self._links) >= most and not self._evict(None):
+        if len(self._by_client) >= most and not self._evict(None):
             return False
-        self._links[link.client.id] = link
-        self._networks[link.network] += 1
+        self._by_client[peer.client.id] = peer
+        self._networks[peer.network] += 1
         return True
 
-    def remove(self, client_id: str) -> Link | None:
+    def remove(self, client_id: str) -> ClientConnection | None:
         """Forget a connection that has ended, or is about to."""
-        link = self._links.pop(client_id, None)
-        if link:
-            link.gone = True
-            self._networks[link.network] -= 1
-            if not self._networks[link.network]:
-                del self._networks[link.network]
-        return link
+        peer = self._by_client.pop(client_id, None)
+        if peer:
+            peer.gone = True
+            self._networks[peer.network] -= 1
+            if not self._networks[peer.network]:
+                del self._networks[peer.network]
+        return peer
 
     def _evict(self, of_network: str | None) -> bool:
         """Close the oldest connection without a request; those that were never let in go first."""
 
-        def oldest(*, strangers: bool) -> Link | None:
+        def oldest(*, strangers: bool) -> ClientConnection | None:
             return next(
                 (
-                    link
-                    for link in self._links.values()
-                    if (not strangers or not link.known)
-                    and (of_network is None or link.network == of_network)
-                    and link.idle
+                    peer
+                    for peer in self._by_client.values()
+                    if (not strangers or not peer.known)
+                    and (of_network is None or peer.network == of_network)
+                    and peer.idle
                 ),
                 None,
             )
@@ -325,10 +325,10 @@ class Connections:
         while True:
             await asyncio.sleep(SWEEP)
             now = time.monotonic()
-            for link in self:
-                if link.deadline is not None and now > link.deadline:
+            for peer in self:
+                if peer.deadline is not None and now > peer.deadline:
                     try:
-                        link.expire(now)
+                        peer.expire(now)
                     except Exception as error:
                         self.trouble(f"a connection could not be ended: {type(error).__name__}")
             self._summarize(now)

@@ -9,11 +9,11 @@ from mitmproxy.proxy import commands, layer
 from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._events import RequestHeaders, ResponseProtocolError
 
-from ..auth.forwarding import Known
-from ..exchange import Admission, Claim, Exchange, Refusal
+from ..auth.forwarding import KeyLookup
+from ..exchange import Admission, Exchange, Refusal, UpstreamRequest
 from ..http.head import Bounds, Head, HeadError
 from ..http.responses import Answer
-from .connections import Link
+from .connections import ClientConnection
 
 type Commands = layer.CommandGenerator[None]
 
@@ -21,7 +21,7 @@ MALFORMED_BODY = "malformed request body"
 """The message of the RequestProtocolError of a body whose framing is broken."""
 
 
-class Gate(Protocol):
+class Lifecycle(Protocol):
     """What the edge asks of the gate. None of it may raise; where it does, the connection is closed."""
 
     @property
@@ -37,43 +37,45 @@ class Gate(Protocol):
         """Somebody looks at flows, so that those refused are worth building."""
 
     @property
-    def known(self) -> Known | None:
+    def find_key(self) -> KeyLookup | None:
         """Says whose a secret is, to mask it."""
 
-    def judge(self, head: Head, link: Link) -> tuple[Exchange, Admission | Claim | Refusal]:
-        """May this request go upstream? A Claim waits for its body, or for its turn, or for both."""
+    def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Admission | UpstreamRequest | Refusal]:
+        """May this request go upstream? A UpstreamRequest waits for its body, or for its turn, or for both."""
 
-    def judge_body(self, exchange: Exchange, body: bytes, link: Link) -> Admission | Claim | Refusal:
-        """The body of a Claim is here. A Claim that is left waits for its turn: see ReserveHook."""
+    def authorize_body(
+        self, exchange: Exchange, body: bytes, peer: ClientConnection
+    ) -> Admission | UpstreamRequest | Refusal:
+        """The body of a UpstreamRequest is here. A UpstreamRequest that is left waits for its turn: see ReserveHook."""
 
-    def rewrite(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
+    def rewrite_response(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
         """A response that was read whole is about to be sent: make it what its reader may see, or another one."""
 
-    def malformed(self, error: HeadError, link: Link | None) -> Answer:
+    def refuse_malformed(self, error: HeadError, peer: ClientConnection | None) -> Answer:
         """The answer to a head that is none."""
 
     def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
         """An admitted request is about to go upstream."""
 
-    def answered(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
+    def response_started(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
         """The head of its response is here."""
 
     def failed(self, exchange: Exchange, reason: str, status: int) -> Answer:
         """There will be no (whole) response; the answer for the client that has seen nothing of one."""
 
-    def end(self, exchange: Exchange, link: Link | None) -> None:
+    def finish(self, exchange: Exchange, peer: ClientConnection | None) -> None:
         """An exchange is over, however it ended."""
 
-    def crashed(self, error: Exception) -> Answer:
+    def internal_error(self, error: Exception) -> Answer:
         """One of our own lines raised."""
 
 
 @dataclass
-class Arrival(RequestHeaders):
+class ParsedRequestHeaders(RequestHeaders):
     """A request head, with all of it that mitmproxy's Request does not tell, and what became of it."""
 
     head: Head | None = None
-    judged: tuple[Exchange, Admission | Claim | Refusal] | None = None
+    verdict_given: tuple[Exchange, Admission | UpstreamRequest | Refusal] | None = None
 
 
 @dataclass
@@ -97,10 +99,10 @@ class Dead(ResponseProtocolError):
 
 @dataclass
 class Reservation:
-    """A Claim that waits for its turn; unanswered it is refused."""
+    """A UpstreamRequest that waits for its turn; unanswered it is refused."""
 
     exchange: Exchange
-    link: Link
+    peer: ClientConnection
     verdict: Admission | Refusal | None = None
 
 

@@ -19,8 +19,8 @@ from mitmproxy import http
 from mitmproxy.connection import Connection
 from mitmproxy.proxy.layers.http import HttpStream
 
-from .connections import Link
-from .http1 import Http1Edge, Http1Upstream
+from .connections import ClientConnection
+from .http1 import BoundedHttp1Client, BoundedHttp1Server
 
 ENABLED = os.environ.get("OLLAMA_SPLICE") != "off"
 """For tests and measurements: the long way for everything."""
@@ -29,10 +29,10 @@ CHUNK = re.compile(rb"([1-9a-f][0-9a-f]{0,6})\r\n")
 
 
 @dataclass(frozen=True, slots=True)
-class Splice:
+class LayerFastPath:
     """From one connection in HTTP/1 to another, for one body."""
 
-    source: Http1Edge | Http1Upstream
+    source: BoundedHttp1Server | BoundedHttp1Client
     target: Connection
     chunked: bool
     """How the target is told where the body ends; else it has a length."""
@@ -47,7 +47,7 @@ class Splice:
         source, stream = self.source, self.stream
         going = (
             stream.server_state == stream.state_stream_response_body
-            if isinstance(source, Http1Upstream)
+            if isinstance(source, BoundedHttp1Client)
             else stream.client_state == stream.state_stream_request_body
         )
         return (
@@ -102,20 +102,22 @@ class Layers(Protocol):
     def paused(self) -> bool:
         """They wait for something, and what comes meanwhile is queued."""
 
-    def splice_from(self, source: Connection) -> Splice | None:
+    def splice_from(self, source: Connection) -> LayerFastPath | None:
         """The body from there, if it takes the short way."""
 
 
-class Ahead:
+class SocketFastPath:
     """The shortest way of all: from the one socket to the other, while nothing waits before it."""
 
-    __slots__ = ("_descriptor", "_layers", "_link", "_splice", "_transport", "_turn", "_watchdog")
+    __slots__ = ("_descriptor", "_layers", "_peer", "_splice", "_transport", "_turn", "_watchdog")
 
-    def __init__(self, splice: Splice, layers: Layers, link: Link, transport: WriteTransport) -> None:
+    def __init__(
+        self, splice: LayerFastPath, layers: Layers, peer: ClientConnection, transport: WriteTransport
+    ) -> None:
         self._splice = splice
         self._layers = layers
-        self._link = link
-        self._watchdog = link.handler.timeout_watchdog
+        self._peer = peer
+        self._watchdog = peer.handler.timeout_watchdog
         self._transport = transport
         self._turn = -1  # of the layers, in which this was open
         own = transport.get_extra_info("socket") if os.name == "posix" else None
@@ -126,7 +128,7 @@ class Ahead:
         layers, transport = self._layers, self._transport
         if layers.turn != self._turn and not self._reopens():
             return 0
-        if self._link.gone or transport.is_closing() or transport.get_write_buffer_size():
+        if self._peer.gone or transport.is_closing() or transport.get_write_buffer_size():
             return 0  # mitmproxy waits for who does not read.
         try:
             taken = self._splice.take(data)
@@ -158,15 +160,15 @@ class Ahead:
 
 def splice(
     source: object, target: object, stream: HttpStream, message: http.Message, content: Callable[[bytes], bytes]
-) -> Splice | None:
+) -> LayerFastPath | None:
     """Where the body of this message may take the short way: nobody looks at it, or changes it."""
-    ours = Http1Edge | Http1Upstream
+    ours = BoundedHttp1Server | BoundedHttp1Client
     if not (ENABLED and isinstance(source, ours) and isinstance(target, ours)):
         return None
     if message.stream != content or stream.context.options.store_streamed_bodies:
         return None
-    sent = target.response if isinstance(target, Http1Edge) else message  # To HTTP/1.0 it is another one.
+    sent = target.response if isinstance(target, BoundedHttp1Server) else message  # To HTTP/1.0 it is another one.
     coding = sent.headers.get("transfer-encoding", "").lower() if sent else "none"
     if coding not in ("", "chunked"):
         return None
-    return Splice(source, target.conn, coding == "chunked", stream, message, content)
+    return LayerFastPath(source, target.conn, coding == "chunked", stream, message, content)

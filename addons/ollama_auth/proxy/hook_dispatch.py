@@ -1,8 +1,8 @@
 """Who hears of a hook. mitmproxy asks each of some forty addons at each hook, and by default none of them does anything
 at those of a request: that was more than half of what a request cost.
 
-`Audience` asks only those that have a method for it, in the same order and with the same consequences, and can tell
-beforehand that nobody would do anything: then the edge need not call at all. Nothing is taken out of mitmproxy: an
+`HookDispatcher` asks only those that have a method for it, in the same order and with the same consequences, and can
+tell beforehand that nobody would do anything: then the edge need not call at all. Nothing is taken out of mitmproxy: an
 option that is set while it runs, a script that is loaded, an addon that is added are heard from the next request on.
 """
 
@@ -43,7 +43,7 @@ from mitmproxy.proxy.layers.http._hooks import (
     HttpResponseHook,
 )
 
-from ..mitmweb.flows import Viewing
+from ..mitmweb.flows import FlowViews
 
 CONNECTIONS = logging.getLogger("mitmproxy.proxy.server")
 LIFECYCLE = ("load", "configure", "running", "done")
@@ -87,12 +87,12 @@ IDLE: Mapping[type, Idle] = {
     update_alt_svc.UpdateAltSvc: always,  # But see edge.GateStream.is_silent.
     upstream_auth.UpstreamAuth: lambda addon, _: addon.auth is None,
     dumper.Dumper: lambda _, options: options.flow_detail == 0,
-    Viewing: lambda addon, _: not addon.watched(),
+    FlowViews: lambda addon, _: not addon.watched(),
 }
 """Addons that have methods for the hooks of a request: when these do nothing."""
 
 
-class Audience:
+class HookDispatcher:
     """The addons of a mitmproxy, by what they have methods for."""
 
     def __init__(self, addons: AddonManager, options: Any) -> None:
@@ -100,7 +100,7 @@ class Audience:
         self.options = options
         self._whole = addons.trigger_event
         self._chain: list[Any] = []
-        self._hearing: dict[tuple[str, ...], Hearing] = {}
+        self._hearing: dict[tuple[str, ...], Listeners] = {}
         self.guard: Any = None
         """Is told by its `done` when it is not in the chain, however it got out of it, and puts itself back."""
 
@@ -108,7 +108,7 @@ class Audience:
         """From here on mitmproxy asks only those who listen."""
         self.addons.trigger_event = self.trigger_event  # type: ignore[method-assign]
 
-    def hearing(self, *names: str) -> "Hearing":
+    def hearing(self, *names: str) -> "Listeners":
         """Those of the chain who may have a method of such a name, themselves or one of their sub-addons."""
         if self.addons.chain != self._chain:
             if self.guard and not any(addon is self.guard for addon in self.addons.chain):
@@ -157,7 +157,7 @@ class Audience:
 
 
 @dataclass(frozen=True, slots=True)
-class Hearing:
+class Listeners:
     """Addons in their order."""
 
     all: list[Any]
@@ -166,12 +166,12 @@ class Hearing:
     others: list[Any]
 
 
-def hearing(chain: list[Any], names: tuple[str, ...]) -> Hearing:
+def hearing(chain: list[Any], names: tuple[str, ...]) -> Listeners:
     """Those of the chain who may have a method of such a name."""
     found = [addon for addon in chain if any(may_hear(addon, name) for name in names)]
     known = [addon for addon in found if is_own(addon)]
     idle = [(addon, IDLE.get(type(addon), never)) for addon in known]
-    return Hearing(found, idle, [addon for addon in found if addon not in known])
+    return Listeners(found, idle, [addon for addon in found if addon not in known])
 
 
 def is_own(addon: Any) -> bool:

@@ -25,8 +25,8 @@ from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Htt
 from ..exchange import Refusal
 from ..http.head import CHUNKED, Head, HeadError, bare, parse_head, take_head
 from ..http.responses import Answer, render
-from .connections import Drain, Expire, Link, Resume
-from .events import MALFORMED_BODY, Arrival, Commands, Dead, Failure, Gate, Refuse
+from .connections import ClientConnection, Drain, Expire, Resume
+from .events import MALFORMED_BODY, Commands, Dead, Failure, Lifecycle, ParsedRequestHeaders, Refuse
 
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 256 * 1024
@@ -92,13 +92,13 @@ class Body(Http1Connection):
         yield ReceiveHttp(self.ReceiveProtocolError(self.stream_id, "broken body", self.ReceiveProtocolError.code))
 
 
-class Http1Edge(Body, Http1Server):
+class BoundedHttp1Server(Body, Http1Server):
     """HTTP/1 with the client."""
 
-    def __init__(self, context: Context, gate: Gate, link: Link) -> None:
+    def __init__(self, context: Context, lifecycle: Lifecycle, peer: ClientConnection) -> None:
         super().__init__(context)
-        self.gate = gate
-        self.link = link
+        self.lifecycle = lifecycle
+        self.peer = peer
         self.head: Head | None = None
         self.last = False
         """The connection ends with the response at work."""
@@ -106,7 +106,7 @@ class Http1Edge(Body, Http1Server):
         self.trailers: http.Headers | None = None
         self.size: int | None = None
         """Bytes of body that the head of the response announced: None is chunked, -1 until the connection ends."""
-        link.speaker = self
+        peer.protocol = self
 
     @property
     def idle(self) -> bool:
@@ -138,34 +138,36 @@ class Http1Edge(Body, Http1Server):
             yield commands.CloseConnection(self.conn)
             self.state = self.done
             return
-        bounds = self.gate.bounds
+        bounds = self.lifecycle.bounds
         try:
             raw = take_head(self.buf, bounds)
             if raw is None:
-                if self.buf and self.link.deadline is not None and self.head:
+                if self.buf and self.peer.deadline is not None and self.head:
                     self.head = None  # The first bytes of a further request: from now on it may not dawdle.
-                    self.link.deadline = time.monotonic() + self.gate.head_timeout
+                    self.peer.deadline = time.monotonic() + self.lifecycle.head_timeout
                 return
             head = parse_head(raw, bounds)
         except HeadError as error:
             self.head = None
-            yield from self.end_with(self.gate.malformed(error, self.link))
+            yield from self.end_with(self.lifecycle.refuse_malformed(error, self.peer))
             return
         yield from self.arrive(head)
 
     def arrive(self, head: Head) -> Commands:
         """Decide on a head; give it a stream unless it is refused, and go on with its body."""
         self.head = head
-        self.last = head.close or self.gate.draining
-        self.link.deadline, self.link.told = None, False
-        exchange, verdict = judged = self.gate.judge(head, self.link)
-        if isinstance(verdict, Refusal) and not self.gate.watched():
+        self.last = head.close or self.lifecycle.draining
+        self.peer.deadline, self.peer.told = None, False
+        exchange, verdict = verdict_given = self.lifecycle.authorize(head, self.peer)
+        if isinstance(verdict, Refusal) and not self.lifecycle.watched():
             yield from self.end_with(verdict.answer.to(head.method))
-            self.gate.end(exchange, self.link)
+            self.lifecycle.finish(exchange, self.peer)
             return
         self.request = request_of(head)
         length = None if head.body == CHUNKED else head.body
-        yield ReceiveHttp(Arrival(self.stream_id, self.request, head.body == 0, head=head, judged=judged))
+        yield ReceiveHttp(
+            ParsedRequestHeaders(self.stream_id, self.request, head.body == 0, head=head, verdict_given=verdict_given)
+        )
         if self.state == self.read_headers:
             self.body_reader = make_body_reader(length)
             self.state = self.read_body
@@ -175,7 +177,7 @@ class Http1Edge(Body, Http1Server):
         if isinstance(event, events.ConnectionClosed):
             yield from super().broken_body(event)
             return
-        answer = self.gate.malformed(HeadError(400, "the chunked framing of the body is broken"), None)
+        answer = self.lifecycle.refuse_malformed(HeadError(400, "the chunked framing of the body is broken"), None)
         error = RequestProtocolError(self.stream_id, MALFORMED_BODY, ErrorCode.GENERIC_CLIENT_ERROR)
         yield ReceiveHttp(error)
         if self.response:
@@ -195,7 +197,7 @@ class Http1Edge(Body, Http1Server):
             yield from self.end_with(event.answer)
         elif isinstance(event, (Refuse, ResponseProtocolError)):
             if self.response and self.size == -1:
-                self.link.reset()  # A mere end of the connection would end the body well.
+                self.peer.reset()  # A mere end of the connection would end the body well.
             yield commands.CloseConnection(self.conn)
             self.state = self.done
         elif isinstance(event, ResponseHeaders):
@@ -251,10 +253,10 @@ class Http1Edge(Body, Http1Server):
         self.request = self.response = self.trailers = None
         self.stream_id += 2
         self.state = self.read_headers
-        self.link.deadline = time.monotonic() + self.gate.idle_timeout
+        self.peer.deadline = time.monotonic() + self.lifecycle.idle_timeout
         if self.buf:
             # Not now: the layer upstream may be in the middle of the event that ended the response.
-            self.link.tell(Resume())
+            self.peer.tell(Resume())
         yield from ()
 
     def fail(self, answer: Answer) -> Commands:
@@ -291,7 +293,7 @@ class Http1Edge(Body, Http1Server):
             return
         yield commands.CloseTcpConnection(self.conn, half_close=True)
         self.state = self.linger
-        self.link.deadline = time.monotonic() + LINGER_SECONDS
+        self.peer.deadline = time.monotonic() + LINGER_SECONDS
 
     def linger(self, event: events.Event) -> Commands:
         if isinstance(event, events.DataReceived):
@@ -308,7 +310,7 @@ class Http1Edge(Body, Http1Server):
         if self.state == self.read_headers and self.buf:
             late = HeadError(408, "the request head took too long")
             self.head = None
-            yield commands.SendData(self.conn, render(self.gate.malformed(late, self.link)))
+            yield commands.SendData(self.conn, render(self.lifecycle.refuse_malformed(late, self.peer)))
         if self.state in (self.read_headers, self.linger):
             yield commands.CloseConnection(self.conn)
             self.state = self.done
@@ -320,7 +322,7 @@ class Http1Edge(Body, Http1Server):
             self.state = self.done
 
 
-class Http1Upstream(Body, Http1Client):
+class BoundedHttp1Client(Body, Http1Client):
     """HTTP/1 with Ollama."""
 
     def send(self, event: HttpEvent) -> Commands:

@@ -16,8 +16,8 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._http2 import Http2Server, StreamState
 
 from ..http.responses import Answer
-from .connections import Drain, Expire, Link
-from .events import Commands, Failure, Gate, Refuse
+from .connections import ClientConnection, Drain, Expire
+from .events import Commands, Failure, Lifecycle, Refuse
 from .http1 import LINGER_BYTES, LINGER_SECONDS
 
 MAX_STREAMS = 128
@@ -38,13 +38,13 @@ class Settle(events.Event):
     """For the HTTP/2 edge: all that came of an event is done; is there anything left to do?"""
 
 
-class Http2Edge(Http2Server):
+class BoundedHttp2Server(Http2Server):
     """HTTP/2 with the client."""
 
-    def __init__(self, context: Context, gate: Gate, link: Link) -> None:
+    def __init__(self, context: Context, lifecycle: Lifecycle, peer: ClientConnection) -> None:
         super().__init__(context)
-        self.gate = gate
-        self.link = link
+        self.lifecycle = lifecycle
+        self.peer = peer
         self.budget = LINGER_BYTES
         self.resets, self.reset_at = 0.0, time.monotonic()
         self.refusals = 0
@@ -53,16 +53,16 @@ class Http2Edge(Http2Server):
         self.throttled: dict[int, Connection] = {}
         """Streams whose answers wait for the client, and the servers that are held for them."""
         self.h2_conn.local_settings[SettingCodes.MAX_CONCURRENT_STREAMS] = MAX_STREAMS
-        self.h2_conn.local_settings[SettingCodes.MAX_HEADER_LIST_SIZE] = gate.bounds.head
+        self.h2_conn.local_settings[SettingCodes.MAX_HEADER_LIST_SIZE] = lifecycle.bounds.head
         self.h2_conn.local_settings[SettingCodes.MAX_FRAME_SIZE] = MAX_FRAME
         self.h2_conn.max_inbound_frame_size = MAX_FRAME
         self.h2_conn.local_settings.acknowledge()
-        self.h2_conn.decoder.max_header_list_size = gate.bounds.head
+        self.h2_conn.decoder.max_header_list_size = lifecycle.bounds.head
 
     @property
     def idle(self) -> bool:
         """No request is under way, and nothing is left to send to somebody who was let in."""
-        return not self.link.exchanges and not (self.unsent and self.link.known)
+        return not self.peer.exchanges and not (self.unsent and self.peer.known)
 
     @property
     def unsent(self) -> bool:
@@ -71,8 +71,8 @@ class Http2Edge(Http2Server):
 
     def _handle_event(self, event: events.Event) -> Commands:
         if isinstance(event, events.Start):
-            self.link.speaker = self
-            self.link.deadline = time.monotonic() + self.gate.head_timeout
+            self.peer.protocol = self
+            self.peer.deadline = time.monotonic() + self.lifecycle.head_timeout
             yield from super()._handle_event(event)
         elif isinstance(event, (Expire, Drain)):
             self.leaving = True
@@ -142,33 +142,33 @@ class Http2Edge(Http2Server):
         """h2 keeps more of a frame, or of the frames of one head, than any that it will take."""
         buffer = self.h2_conn.incoming_buffer
         head = sum(len(frame.data) for frame in buffer._headers_buffer)
-        return len(buffer._data) > MAX_FRAME + FRAME_HEAD or head > self.gate.bounds.head
+        return len(buffer._data) > MAX_FRAME + FRAME_HEAD or head > self.lifecycle.bounds.head
 
     def throttle(self, stream_id: int, server: Connection) -> None:
         """A client that opens no window must not make us keep all of an answer."""
         if len(self.h2_conn.stream_buffers.get(stream_id, ())) > MAX_UNSENT:
             self.throttled[stream_id] = server
-            self.link.hold(server, stream_id)
+            self.peer.hold(server, stream_id)
 
     def go_on(self) -> None:
         """Read again what was held for answers that are sent now."""
         for stream_id, server in list(self.throttled.items()):
             if len(self.h2_conn.stream_buffers.get(stream_id, ())) <= MAX_UNSENT // 2:
                 del self.throttled[stream_id]
-                self.link.release(server, stream_id)
+                self.peer.release(server, stream_id)
 
     def settle(self) -> Commands:
         """Where nothing is under way: leave, if there is a reason to, or wait for the next request a while."""
         if self._handle_event in (self.linger, self.done):
             return
-        if self.link.exchanges:
-            self.link.deadline, self.link.told = None, False
-        elif not self.unsent and (self.leaving or (self.refusals and not self.link.known)):
+        if self.peer.exchanges:
+            self.peer.deadline, self.peer.told = None, False
+        elif not self.unsent and (self.leaving or (self.refusals and not self.peer.known)):
             yield from self.leave()
-        elif self.refusals and not self.link.known:  # Who opens no window for a refusal has less time for it.
-            self.link.deadline = min(self.link.deadline or math.inf, time.monotonic() + LINGER_SECONDS)
-        elif self.link.deadline is None or (self.unsent and self.link.known and not self.leaving):
-            self.link.deadline = time.monotonic() + self.gate.idle_timeout
+        elif self.refusals and not self.peer.known:  # Who opens no window for a refusal has less time for it.
+            self.peer.deadline = min(self.peer.deadline or math.inf, time.monotonic() + LINGER_SECONDS)
+        elif self.peer.deadline is None or (self.unsent and self.peer.known and not self.leaving):
+            self.peer.deadline = time.monotonic() + self.lifecycle.idle_timeout
 
     def leave(self) -> Commands:
         """Say goodbye, and drop what still comes for a while, so that the client can read its answers."""
@@ -176,7 +176,7 @@ class Http2Edge(Http2Server):
         yield commands.SendData(self.conn, self.h2_conn.data_to_send())
         yield commands.CloseTcpConnection(self.conn, half_close=True)
         self._handle_event = self.linger  # type: ignore[method-assign]
-        self.link.deadline, self.link.told = time.monotonic() + LINGER_SECONDS, False
+        self.peer.deadline, self.peer.told = time.monotonic() + LINGER_SECONDS, False
 
     def linger(self, event: events.Event) -> Commands:
         """After the goodbye: the end, or a bounded amount of nothing."""

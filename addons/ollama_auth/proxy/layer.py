@@ -1,9 +1,9 @@
 """mitmproxy's HTTP layers, bounded: the decision falls on the head of a request, before its body and before any
 connection upstream; what is refused is answered at once and read no further.
 
-One GateLayer stands for a client connection. To the client speaks an Http1Edge or an Http2Edge; each request is a
-GateStream; upstream speaks an Http1Upstream (or mitmproxy's own HTTP/2 client). What these lean on inside mitmproxy is
-pinned by tests/test_internals.py.
+One GateLayer serves a client connection, through a BoundedHttp1Server or a BoundedHttp2Server. Each request is a
+GateStream. A BoundedHttp1Client (or mitmproxy's own HTTP/2 client) talks to the upstream. What these lean on inside
+mitmproxy is pinned by tests/unit/proxy/test_internals.py.
 """
 
 from collections.abc import Callable
@@ -48,26 +48,26 @@ from mitmproxy.proxy.layers.http._hooks import (
 from mitmproxy.proxy.layers.http._http2 import Http2Client
 from OpenSSL import SSL
 
-from ..auth.forwarding import FORWARDED, Known, mask_path
-from ..exchange import Admission, Claim, Exchange, Refusal
+from ..auth.forwarding import FORWARDED, KeyLookup, mask_path
+from ..exchange import Admission, Exchange, Refusal, UpstreamRequest
 from ..http.head import CHUNKED, Head, values
 from ..mitmweb.flows import label_refused
-from .connections import CONNECT_TIMEOUT, BulkReader, Drain, Expire, Link, Resume
+from .connections import CONNECT_TIMEOUT, BulkReader, ClientConnection, Drain, Expire, Resume
 from .events import (
     MALFORMED_BODY,
-    Arrival,
     Commands,
     Dead,
     Failure,
-    Gate,
+    Lifecycle,
     OllamaReserveHook,
+    ParsedRequestHeaders,
     Refuse,
     Reservation,
 )
-from .fast_path import Ahead, Splice, splice
-from .hook_dispatch import FLOW_HOOKS, Audience, FlowHook
-from .http1 import Http1Edge, Http1Upstream
-from .http2 import Http2Edge, Settle
+from .fast_path import LayerFastPath, SocketFastPath, splice
+from .hook_dispatch import FLOW_HOOKS, FlowHook, HookDispatcher
+from .http1 import BoundedHttp1Client, BoundedHttp1Server
+from .http2 import BoundedHttp2Server, Settle
 
 MAX_CLIENT_HELLO = 64 * 1024
 """Bytes before TLS has begun, where mitmproxy would take 16 MB."""
@@ -80,14 +80,16 @@ CLIENT_DISCONNECTED = "client disconnected"
 class GateLayer(HttpLayer):
     """All HTTP of one client connection."""
 
-    def __init__(self, context: Context, gate: Gate, link: Link, audience: Audience) -> None:
+    def __init__(
+        self, context: Context, lifecycle: Lifecycle, peer: ClientConnection, audience: HookDispatcher
+    ) -> None:
         super().__init__(context, HTTPMode.transparent)
-        self.gate = gate
-        self.link = link
+        self.lifecycle = lifecycle
+        self.peer = peer
         self.audience = audience
         self.uses: dict[Connection, int] = {}
         """How many requests each connection upstream has been given."""
-        self.splices: dict[Connection, Splice] = {}
+        self.splices: dict[Connection, LayerFastPath] = {}
         """The bodies that take the short way, by the connection they come from."""
         self.turn = 0
         """Counts what these layers were handed: between two of them they stay as they are."""
@@ -102,7 +104,7 @@ class GateLayer(HttpLayer):
         if left:
             yield from super().handle_event(left)
 
-    def _relay(self, event: events.DataReceived, splice: Splice) -> layer.CommandGenerator[events.Event | None]:
+    def _relay(self, event: events.DataReceived, splice: LayerFastPath) -> layer.CommandGenerator[events.Event | None]:
         """Send on what may be sent as it is; what is left of the event."""
         try:
             if self.fault:
@@ -125,8 +127,8 @@ class GateLayer(HttpLayer):
     def _dispatch(self, event: events.Event) -> Commands:
         client = self.context.client
         if isinstance(event, events.Start):
-            edge = Http2Edge if client.alpn == b"h2" else Http1Edge
-            self.connections[client] = edge(self.context.fork(), self.gate, self.link)
+            edge = BoundedHttp2Server if client.alpn == b"h2" else BoundedHttp1Server
+            self.connections[client] = edge(self.context.fork(), self.lifecycle, self.peer)
             yield from self.event_to_child(self.connections[client], event)
         elif isinstance(event, (Expire, Drain, Resume)):
             yield from self.event_to_child(self.connections[client], event)
@@ -144,10 +146,10 @@ class GateLayer(HttpLayer):
         """Fail closed: whatever raised, the client gets an answer if none has begun, and the connection ends."""
         self._handle_event = self._dead  # type: ignore[assignment,method-assign]
         self.splices.clear()
-        answer = self.gate.crashed(error)
-        speaker = self.connections.get(self.context.client)
-        if isinstance(speaker, (Http1Edge, Http2Edge)):
-            yield from speaker.last_words(answer)
+        answer = self.lifecycle.internal_error(error)
+        protocol = self.connections.get(self.context.client)
+        if isinstance(protocol, (BoundedHttp1Server, BoundedHttp2Server)):
+            yield from protocol.last_words(answer)
         for connection in list(self.connections):
             yield commands.CloseConnection(connection)
 
@@ -166,17 +168,17 @@ class GateLayer(HttpLayer):
         if found := splice(source, target, stream, message, content):
             self.splices[conn] = found
             # Not before: what strangers send is kept in small measures.
-            reader = BulkReader.take_over(self.link.handler, conn)
-            transport = self.link.transport(found.target)
+            reader = BulkReader.take_over(self.peer.handler, conn)
+            transport = self.peer.transport(found.target)
             if reader and transport and not client.tls:
-                reader.ahead = Ahead(found, self, self.link, transport)
+                reader.ahead = SocketFastPath(found, self, self.peer, transport)
 
     @property
     def paused(self) -> bool:
         """These wait for something, and what comes meanwhile is queued."""
         return self._paused is not None
 
-    def splice_from(self, source: Connection) -> Splice | None:
+    def splice_from(self, source: Connection) -> LayerFastPath | None:
         """The body from there, if it takes the short way."""
         return self.splices.get(source)
 
@@ -185,7 +187,7 @@ class GateLayer(HttpLayer):
         for conn in (self.context.client, stream.context.server):
             if conn in self.splices and self.splices[conn].stream is stream:
                 del self.splices[conn]
-                if reader := BulkReader.take_over(self.link.handler, conn):
+                if reader := BulkReader.take_over(self.peer.handler, conn):
                     reader.ahead = None
 
     def make_stream(self, stream_id: int) -> Commands:
@@ -232,7 +234,7 @@ class GateStream(HttpStream):
     def __init__(self, context: Context, stream_id: int, gate_layer: GateLayer) -> None:
         super().__init__(context, stream_id)
         self.parent = gate_layer
-        self.gate = gate_layer.gate
+        self.lifecycle = gate_layer.lifecycle
         self.admission: Admission | None = None
         self.exchange: Exchange
         self.length = CHUNKED
@@ -247,12 +249,12 @@ class GateStream(HttpStream):
 
     def handle_event(self, event: events.Event) -> Commands:
         """While this waits for a connection or a hook, the body that comes is queued: then the client has to wait."""
-        link = self.parent.link
+        peer = self.parent.peer
         if self._paused and isinstance(event, RequestData):
-            link.hold(link.client, self)
+            peer.hold(peer.client, self)
         yield from super().handle_event(event)
         if not self._paused:
-            link.release(link.client, self)
+            peer.release(peer.client, self)
 
     def _handle_event(self, event: events.Event) -> Commands:
         if self.client_state is over:  # It was queued while a hook was waited for.
@@ -263,7 +265,7 @@ class GateStream(HttpStream):
                 killed = self.flow.error.msg == self.flow.error.KILLED_MESSAGE
                 self.exchange.reason = "killed" if killed else "client left"
             self.parent.part(self)
-            self.gate.end(self.exchange, self.parent.link)
+            self.lifecycle.finish(self.exchange, self.parent.peer)
         if self.parent.streams.get(self.stream_id) is not self:
             self._let_go()
 
@@ -290,10 +292,10 @@ class GateStream(HttpStream):
         return self.unheard and not alternatives  # mitmproxy puts the port of the gate into Alt-Svc.
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> Commands:
-        head = event.head if isinstance(event, Arrival) and event.head else head_of(event)
-        judged = event.judged if isinstance(event, Arrival) else None
-        self.exchange, verdict = judged or self.gate.judge(head, self.parent.link)
-        if isinstance(verdict, Claim):
+        head = event.head if isinstance(event, ParsedRequestHeaders) and event.head else head_of(event)
+        verdict_given = event.verdict_given if isinstance(event, ParsedRequestHeaders) else None
+        self.exchange, verdict = verdict_given or self.lifecycle.authorize(head, self.parent.peer)
+        if isinstance(verdict, UpstreamRequest):
             yield from self._hold(event, head, verdict)
         else:
             yield from self._follow(verdict, event, head)
@@ -306,11 +308,11 @@ class GateStream(HttpStream):
             self.exchange.reason, self.exchange.status = verdict.reason, verdict.answer.status
             yield from self._refuse(event, head, verdict)
 
-    def _hold(self, event: RequestHeaders, head: Head, claim: Claim) -> Commands:
+    def _hold(self, event: RequestHeaders, head: Head, upstream_request: UpstreamRequest) -> Commands:
         """Nothing goes upstream yet: the key may not use every model, or may do only so much."""
         self.held = event, head
         self.held_body = bytearray()
-        if not claim.held or event.end_stream:
+        if not upstream_request.needs_body or event.end_stream:
             yield from self._decide()
             return
         self.client_state = self.state_hold_request_body
@@ -318,14 +320,18 @@ class GateStream(HttpStream):
             yield from self._continue()
 
     def state_hold_request_body(self, event: Any) -> Commands:
-        """The body that is judged is the body that is sent: kept whole, up to a bound, until it is here."""
-        claim = self.exchange.claim
+        """The body that is verdict_given is the body that is sent: kept whole, up to a bound, until it is here."""
+        upstream_request = self.exchange.upstream_request
         if isinstance(event, RequestEndOfMessage):
             yield from self._decide()
         elif isinstance(event, RequestData):
             self.exchange.bytes_in += len(event.data)
-            if claim and claim.max_body is not None and self.exchange.bytes_in > claim.max_body:
-                answer = self.gate.failed(self.exchange, "body too large", 413)
+            if (
+                upstream_request
+                and upstream_request.max_body is not None
+                and self.exchange.bytes_in > upstream_request.max_body
+            ):
+                answer = self.lifecycle.failed(self.exchange, "body too large", 413)
                 yield from self._follow(Refusal("body too large", answer), *self.held)
             else:
                 self.held_body += event.data
@@ -333,11 +339,13 @@ class GateStream(HttpStream):
     def _decide(self) -> Commands:
         """The body is here, or none is needed: judge it, wait for a turn, and go or not."""
         whole = self.client_state == self.state_hold_request_body
-        verdict = self.gate.judge_body(self.exchange, bytes(self.held_body), self.parent.link)
-        if isinstance(verdict, Claim):
-            reservation = Reservation(self.exchange, self.parent.link)
+        verdict = self.lifecycle.authorize_body(self.exchange, bytes(self.held_body), self.parent.peer)
+        if isinstance(verdict, UpstreamRequest):
+            reservation = Reservation(self.exchange, self.parent.peer)
             yield OllamaReserveHook(reservation)
-            verdict = reservation.verdict or Refusal("error", self.gate.crashed(PermissionError("no verdict")))
+            verdict = reservation.verdict or Refusal(
+                "error", self.lifecycle.internal_error(PermissionError("no verdict"))
+            )
         if self.abandoned:
             self._leave()
             return
@@ -354,15 +362,15 @@ class GateStream(HttpStream):
         """The client has left before anything went upstream."""
         self.client_state = self.server_state = self.state_errored
         self.exchange.reason = self.exchange.reason or "client left"
-        self.gate.end(self.exchange, self.parent.link)
+        self.lifecycle.finish(self.exchange, self.parent.peer)
         self.parent.streams.pop(self.stream_id, None)
 
     def _refuse(self, event: RequestHeaders, head: Head, refusal: Refusal) -> Commands:
         self.client_state = self.server_state = self.state_errored
         yield SendHttp(Refuse(self.stream_id, refusal.answer.to(head.method)), self.context.client)
-        self.gate.end(self.exchange, self.parent.link)
-        if self.gate.watched():
-            flow = refused_flow(self.context, event.request, head, self.exchange, refusal, self.gate.known)
+        self.lifecycle.finish(self.exchange, self.parent.peer)
+        if self.lifecycle.watched():
+            flow = refused_flow(self.context, event.request, head, self.exchange, refusal, self.lifecycle.find_key)
             yield HttpRequestHeadersHook(flow)
             yield HttpResponseHook(flow)
             flow.live = False
@@ -379,7 +387,7 @@ class GateStream(HttpStream):
             request.headers["content-length"] = str(self.length)
         self.repeatable = event.end_stream and head.method in (b"GET", b"HEAD", b"OPTIONS")
         self.wants_continue = expects_continue(head) and not self.continued
-        self.gate.begin(self.exchange, self.flow)
+        self.lifecycle.begin(self.exchange, self.flow)
         yield HttpRequestHeadersHook(self.flow)
         if (yield from self.check_killed(True)):
             return
@@ -392,8 +400,8 @@ class GateStream(HttpStream):
     def _readdress(self, request: http.Request, admission: Admission) -> None:
         """Make it a request to the upstream: its address, its name, origin form, and the headers that were admitted."""
         host = request.host_header
-        request.headers.fields = admission.claim.fields
-        request.data.path = admission.claim.target
+        request.headers.fields = admission.request.fields
+        request.data.path = admission.request.target
         request.data.authority = b""
         server = self.context.server
         assert server.address
@@ -409,7 +417,7 @@ class GateStream(HttpStream):
     def abandoned(self) -> bool:
         """The client has left, or cancelled this, while it waited for something."""
         queue = self._paused_event_queue
-        return self.parent.link.gone or any(isinstance(event, RequestProtocolError) for event in queue)
+        return self.parent.peer.gone or any(isinstance(event, RequestProtocolError) for event in queue)
 
     def make_server_connection(self) -> layer.CommandGenerator[bool]:
         """The only way upstream, and nobody goes it without an admission."""
@@ -432,7 +440,7 @@ class GateStream(HttpStream):
             yield from self._continue()
         yield SendHttp(RequestHeaders(self.stream_id, self.flow.request, end_stream=False), self.context.server)
         self.client_state = self.state_stream_request_body
-        limit = self.admission.claim.max_body if self.admission else 0
+        limit = self.admission.request.max_body if self.admission else 0
         if limit is None or 0 <= self.length <= limit:
             self.parent.join(self, self.flow.request, self.exchange.request_chunk)
 
@@ -443,7 +451,7 @@ class GateStream(HttpStream):
         yield SendHttp(ResponseHeaders(self.stream_id, go_on), self.context.client)
 
     def state_stream_request_body(self, event: Any) -> Commands:
-        limit = self.admission.claim.max_body if self.admission else 0
+        limit = self.admission.request.max_body if self.admission else 0
         limit = None if self.exchange.amended else limit  # What the client sent of it was within the limit.
         if limit is not None and isinstance(event, RequestData) and self.exchange.bytes_in + len(event.data) > limit:
             yield from self._stop("body too large", 413)
@@ -454,7 +462,7 @@ class GateStream(HttpStream):
 
     def _stop(self, reason: str, status: int) -> Commands:
         """The body turned out to be what nobody could know before: over the limit, or not as announced."""
-        answer = self.gate.failed(self.exchange, reason, status)
+        answer = self.lifecycle.failed(self.exchange, reason, status)
         error = RequestProtocolError(self.stream_id, reason, ErrorCode.REQUEST_TOO_LARGE)
         yield from self.handle_protocol_error(error)
         self.client_state = self.server_state = self.state_errored
@@ -480,11 +488,11 @@ class GateStream(HttpStream):
 
     def state_stream_response_body(self, event: events.Event) -> Commands:
         yield from super().state_stream_response_body(event)
-        if isinstance(event, ResponseData) and self.parent.link.speaker:
-            self.parent.link.speaker.throttle(self.stream_id, self.context.server)
+        if isinstance(event, ResponseData) and self.parent.peer.protocol:
+            self.parent.peer.protocol.throttle(self.stream_id, self.context.server)
 
     def send_response(self, already_streamed: bool = False) -> Commands:
-        if not already_streamed and (answer := self.gate.rewrite(self.exchange, self.flow)):
+        if not already_streamed and (answer := self.lifecycle.rewrite_response(self.exchange, self.flow)):
             self.client_state = self.server_state = self.state_errored
             self.flow.live = False
             yield SendHttp(Refuse(self.stream_id, answer), self.context.client)
@@ -512,7 +520,7 @@ class GateStream(HttpStream):
             yield from self.handle_protocol_error(error)
             self.client_state = self.state_errored
             return True
-        self.gate.answered(self.exchange, self.flow)
+        self.lifecycle.response_started(self.exchange, self.flow)
         return False
 
     def handle_protocol_error(self, event: RequestProtocolError | ResponseProtocolError) -> Commands:
@@ -524,11 +532,13 @@ class GateStream(HttpStream):
             return
         if isinstance(event, ResponseProtocolError):
             reason, status = ("client left", 0) if self.abandoned else trouble(event)
-            answer = self.gate.failed(self.exchange, reason, status)
+            answer = self.lifecycle.failed(self.exchange, reason, status)
             event = Failure(event, answer.to(self.flow.request.data.method))
         elif not self.exchange.reason:
             malformed = event.code is ErrorCode.GENERIC_CLIENT_ERROR and event.message == MALFORMED_BODY
-            self.gate.failed(self.exchange, "malformed body" if malformed else "client left", 400 if malformed else 0)
+            self.lifecycle.failed(
+                self.exchange, "malformed body" if malformed else "client left", 400 if malformed else 0
+            )
         yield from super().handle_protocol_error(event)
 
     def _retry(self) -> Commands:
@@ -547,7 +557,7 @@ class Upstream(HttpClient):
         error = None if self.context.server.connected else (yield commands.OpenConnection(self.context.server))
         if not error:
             http2 = self.context.server.alpn == b"h2"
-            self.child_layer = Http2Client(self.context) if http2 else Http1Upstream(self.context)
+            self.child_layer = Http2Client(self.context) if http2 else BoundedHttp1Client(self.context)
             self._handle_event = self.child_layer.handle_event  # type: ignore[method-assign]
             yield from self._handle_event(event)
         yield RegisterHttpConnection(self.context.server, error)
@@ -592,7 +602,7 @@ class ClientTls(tls.ClientTLSLayer):
         yield from super().send_close(command)
 
 
-class Farewell(layer.Layer):
+class CloseConnectionLayer(layer.Layer):
     """Says one thing to a client that gets no other layer, and closes."""
 
     def __init__(self, context: Context, words: bytes = b"") -> None:
@@ -627,7 +637,7 @@ def head_of(event: RequestHeaders) -> Head:
 
 
 def refused_flow(
-    context: Context, request: http.Request, head: Head, exchange: Exchange, refusal: Refusal, known: Known | None
+    context: Context, request: http.Request, head: Head, exchange: Exchange, refusal: Refusal, known: KeyLookup | None
 ) -> http.HTTPFlow:
     """A refused request as mitmweb and files of flows show it: without the headers that may hold a credential."""
     flow = http.HTTPFlow(context.client, context.server)

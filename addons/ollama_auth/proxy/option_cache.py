@@ -10,7 +10,7 @@ PLAIN = (bool, int, float, str, type(None))
 """What no reader can change for the others."""
 
 
-class Remembered:
+class CachedOptions:
     """Reads as the options it stands for do. A value is asked for once, and again when any of them has changed."""
 
     def __init__(self, options: OptManager) -> None:

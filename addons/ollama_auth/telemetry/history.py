@@ -18,12 +18,12 @@ MAX_NAMES = 200
 """Keys, and models, that are counted apart."""
 MINUTES = 60
 _STEP = 1.1
-"""Ratio of two neighbouring buckets of a Spread: what it tells is at most that much too high."""
+"""Ratio of two neighbouring buckets of a LogHistogram: what it tells is at most that much too high."""
 _RECENT = 0.2
 """Weight of the newest answer in the speed that is shown."""
 
 
-class Fold:
+class BoundedLabels:
     """The first so many names stay as they are, and all further ones become one: who chooses names can't fill us."""
 
     def __init__(self, most: int = MAX_NAMES) -> None:
@@ -40,12 +40,12 @@ class Fold:
 
 
 def bucket(milliseconds: float) -> int:
-    """The number of its bucket in a Spread."""
+    """The number of its bucket in a LogHistogram."""
     return ceil(log(min(max(milliseconds, 0.01), 1e9), _STEP))
 
 
 @dataclass(slots=True)
-class Spread:
+class LogHistogram:
     """How long things took, in ms: counts in buckets of even ratio, so that some bytes tell any percentile."""
 
     counts: dict[int, int] = field(default_factory=dict)
@@ -113,9 +113,9 @@ class Minute:
     errors: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    ttft: Spread = field(default_factory=Spread)
-    duration: Spread = field(default_factory=Spread)
-    token: Spread = field(default_factory=Spread)
+    ttft: LogHistogram = field(default_factory=LogHistogram)
+    duration: LogHistogram = field(default_factory=LogHistogram)
+    token: LogHistogram = field(default_factory=LogHistogram)
 
     def add(self, exchange: Exchange, used: Usage) -> None:
         """One more request."""
@@ -162,7 +162,7 @@ class History:
         self._now = now
         self._keys: dict[str, Totals] = {}
         self._models: dict[str, Totals] = {}
-        self._fold_key, self._fold_model = Fold(), Fold()
+        self._fold_key, self._fold_model = BoundedLabels(), BoundedLabels()
         self._refusals: Counter[str] = Counter()
         self._minutes: dict[int, Minute] = {}
 
@@ -227,8 +227,8 @@ class History:
         return self._minutes.get(number) or Minute(number)  # A clock that was put back far counts nowhere.
 
 
-def _spread(plain: Mapping[str, Mapping[str, int]]) -> Spread:
-    return Spread({int(number): count for number, count in plain["counts"].items()})
+def _spread(plain: Mapping[str, Mapping[str, int]]) -> LogHistogram:
+    return LogHistogram({int(number): count for number, count in plain["counts"].items()})
 
 
 def _shown(totals: dict[str, Totals]) -> list[tuple[str, dict[str, object]]]:

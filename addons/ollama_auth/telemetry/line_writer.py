@@ -29,7 +29,7 @@ PAUSE = 0.01
 """Seconds between two writes: a thread that is woken for each line would take the interpreter from the requests."""
 
 
-class Order(Enum):
+class WriterCommand(Enum):
     """What the thread may be told between two lines."""
 
     REOPEN = "reopen"
@@ -50,7 +50,7 @@ class LineWriter:
         self._what = what
         self._path = Path(path).expanduser() if path is not None else None
         self._private, self._rotate_at, self._keep = private, rotate_at, keep
-        self._items: queue.Queue[str | Order] = queue.Queue(MAX_WAITING)
+        self._items: queue.Queue[str | WriterCommand] = queue.Queue(MAX_WAITING)
         self._taken_in = self._written = 0  # Characters; each is counted by one thread alone.
         self._dropped = 0
         self._failing = False
@@ -71,20 +71,20 @@ class LineWriter:
     def reopen(self) -> None:
         """Open the file by its name again, after the lines that wait: somebody moved the old one away."""
         if self._path:
-            self._hand_over(Order.REOPEN)
+            self._hand_over(WriterCommand.REOPEN)
 
     def close(self, timeout: float = 2.0) -> None:
         """Write what waits, for at most that many seconds."""
         if self._thread:
             try:
-                self._items.put(Order.STOP, timeout=timeout)
+                self._items.put(WriterCommand.STOP, timeout=timeout)
             except queue.Full:
                 return
             self._thread.join(timeout)
         if self._file:
             self._file.close()
 
-    def _hand_over(self, item: str | Order) -> bool:
+    def _hand_over(self, item: str | WriterCommand) -> bool:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._what, daemon=True)
             self._thread.start()
@@ -102,18 +102,18 @@ class LineWriter:
             if lines:
                 self._attempt(partial(self._write, "\n".join(lines) + "\n"), len(lines))
                 self._written += sum(map(len, lines))
-            if order is Order.REOPEN:
+            if order is WriterCommand.REOPEN:
                 self._attempt(self._reopen)
-            elif order is Order.STOP:
+            elif order is WriterCommand.STOP:
                 return
             time.sleep(PAUSE)
 
-    def _next(self) -> tuple[list[str], Order | None]:
+    def _next(self) -> tuple[list[str], WriterCommand | None]:
         """(all lines that wait, at least one; what is to be done after them)."""
         lines: list[str] = []
         while not lines or not self._items.empty():
             item = self._items.get()
-            if isinstance(item, Order):
+            if isinstance(item, WriterCommand):
                 return lines, item
             lines.append(item)
         return lines, None

@@ -13,7 +13,7 @@ from mitmproxy import version
 
 from .. import __version__
 from ..exchange import Exchange
-from .history import Fold, key_of, model_of, used_by
+from .history import BoundedLabels, key_of, model_of, used_by
 
 HOW_TO_INSTALL = "pip install 'prometheus-client>=0.22'"
 MAX_KEYS = 1000
@@ -28,7 +28,7 @@ _INTER_TOKEN = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0
 _STATUSES = frozenset(map(int, HTTPStatus))
 
 
-class MetricsFault(ValueError):
+class MetricsError(ValueError):
     """Metrics that can't be had here: one line with the remedy."""
 
 
@@ -36,14 +36,14 @@ class Metrics:
     """One for a gate."""
 
     def __init__(self) -> None:
-        """Raises MetricsFault where the library is missing."""
+        """Raises MetricsError where the library is missing."""
         try:
             from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
         except ImportError as missing:
-            raise MetricsFault(f"metrics need the library that keeps them: {HOW_TO_INSTALL}") from missing
+            raise MetricsError(f"metrics need the library that keeps them: {HOW_TO_INSTALL}") from missing
         disable_created_metrics()  # type: ignore[no-untyped-call]  # When a counter began is nobody's question, and doubles their number.
         self._registry = CollectorRegistry()
-        self._fold_key, self._fold_model = Fold(MAX_KEYS), Fold(MAX_MODELS)
+        self._fold_key, self._fold_model = BoundedLabels(MAX_KEYS), BoundedLabels(MAX_MODELS)
 
         def counter(name: str, what: str, *labels: str) -> Any:
             return Counter(f"ollama_auth_{name}", what, labels, registry=self._registry)

@@ -13,7 +13,7 @@ from .. import __version__
 from ..exchange import Exchange
 from . import workers
 from .history import History, under_way
-from .metrics import Metrics, MetricsFault
+from .metrics import Metrics, MetricsError
 
 if TYPE_CHECKING:
     from ..telemetry.status_server import Server
@@ -32,7 +32,7 @@ SHARE = 1.0
 """Seconds between two looks at what the other gates on this port know."""
 
 
-class ObservatoryFault(ValueError):
+class ListenError(ValueError):
     """An address that can't be listened on, or a library that is missing: one line with the remedy."""
 
 
@@ -60,7 +60,7 @@ class Observed(Protocol):
         """How the certificate of an https upstream is checked, as Tornado's HTTP client takes it."""
 
 
-class Observatory:
+class Monitor:
     """Counts what is asked and used while it has an address, and shows it there."""
 
     def __init__(self, gate: Observed) -> None:
@@ -107,7 +107,7 @@ class Observatory:
     # Where it is shown.
 
     def take(self, address: Address | None) -> None:
-        """Listen there from now on, and nowhere else. Raises ObservatoryFault; then all stays as it is."""
+        """Listen there from now on, and nowhere else. Raises ListenError; then all stays as it is."""
         if address == self._address:
             return
         server = self._serve(address) if address else None
@@ -126,10 +126,10 @@ class Observatory:
         try:
             self._metrics = self._metrics or Metrics()
             return Server(self, *address)
-        except MetricsFault as fault:
-            raise ObservatoryFault(str(fault)) from fault
+        except MetricsError as fault:
+            raise ListenError(str(fault)) from fault
         except OSError as fault:
-            raise ObservatoryFault(f"can't listen on {address[0]}:{address[1]} ({fault.strerror})") from fault
+            raise ListenError(f"can't listen on {address[0]}:{address[1]} ({fault.strerror})") from fault
 
     # What is shown.
 

@@ -34,7 +34,7 @@ _FILE = Path(__file__).with_name("status.html")
 _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
-class Observatory(Protocol):
+class Monitor(Protocol):
     """What is to be seen."""
 
     async def status(self) -> dict[str, object]:
@@ -50,7 +50,7 @@ class Observatory(Protocol):
 class Server:
     """Listens at one address."""
 
-    def __init__(self, observatory: Observatory, host: str, port: int) -> None:
+    def __init__(self, observatory: Monitor, host: str, port: int) -> None:
         """Raises OSError where that can't be listened on."""
         what = {"observatory": observatory, "local": is_loopback(host)}
         handlers = {"/": Status, "/status.json": StatusJson, "/metrics": Measures, "/healthz": Alive, "/readyz": Ready}
@@ -91,7 +91,7 @@ class Page(RequestHandler):
 
     SUPPORTED_METHODS = ("GET", "HEAD")
 
-    def initialize(self, observatory: Observatory, local: bool) -> None:
+    def initialize(self, observatory: Monitor, local: bool) -> None:
         self.observatory = observatory
         self.local = local
 
