@@ -298,12 +298,12 @@ def test_who_reads_it_may_raise() -> None:
     class Fault(Exception):
         pass
 
-    def raise_it(self: RequestLifecycle, data: bytes) -> None:
+    def raise_it(self: FakeLifecycle, data: bytes) -> None:
         raise Fault
 
     for way in (True, False):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(RequestLifecycle, "feed", raise_it)
+            patch.setattr(FakeLifecycle, "feed", raise_it)
             with pytest.raises(Fault):
                 relay([chunk(b"a")], short=way, cut=False)
 
