@@ -10,7 +10,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     python -m venv --without-pip /venv && \
     pip --python /venv/bin/python install --no-cache-dir --no-compile --require-hashes -r /requirements.txt
 COPY addons /app/addons
-COPY scripts/serve.py scripts/entrypoint.py scripts/mitmdump.py /app/scripts/
+COPY scripts/tools /app/scripts/tools
 # Compiled files that hold times would be stale in an image whose times are set, and everything compiled at each start.
 # Whatever the modes in the checkout are: anybody may read, nobody may write.
 RUN find /venv -depth -type d -name tests -exec rm -r {} + && \
@@ -39,5 +39,5 @@ USER 65532:65532
 EXPOSE 8081
 # Any answer will do, and without a key that is a 401; only silence is ill. Ollama's health is not the gate's.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s \
-    CMD ["/venv/bin/python", "/app/scripts/entrypoint.py", "--healthy"]
-ENTRYPOINT ["/venv/bin/python", "/app/scripts/entrypoint.py"]
+    CMD ["/venv/bin/python", "/app/scripts/tools", "entrypoint", "--healthy"]
+ENTRYPOINT ["/venv/bin/python", "/app/scripts/tools", "entrypoint"]

@@ -1,4 +1,4 @@
-"""bootstrap.py REQUIREMENTS SCRIPT [ARGUMENTS]: becomes SCRIPT, in the checkout's .venv with REQUIREMENTS installed.
+"""bootstrap.py REQUIREMENTS TOOL [ARGUMENTS]: runs scripts/tools/TOOL in the checkout's .venv, made with REQUIREMENTS.
 
 python.sh starts it with the .venv's own Python if that is finished and sound, else with one from elsewhere. The stamp
 is removed before the environment is touched and written after, so that one that was left half made is made anew.
@@ -59,7 +59,7 @@ def prepare(requirements: str, lock: int) -> None:
     STAMP.write_text(json.dumps({**kept, "python": version(), requirements: digests[requirements]}))
 
 
-def main(requirements: str, script: str, *arguments: str) -> None:
+def main(requirements: str, tool: str, *arguments: str) -> None:
     with Path(__file__).open() as file:  # two runs at once: the second waits here, then finds it done
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
@@ -69,7 +69,7 @@ def main(requirements: str, script: str, *arguments: str) -> None:
             raise SystemExit(1) from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
-    os.execv(PYTHON, [PYTHON, str(SCRIPTS / script), *arguments])  # noqa: S606, no shell is what we want
+    os.execv(PYTHON, [PYTHON, str(SCRIPTS / "tools"), tool, *arguments])  # noqa: S606, no shell is what we want
 
 
 if __name__ == "__main__":

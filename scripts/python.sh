@@ -1,5 +1,5 @@
 #!/bin/sh
-# python.sh REQUIREMENTS SCRIPT [ARGUMENTS]: finds a Python that will do, then bootstrap.py runs SCRIPT with it in .venv.
+# python.sh REQUIREMENTS TOOL [ARGUMENTS]: finds a Python that will do, then bootstrap.py runs scripts/tools/TOOL in .venv.
 scripts=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) || exit
 venv=$scripts/../.venv
 

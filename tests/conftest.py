@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from support import Gate, Upstream
+from tests.harness.support import Gate, Upstream
 
 with warnings.catch_warnings():
     # mitmproxy and ldap3 call their libraries by old names, which only tests in this process would hear of.

@@ -1,0 +1,396 @@
+"""Usage: scripts/bench [--quick] [--only ROW]... [--also NAME=COMMAND]... [--json FILE] [--plot FILE.svg]
+
+Measures what the gate costs, beside Caddy, nginx (where they are installed) and a bare mitmdump that streams, all in
+front of one upstream, on loopback alone. Every answer is checked. Each figure is a median over the repeats, with the
+least and the most; the order of the programs turns with each repeat, and the first round only warms up. At the end the
+figures that matter, as ratios: they hold for this machine and this run.
+"""
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from . import load, targets
+from .load import Late, Wrong
+from .plot import plot
+from .targets import Target
+
+GIB = 1 << 30
+PATIENCE = 120.0  # seconds that any one measurement may take
+MANY_REQUESTS = 50_000
+
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    repeats: int
+    seconds: float
+    tokens: int
+    bursts: int
+    bytes: int
+    requests: int
+
+
+FULL = Size(repeats=5, seconds=3.0, tokens=300, bursts=3, bytes=GIB, requests=MANY_REQUESTS)
+QUICK = Size(repeats=1, seconds=0.5, tokens=50, bursts=1, bytes=GIB // 16, requests=2_000)
+
+
+class Figure(NamedTuple):
+    median: float
+    least: float
+    most: float
+
+
+type Figures = dict[str, dict[str, Figure]]
+"""Row -> target -> what was found."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A target at work."""
+
+    target: Target
+    pid: int
+
+    def memory(self, field: str) -> float:
+        """VmRSS, what its processes hold now, or VmHWM, the most they ever held: in MB, all of them together."""
+        total = 0
+        for pid in family(self.pid):
+            with suppress(OSError, IndexError):
+                total += int(Path(f"/proc/{pid}/status").read_text().split(f"{field}:")[1].split()[0])
+        return total / 1024
+
+    def cpu(self) -> float:
+        """Seconds of processor time, of all its processes."""
+        ticks = 0
+        for pid in family(self.pid):
+            with suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int) -> list[int]:
+    """This process and those below it."""
+    children = []
+    with suppress(OSError):
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [pid, *(one for child in children for one in family(child))]
+
+
+type Work = Callable[[Running, Size], Awaitable[Mapping[str, float]]]
+
+
+async def rated(name: str, unit: str, one: Running, work: Awaitable[float], seconds: float) -> Mapping[str, float]:
+    """So many a second, and the processor time that each took: that is what noise on the machine changes least."""
+    before = one.cpu()
+    rate = await work
+    return {name: rate, f"CPU a {unit}, us": (one.cpu() - before) / (rate * seconds) * 1e6}
+
+
+async def served(one: Running, size: Size) -> Mapping[str, float]:
+    return await rated("requests/s", "request", one, load.requests(one.target.at, size.seconds), size.seconds)
+
+
+async def served_models(one: Running, size: Size) -> Mapping[str, float]:
+    work = load.requests(one.target.at, size.seconds, "POST", "/api/show")
+    return {"requests/s that name a model": await work}
+
+
+async def refused(one: Running, size: Size) -> Mapping[str, float]:
+    if not one.target.checks:
+        return {}
+    return await rated("refusals/s", "refusal", one, load.refusals(one.target.at, size.seconds), size.seconds)
+
+
+def rows_of(name: str, late: Late) -> dict[str, float]:
+    return {f"{name}, p50 ms": late.p50, f"{name}, p99 ms": late.p99}
+
+
+async def one_stream(one: Running, size: Size) -> Mapping[str, float]:
+    return rows_of("token late, 1 stream", await load.one_stream(one.target.at, size.tokens))
+
+
+async def running(one: Running, size: Size) -> Mapping[str, float]:
+    before = one.cpu()
+    late, tokens = await load.running(one.target.at, size.seconds)
+    rows = rows_of("token late, 100 streams", late)
+    return rows | {"CPU a token of 100 streams, us": (one.cpu() - before) / tokens * 1e6}
+
+
+async def in_step(one: Running, size: Size) -> Mapping[str, float]:
+    return rows_of("token late, 100 in step", (await load.running(one.target.at, size.seconds, in_step=True))[0])
+
+
+async def arriving(one: Running, size: Size) -> Mapping[str, float]:
+    return rows_of("token late, 100 arrive", await load.arriving(one.target.at, size.bursts))
+
+
+async def moved(way: str, one: Running, size: Size, work: Awaitable[float]) -> Mapping[str, float]:
+    before = one.cpu()
+    name = f"{size.bytes >> 20} MiB {way}"
+    return {f"{name}, s": await work, f"{name}, CPU s": one.cpu() - before}
+
+
+async def upload(one: Running, size: Size) -> Mapping[str, float]:
+    return await moved("up", one, size, load.upload(one.target.at, size.bytes))
+
+
+async def download(one: Running, size: Size) -> Mapping[str, float]:
+    return await moved("down", one, size, load.download(one.target.at, size.bytes))
+
+
+ROWS: dict[str, Work] = {
+    "requests": served,
+    "models": served_models,
+    "refusals": refused,
+    "stream": one_stream,
+    "streams": running,
+    "step": in_step,
+    "burst": arriving,
+    "up": upload,
+    "down": download,
+}
+
+
+async def growth(one: Running, size: Size) -> Mapping[str, float]:
+    """What so many requests leave behind, and the most that all measurements took."""
+    before, left = one.memory("VmRSS"), size.requests
+    while left > 0:
+        left -= int(await load.requests(one.target.at, 1.0))
+    grown = one.memory("VmRSS") - before
+    return {f"growth over {size.requests} requests, MB": grown, "peak memory, MB": one.memory("VmHWM")}
+
+
+async def first_answer(make: targets.Make, folder: Path) -> float:
+    """Seconds from the start of a program to its first answer to a good request."""
+    target, begun = make(folder), time.perf_counter()
+    with target.started():
+        client = await load.Client.to(target.at, 200, load.Count())
+        await client.ask(target.at.request("GET", "/api/version"))
+        took = time.perf_counter() - begun
+        client.close()
+    return took
+
+
+def say(text: str) -> None:
+    """Show how far it is, where somebody looks."""
+    if sys.stderr.isatty():
+        print(f"\r{text[:78]:78}", end="", file=sys.stderr, flush=True)
+
+
+async def measure(all_: list[Running], rows: list[str], size: Size) -> Figures:
+    """Each row for each target, in an order that turns."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for repeat in range(size.repeats + 1):
+            turn = repeat % len(all_)
+            for one in all_[turn:] + all_[:turn]:
+                say(f"{row}, repeat {repeat} of {size.repeats}: {one.target.name}")
+                async with asyncio.timeout(PATIENCE):
+                    figures = await ROWS[row](one, size)
+                for name, value in figures.items() if repeat else ():  # the first round only warms up
+                    found.setdefault(name, {}).setdefault(one.target.name, []).append(value)
+    return summary(found)
+
+
+async def measure_starts(makes: Mapping[str, targets.Make], folder: Path, repeats: int) -> Figures:
+    found: dict[str, list[float]] = {}
+    for repeat in range(repeats + 1):
+        for make in makes.values():
+            name = make(folder).name
+            say(f"start, repeat {repeat} of {repeats}: {name}")
+            async with asyncio.timeout(PATIENCE):
+                took = await first_answer(make, folder)
+            if repeat:
+                found.setdefault(name, []).append(took)
+    return summary({"start to first answer, s": found})
+
+
+async def measure_memory(all_: list[Running], size: Size) -> Figures:
+    found: dict[str, dict[str, list[float]]] = {}
+    for one in all_:
+        say(f"memory: {one.target.name}")
+        async with asyncio.timeout(PATIENCE):
+            for name, value in (await growth(one, size)).items():
+                found.setdefault(name, {})[one.target.name] = [value]
+    return summary(found)
+
+
+def summary(found: Mapping[str, Mapping[str, list[float]]]) -> Figures:
+    return {
+        row: {name: Figure(statistics.median(some), min(some), max(some)) for name, some in columns.items()}
+        for row, columns in found.items()
+    }
+
+
+class Goal(NamedTuple):
+    row: str
+    against: str
+    most: float | None = None
+    least: float | None = None
+    added: bool = False
+    """What counts is what the program adds to the direct way."""
+
+
+GOALS = (
+    Goal("requests/s", "bare", least=1.8),
+    Goal("refusals/s", "bare", least=1.3),
+    Goal("token late, 1 stream, p50 ms", "Caddy", most=1.8, added=True),
+    Goal("token late, 100 streams, p50 ms", "Caddy", most=3.0, added=True),
+    Goal("token late, 100 streams, p99 ms", "Caddy", most=3.0, added=True),
+    Goal("token late, 100 arrive, p99 ms", "bare", most=0.12),
+    Goal("1024 MiB up, s", "Caddy", most=1.7),
+    Goal("1024 MiB down, s", "Caddy", most=1.7),
+)
+
+
+def ratio(goal: Goal, figures: Figures, name: str) -> float | None:
+    """Ours to theirs; of refusals, ours to the requests/s of one that refuses nothing."""
+    ours = figures.get(goal.row, {}).get(name)
+    their_row = "requests/s" if goal.row == "refusals/s" else goal.row
+    theirs = figures.get(their_row, {}).get(goal.against)
+    if ours is None or theirs is None:
+        return None
+    base = figures[goal.row]["direct"].median if goal.added else 0.0
+    if theirs.median <= base:
+        return None  # Lost in the noise.
+    return (ours.median - base) / (theirs.median - base)
+
+
+def table(figures: Figures, names: list[str]) -> str:
+    lines = [f"{'':34}" + "".join(f"{name:>24}" for name in names)]
+    for row, columns in figures.items():
+        cells = (f"{cell(columns[name]) if name in columns else '':>24}" for name in names)
+        lines.append(f"{row:34}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def cell(figure: Figure) -> str:
+    digits = 0 if figure.median >= 100 else 1 if figure.median >= 10 else 2 if figure.median >= 1 else 3
+    median, least, most = (f"{value:,.{digits}f}" for value in figure)
+    return median if least == most else f"{median} ({least}-{most})"
+
+
+def goals(figures: Figures, names: list[str]) -> str:
+    lines = []
+    for goal in GOALS:
+        against = f"{goal.row}{', added' if goal.added else ''}, against {goal.against}'s"
+        for name in (name for name in names if name.startswith("ours")):
+            value = ratio(goal, figures, name)
+            if value is None:
+                continue
+            met = value <= goal.most if goal.most is not None else value >= (goal.least or 0)
+            wanted = f"at most {goal.most}" if goal.most is not None else f"at least {goal.least}"
+            lines.append(f"{name:8} {against:56} {value:8.2f}   {wanted}: {'yes' if met else 'no'}")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """What the figures hold for."""
+    model = platform.processor() or platform.machine()
+    with suppress(OSError, IndexError):
+        model = Path("/proc/cpuinfo").read_text().split("model name\t: ")[1].partition("\n")[0]
+    load_average = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
+    system = f"{os.cpu_count()} cores of {model}, {platform.system()} {platform.release()}, {load_average}"
+    programs = f"Python {platform.python_version()}, mitmproxy {version('mitmproxy')}, Caddy {caddy_version()}"
+    return f"{system}; {programs}; generator on {loop_name()}"
+
+
+def loop_name() -> str:
+    return type(asyncio.get_event_loop_policy()).__module__.partition(".")[0]
+
+
+def caddy_version() -> str:
+    binary = targets.program("caddy")
+    done = subprocess.run([binary, "version"], capture_output=True, text=True, check=False) if binary else None
+    return done.stdout.split()[0] if done and done.stdout else "none"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    rows = [*ROWS, "memory", "start"]
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter: to see that it works")
+    parser.add_argument("--repeats", type=int, metavar="N", help=f"of each measurement ({FULL.repeats})")
+    parser.add_argument("--only", action="append", choices=rows, metavar="ROW", help=f"one of {', '.join(rows)}")
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave out nginx, for example")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="also the gate with N workers")
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="also what that command starts on 127.0.0.1; it may name {port}, {upstream}, {key} and {folder}",
+    )
+    parser.add_argument("--memory", action="store_true", help="measure memory too, with --quick as well (Linux)")
+    parser.add_argument(
+        "--usage", action="store_true", help="also the gate that reads no usage, to see what that costs"
+    )
+    parser.add_argument("--keys", action="store_true", help=f"also the gate with {targets.MANY:,} named keys")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw them there")
+    return parser.parse_args()
+
+
+async def run(options: argparse.Namespace, size: Size) -> tuple[Figures, list[str]]:
+    wanted = options.only or [*ROWS, *([] if options.quick and not options.memory else ["memory"]), "start"]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        direct = targets.upstream()
+        all_ = [Running(direct, stack.enter_context(direct.started()))]
+        makes = targets.all_of(direct.at, options.workers, options.also, keys=options.keys, usage=options.usage)
+        makes = {name: make for name, make in makes.items() if name not in options.without}
+        for make in makes.values():
+            target = make(folder)
+            all_.append(Running(target, stack.enter_context(target.started())))
+        figures = await measure(all_, [row for row in wanted if row in ROWS], size)
+        if "memory" in wanted and sys.platform == "linux":
+            figures |= await measure_memory([one for one in all_ if one.target.name not in ("direct", "bare")], size)
+        if "start" in wanted:
+            figures |= await measure_starts(makes, folder, size.repeats)
+    say("")
+    return figures, [one.target.name for one in all_]
+
+
+def main() -> None:
+    options = parse()
+    with suppress(ImportError):
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    size = QUICK if options.quick else FULL
+    if options.repeats:
+        size = size._replace(repeats=max(1, options.repeats))
+    gc.freeze()
+    gc.disable()  # Its pauses would be taken for the proxies'; what is left behind in a run is small.
+    title = machine()
+    try:
+        figures, names = asyncio.run(run(options, size))
+    except (Wrong, TimeoutError, OSError) as fault:
+        raise SystemExit(f"\nscripts/bench: {type(fault).__name__}: {fault}") from fault
+    print(title, table(figures, names), goals(figures, names), sep="\n\n")
+    if options.json:
+        rows = {row: {name: figure._asdict() for name, figure in columns.items()} for row, columns in figures.items()}
+        options.json.write_text(json.dumps({"machine": title, "rows": rows}, indent=1) + "\n")
+    if options.plot:
+        options.plot.write_text(plot({r: {n: f.median for n, f in c.items()} for r, c in figures.items()}, title))
+
+
+if __name__ == "__main__":
+    main()

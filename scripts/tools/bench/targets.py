@@ -1,0 +1,257 @@
+"""The proxies that scripts/bench measures, each as easy to start as its makers say, and asked to do the same."""
+
+import hashlib
+import os
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from ..serve import KEY, KEYS_FILE, REPOSITORY, WATCH, gate_command, split
+from .load import Address
+
+HOST = "127.0.0.1"
+BIN = Path(sys.executable).parent
+PATIENCE = 30.0  # seconds that a program may take to start
+MANY = 10_000
+STREAM_ALL = """
+def requestheaders(flow): flow.request.stream = True
+def responseheaders(flow): flow.response.stream = True
+"""
+BLIND = """
+from ollama_auth.ollama_api.usage import UsageReader
+UsageReader.feed = lambda self, data: None
+"""
+CADDYFILE = """
+{{
+    admin off
+    auto_https off
+    log {{
+        output discard
+    }}
+}}
+:{port} {{
+    bind {host}
+    @key header Authorization "Bearer {key}"
+    handle @key {{
+        reverse_proxy {upstream} {{
+            header_up Host {{upstream_hostport}}
+            header_up -Authorization
+            flush_interval -1
+        }}
+    }}
+    handle {{
+        respond 401
+    }}
+}}
+"""
+NGINX = """
+daemon off;
+worker_processes auto;
+pid {folder}/nginx.pid;
+error_log /dev/null;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    client_max_body_size 0;
+    map $http_authorization $good {{ default 0; "Bearer {key}" 1; }}
+    keepalive_requests 1000000;
+    upstream ollama {{ server {upstream}; keepalive 256; keepalive_requests 1000000; }}
+    server {{
+        listen {host}:{port} backlog=1024;
+        location / {{
+            if ($good = 0) {{ return 401; }}
+            proxy_pass http://ollama;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header Authorization "";
+            proxy_buffering off;
+            proxy_request_buffering off;
+        }}
+    }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A program that stands (or will stand) between the generator and the upstream."""
+
+    name: str
+    at: Address
+    command: list[str]
+    variables: Mapping[str, str] = field(default_factory=dict)
+    checks: bool = True
+    """It asks for the key."""
+
+    @contextmanager
+    def started(self) -> Iterator[int]:
+        """Its process id, once it listens."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
+        process = subprocess.Popen(
+            self.command, env=environment | dict(self.variables), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        try:
+            until = time.monotonic() + PATIENCE
+            while not listens(self.at):
+                if process.poll() is not None or time.monotonic() > until:
+                    raise SystemExit(f"{self.name} did not start: {shlex.join(self.command)}")
+                time.sleep(0.005)
+            yield process.pid
+        finally:
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+type Make = Callable[[Path], Target]
+"""Makes a target on a port of its own; what it needs is written to that folder."""
+
+
+def listens(at: Address) -> bool:
+    try:
+        socket.create_connection((at.host, at.port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def address(checks: bool = True) -> Address:
+    return Address(HOST, free_port(), secrets.token_hex(16) if checks else "")
+
+
+def program(name: str) -> str | None:
+    """Of the environment of this Python, else of the machine."""
+    return shutil.which(name, path=str(BIN)) or shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+def upstream() -> Target:
+    at = address(checks=False)
+    script = str(REPOSITORY / "scripts" / "tools" / "bench" / "upstream.py")
+    return Target("direct", at, [sys.executable, script, str(at.port)], checks=False)
+
+
+def caddy(binary: str, upstream: Address, folder: Path) -> Target:
+    at = address()
+    config = folder / f"Caddyfile-{at.port}"
+    config.write_text(CADDYFILE.format(port=at.port, host=at.host, key=at.key, upstream=f"{HOST}:{upstream.port}"))
+    homes = {name: str(folder) for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
+    return Target("Caddy", at, [binary, "run", "--adapter", "caddyfile", "--config", str(config)], homes)
+
+
+def nginx(binary: str, upstream: Address, folder: Path) -> Target:
+    at = address()
+    config = folder / f"nginx-{at.port}.conf"
+    home = folder / f"nginx-{at.port}"
+    home.mkdir()
+    config.write_text(
+        NGINX.format(port=at.port, host=at.host, key=at.key, upstream=f"{HOST}:{upstream.port}", folder=home)
+    )
+    return Target("nginx", at, [binary, "-p", str(home), "-e", "/dev/null", "-c", str(config)])
+
+
+def arguments(at: Address, folder: Path) -> list[str]:
+    return ["--listen-host", at.host, "--listen-port", str(at.port), "--set", f"confdir={folder}"]
+
+
+def bare(upstream: Address, folder: Path) -> Target:
+    at = address(checks=False)
+    (script := folder / "stream_all.py").write_text(STREAM_ALL)
+    mode = f"reverse:http://{HOST}:{upstream.port}"
+    command = [sys.executable, str(program("mitmdump")), "--mode", mode, "-s", str(script), *arguments(at, folder)]
+    return Target("bare", at, command, checks=False)
+
+
+def ours(name: str, more: list[str], upstream: Address, folder: Path) -> Target:
+    """As scripts/serve starts it: with its metrics and status page."""
+    at = address()
+    command = gate_command(f"http://{HOST}:{upstream.port}", split([*arguments(at, folder), *more]))
+    return Target(name, at, command, {KEY: at.key, WATCH: f"{HOST}:{free_port()}"})
+
+
+def blind(upstream: Address, folder: Path) -> Target:
+    """The gate that reads no usage out of its answers."""
+    (script := folder / "blind.py").write_text(BLIND)
+    return ours("blind", ["-s", str(script)], upstream, folder)
+
+
+def workers(count: int, upstream: Address, folder: Path) -> Target:
+    at = address()
+    serve = str(REPOSITORY / "scripts" / "serve.py")
+    command = [sys.executable, serve, "--workers", str(count), *arguments(at, folder)]
+    variables = {KEY: at.key, "OLLAMA_ENDPOINT": f"http://{HOST}:{upstream.port}", WATCH: f"{HOST}:{free_port()}"}
+    return Target(f"ours x{count}", at, command, variables)
+
+
+def other(spec: str, upstream: Address, folder: Path) -> Target:
+    """NAME=COMMAND, with {port}, {upstream}, {key} and {folder} (an empty one) in the command."""
+    name, _, command = spec.partition("=")
+    at = address()
+    url = f"http://{HOST}:{upstream.port}"
+    words = [word.format(port=at.port, upstream=url, key=at.key, folder=folder) for word in shlex.split(command)]
+    return Target(name, at, words, {KEY: at.key, "OLLAMA_ENDPOINT": url})
+
+
+def named_keys(name: str, entry: str, upstream: Address, folder: Path) -> Target:
+    """The gate with a file of MANY named keys, of which ours is the last."""
+    at = address()
+    keys = [(f"key-{number}", secrets.token_hex(16), "") for number in range(MANY - 1)]
+    text = "".join(
+        f'[[keys]]\nname = "{called}"\nsha256 = "{hashlib.sha256(secret.encode()).hexdigest()}"\n{more}'
+        for called, secret, more in [*keys, (name, at.key, entry)]
+    )
+    (file := folder / f"keys-{name}.toml").write_text(text)
+    file.chmod(0o600)
+    more = [*arguments(at, folder), "--set", "ollama_max_wrong_keys=0"]
+    command = gate_command(f"http://{HOST}:{upstream.port}", split(more))
+    return Target(name, at, command, {KEY: secrets.token_hex(16), KEYS_FILE: str(file)})
+
+
+SCOPES = 'scopes = ["infer", "embed", "list", "cloud"]\n'
+MODELS = SCOPES + 'models = ["demo", "qwen*"]\n'
+
+
+def all_of(upstream: Address, worker_count: int, others: list[str], *, keys: bool, usage: bool) -> dict[str, Make]:
+    """What can be measured here, by name, and a word about what can't."""
+    makes: dict[str, Make] = {}
+    for name, make in {"caddy": caddy, "nginx": nginx}.items():
+        if binary := program(name):
+            makes[name] = partial(make, binary, upstream)
+        else:
+            print(f"no {name} here: without its column", file=sys.stderr)
+    makes["bare"] = partial(bare, upstream)
+    makes["ours"] = partial(ours, "ours", [], upstream)
+    if worker_count > 1:
+        makes["workers"] = partial(workers, worker_count, upstream)
+    if usage:
+        makes["blind"] = partial(blind, upstream)
+    for spec in others:
+        makes[spec] = partial(other, spec, upstream)
+    if keys:
+        makes |= {
+            name: partial(named_keys, name, entry, upstream)
+            for name, entry in {"scopes": SCOPES, "models": MODELS}.items()
+        }
+    return makes

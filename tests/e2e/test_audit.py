@@ -1,0 +1,95 @@
+"""Whole conversations are written down where the operator asked for it, for the operator alone, and nowhere else."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ollama_auth import recording
+from ollama_auth.recording import Kept
+from tests.harness.support import BEARER, KEY, Gate, Upstream, Wire, ask, chat, head, wait_until
+
+
+def conversations(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_what_was_asked_and_answered(upstream: Upstream, tmp_path: Path) -> None:
+    file = tmp_path / "audit.log"
+    with Gate(upstream.url, "--set", f"ollama_audit_log={file}", "--set", "ollama_access_log=-") as gate:
+        assert f"ollama_audit_log: all that is asked and answered is written to {file}" in gate.output
+        answer = ask(gate.port, "POST", "/api/chat", BEARER, body=chat())
+        ask(gate.port, "POST", "/api/chat", body=chat())
+        ask(gate.port, "GET", "/api/tags", BEARER)
+        wait_until(lambda: conversations(file), "the conversation")
+        gate.signal()
+        assert gate.wait() == 0
+        [line] = conversations(file)
+        assert line.pop("time").endswith("Z")
+        assert line == {
+            "id": answer.headers["x-request-id"],
+            "key": "default",
+            "path": "/api/chat",
+            "status": 200,
+            "model": "demo",
+            "request": chat().decode(),
+            "response": answer.body.decode(),
+        }
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert KEY not in file.read_text()
+        assert "sky" not in gate.output
+
+
+def test_without_it_no_word_is_kept_anywhere(upstream: Upstream) -> None:
+    with Gate(upstream.url, "--set", "ollama_access_log=-") as gate:
+        ask(gate.port, "POST", "/api/chat", BEARER, body=chat())
+        gate.find('"complete":true')
+        assert "sky" not in gate.output
+        assert "You" not in gate.output
+
+
+def test_a_conversation_that_broke_off_is_written_as_far_as_it_went(upstream: Upstream, tmp_path: Path) -> None:
+    file = tmp_path / "audit.log"
+    upstream.hold()
+    with Gate(upstream.url, "--set", f"ollama_audit_log={file}") as gate:
+        with Wire(gate.port, head("POST", "/api/chat", BEARER, f"Content-Length: {len(chat())}") + chat()) as wire:
+            wire.read_until(b'"done":false}\n')
+        [line] = wait_until(lambda: conversations(file), "the conversation")
+        assert (line["reason"], line["response"].count("\n")) == ("client left", 1)
+
+
+def test_full_files_are_put_aside(upstream: Upstream, tmp_path: Path) -> None:
+    file = tmp_path / "audit.log"
+    with Gate(upstream.url, "--set", f"ollama_audit_log={file}", "--set", "ollama_audit_size=6k") as gate:
+        for _ in range(9):
+            answer = ask(gate.port, "POST", "/api/chat", BEARER, body=chat())
+            identity = answer.headers["x-request-id"]
+            wait_until(lambda: identity in all_of(tmp_path), "the line")  # noqa: B023, at once
+        wait_until(lambda: len([*tmp_path.iterdir()]) == 6, "all files to be there")
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_a_file_that_can_not_be_written_ends_the_start(upstream: Upstream, tmp_path: Path) -> None:
+    with Gate(upstream.url, "--set", f"ollama_audit_log={tmp_path}/no/audit.log", ready=False) as gate:
+        assert gate.wait() == 1
+        assert "ollama_audit_log: can't write" in gate.output
+
+
+def test_the_first_of_a_body_is_kept_and_that_there_was_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "MAX_KEPT", 5)
+    kept = Kept()
+    for piece, truncated in ((b"123", False), (b"45", False), (b"", False), (b"6", True), (b"7", True)):
+        kept.add(piece)
+        assert kept.truncated is truncated
+    assert kept.data == b"12345"
+
+
+def all_of(folder: Path) -> str:
+    """What is in its files, whatever their names are at this moment."""
+    found = ""
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):
+            found += file.read_text()
+    return found

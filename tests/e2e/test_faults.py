@@ -1,0 +1,94 @@
+"""The system under the gate fails: what is denied stays denied, what can be answered is, and it recovers."""
+
+import resource
+import socket
+import time
+from contextlib import ExitStack
+
+from tests.harness.support import BEARER, Controlled, Upstream, Wire, ask, chat, head, wait_until
+
+
+def test_no_descriptors_left(upstream: Upstream) -> None:
+    """As many connections as there are descriptors: strangers get nothing upstream, and afterwards all is well."""
+    with Controlled(upstream.url) as gate, ExitStack() as stack:
+        used = int(gate.do("import os; result = len(os.listdir('/proc/self/fd'))"))
+        resource.prlimit(gate.process.pid, resource.RLIMIT_NOFILE, (used + 20, used + 20))
+        with upstream.untouched():
+            for _ in range(60):
+                peer = stack.enter_context(socket.create_connection(("127.0.0.1", gate.port), 10))
+                peer.sendall(b"GET / HTTP/1.1\r\n")
+            time.sleep(1.5)  # asyncio tries again to accept after a second.
+        stack.close()
+        wait_until(lambda: answers(gate), "the gate to recover", 20)
+        with upstream.untouched():
+            assert ask(gate.port, "GET", "/api/tags").status == 401
+
+
+def test_no_descriptor_for_the_connection_upstream(upstream: Upstream) -> None:
+    """The last one went to the client: it is told so in JSON, and the next request finds everything in order."""
+    with Controlled(upstream.url) as gate, Wire(gate.port, head("GET", "/")[:-2]) as wire:
+        wait_until(lambda: gate.do("result = len(ctx.master.addons.get('ollama_gate').connections)") == "1", "it")
+        resource.prlimit(gate.process.pid, resource.RLIMIT_NOFILE, (100, 100))
+        gate.do("""
+            import asyncio, os
+            taken = []
+            def take():
+                try:
+                    while True:
+                        taken.append(os.dup(0))
+                except OSError:
+                    pass
+            loop = asyncio.get_running_loop()
+            loop.call_later(0.2, take)
+            loop.call_later(2, lambda: [os.close(one) for one in taken])
+        """)
+        time.sleep(0.5)
+        with upstream.untouched():
+            wire.send(f"{BEARER}\r\n\r\n".encode())
+            answer = wire.read_response()
+        assert answer.status == 503
+        assert answer.json == {"error": "Ollama is not reachable"}
+        wait_until(lambda: answers(gate), "the gate to recover", 20)
+
+
+def test_the_clock_jumps(upstream: Upstream) -> None:
+    """Years ahead and back, in the middle of a stream: deadlines go by a clock that does not."""
+    body = chat()
+    with Controlled(upstream.url) as gate:
+        upstream.hold()
+        with Wire(gate.port, head("POST", "/api/chat", BEARER, f"Content-Length: {len(body)}") + body) as wire:
+            wire.read_until(b'"done":false}')
+            for years in (10, -10):
+                gate.do(f"""
+                    import time, builtins
+                    builtins.real_time = getattr(builtins, "real_time", time.time)
+                    time.time = lambda: builtins.real_time() + {years} * 365 * 86400
+                """)
+                assert ask(gate.port, "GET", "/api/tags", BEARER).status == 200
+                with upstream.untouched():
+                    assert ask(gate.port, "GET", "/api/tags").status == 401
+                time.sleep(0.6)  # Two sweeps.
+            upstream.go_on()
+            wire.read_until(b'"done":true')
+        assert "Traceback" not in gate.output
+
+
+def test_the_log_can_not_be_written_at_all(upstream: Upstream) -> None:
+    """Even if writing a line raises something nobody thought of, strangers stay out and the door stays open."""
+    with Controlled(upstream.url) as gate:
+        gate.do("""
+            import ollama_auth.telemetry.access_log as m
+            def boom(*args):
+                raise MemoryError
+            m.AccessLog.write = boom
+        """)
+        with upstream.untouched():
+            assert ask(gate.port, "GET", "/api/tags").status in (401, 503)
+        assert gate.process.poll() is None
+
+
+def answers(gate: Controlled) -> bool:
+    try:
+        return ask(gate.port, "GET", "/api/tags", BEARER).status == 200
+    except (OSError, AssertionError):
+        return False

@@ -1,0 +1,296 @@
+"""Those who watch over the gate see what is true, and nothing secret; and nobody gets to Ollama that way."""
+
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import openmetrics
+from prometheus_client.openmetrics import parser as openmetrics_parser
+from prometheus_client.parser import text_string_to_metric_families
+
+from ollama_auth.telemetry.status_server import MAX_CONNECTIONS, MAX_HEAD
+from tests.harness.support import (
+    AUTH,
+    BEARER,
+    KEY,
+    Gate,
+    Response,
+    Upstream,
+    Wire,
+    ask,
+    chat,
+    free_port,
+    head,
+    wait_until,
+)
+
+parse_text: Any = text_string_to_metric_families  # It has no annotations, nor has the other.
+parse_openmetrics: Any = openmetrics_parser.text_string_to_metric_families
+PATHS = ("/", "/status.json", "/metrics", "/healthz", "/readyz")
+
+
+class Watched(Gate):
+    """A gate that is watched over."""
+
+    def __init__(self, upstream: str, *args: str, host: str = "127.0.0.1", **rest: Any) -> None:
+        self.watch = free_port()
+        super().__init__(upstream, "--set", f"ollama_metrics_listen={host}:{self.watch}", *args, **rest)
+
+    def see(self, path: str, *fields: str) -> Response:
+        return ask(self.watch, "GET", path, *(fields or ("Host: 127.0.0.1",)))
+
+    def samples(self) -> dict[str, float]:
+        """Every sample by its name and labels."""
+        found = {}
+        for family in parse_text(self.see("/metrics").body.decode()):
+            for sample in family.samples:
+                labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+                found[f"{sample.name}{{{labels}}}"] = sample.value
+        return found
+
+    @property
+    def status(self) -> Any:
+        return self.see("/status.json").json
+
+
+@pytest.fixture(scope="module")
+def watched(shared_upstream: Upstream) -> Iterator[Watched]:
+    with Watched(shared_upstream.url) as gate:
+        yield gate
+
+
+def test_all_is_counted_once(watched: Watched, upstream: Upstream) -> None:
+    before = watched.samples()
+    answer = ask(watched.port, "POST", "/api/chat", BEARER, body=chat())
+    ask(watched.port, "POST", "/v1/chat/completions", BEARER, body=chat())
+    ask(watched.port, "POST", "/api/chat", body=chat())
+    ask(watched.port, "POST", "/api/chat", "Authorization: Bearer nobody-has-this-one", body=chat())
+    ask(watched.port, "GET", "/api/version", BEARER)
+    after = wait_until(
+        lambda: (
+            (now := watched.samples()).get("ollama_auth_requests_total{class=health,key=default,status=200}") and now
+        ),
+        "all to be counted",
+    )
+    grown = {name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name, 0)}
+    tokens = len(answer.body.splitlines()) - 1
+    assert {name: value for name, value in grown.items() if "_total" in name} == {
+        "ollama_auth_requests_total{class=infer,key=default,status=200}": 2,
+        "ollama_auth_requests_total{class=infer,key=(none),status=401}": 2,
+        "ollama_auth_requests_total{class=health,key=default,status=200}": 1,
+        "ollama_auth_refusals_total{reason=missing}": 1,
+        "ollama_auth_refusals_total{reason=unknown}": 1,
+        "ollama_auth_tokens_total{key=default,kind=prompt,model=demo}": 10,
+        "ollama_auth_tokens_total{key=default,kind=completion,model=demo}": 2 * tokens,
+    }
+    assert grown["ollama_auth_time_to_first_token_seconds_count{}"] == 1, "only a stream has a first token"
+    assert grown["ollama_auth_inter_token_seconds_count{}"] == tokens - 1
+    assert grown["ollama_auth_request_duration_seconds_count{}"] == 3, "of those that were let in"
+
+
+def test_what_went_wrong_behind_the_gate_is_counted(upstream: Upstream) -> None:
+    with Watched("http://127.0.0.1:1") as gate:
+        assert ask(gate.port, "GET", "/api/tags", BEARER).status == 503
+        samples = gate.samples()
+        assert samples["ollama_auth_upstream_errors_total{reason=upstream unreachable}"] == 1
+        assert samples["ollama_auth_requests_total{class=list,key=default,status=503}"] == 1
+        assert not [name for name in samples if name.startswith("ollama_auth_refusals_total")]
+        [minute] = [minute for minute in gate.status["minutes"] if minute["requests"]]
+        assert (minute["errors"], minute["refused"]) == (1, 0)
+
+
+def test_the_metrics_are_well_formed(watched: Watched) -> None:
+    """Each family once, with help and type; in both formats; names and labels as Prometheus wants them."""
+    ask(watched.port, "POST", "/api/chat", BEARER, body=chat())
+    plain, modern = watched.see("/metrics"), watched.see("/metrics", "Host: localhost", f"Accept: {OPENMETRICS}")
+    assert plain.headers["content-type"].startswith("text/plain; version=")
+    assert modern.headers["content-type"].startswith("application/openmetrics-text")
+    families = [*parse_text(plain.body.decode())]
+    assert len({family.name for family in families}) == len(families)
+    assert {family.name for family in families} == {family.name for family in parse_openmetrics(modern.body.decode())}
+    for family in families:
+        assert re.fullmatch(r"ollama_auth_[a-z_]+", family.name)
+        assert family.documentation
+        assert family.type in ("counter", "gauge", "histogram")
+        assert family.type != "histogram" or family.name.endswith("_seconds")
+
+
+OPENMETRICS = openmetrics.exposition.CONTENT_TYPE_LATEST
+
+
+def test_a_request_under_way_is_seen(watched: Watched, upstream: Upstream) -> None:
+    upstream.hold()
+    with Wire(watched.port, head("POST", "/api/chat", BEARER, f"Content-Length: {len(chat())}") + chat()) as wire:
+        wire.read_until(b'"done":false}\n')
+        assert watched.samples()["ollama_auth_in_flight_requests{}"] == 1
+        assert watched.samples()["ollama_auth_connections{}"] == 1
+        status = watched.status
+        [row] = status["in_flight"]
+        assert (status["in_flight_total"], row["key"], row["model"], row["path"]) == (1, "default", "demo", "/api/chat")
+        assert (row["stream"], row["tokens"]) == (True, 1)
+        upstream.go_on()
+        wire.read_until(b"0\r\n\r\n")
+        wait_until(lambda: not watched.status["in_flight"], "the request to end")
+
+
+def test_what_clients_name_makes_no_new_series(watched: Watched, upstream: Upstream) -> None:
+    """Paths, methods, models that do not exist, keys that nobody has: none is a label."""
+    ask(watched.port, "POST", "/api/chat", BEARER, body=chat("no-such-model"))
+    before = len(watched.samples())
+    for number in range(20):
+        ask(watched.port, "GET", f"/no/such/path/{number}", BEARER)
+        ask(watched.port, "POST", "/api/chat", f"Authorization: Bearer nobody-has-this-one-{number}", body=chat())
+        ask(watched.port, "POST", "/api/chat", BEARER, body=chat(f"no-such-model-{number}"))
+    assert len(watched.samples()) <= before + 3
+    assert "no-such" not in watched.see("/metrics").body.decode() + json.dumps(watched.status)
+
+
+def test_no_secret_is_shown(watched: Watched) -> None:
+    sent = "sk-ollama-ffffffffffffffffffffffffffffffff"
+    ask(watched.port, "GET", f"/{sent}?key={sent}", f"Authorization: Bearer {sent}", f"X-Request-Id: {sent}")
+    ask(watched.port, "GET", f"/{KEY}", BEARER)
+    seen = b"".join(watched.see(path).raw for path in PATHS)
+    for secret in (sent, KEY):
+        assert secret.encode() not in seen
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_page_is_new_each_time_and_runs_nothing_of_others(watched: Watched, path: str) -> None:
+    answer = watched.see(path)
+    assert answer.status == 200
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "frame-ancestors 'none'" in policy
+    assert "server" not in answer.headers
+    whole = ask(watched.watch, "HEAD", path, "Host: 127.0.0.1")
+    assert (whole.status, whole.body) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("POST", "/metrics", 405), ("DELETE", "/", 405), ("GET", "/api/tags", 404), ("GET", "/../etc/passwd", 404)],
+)
+def test_there_is_nothing_else(watched: Watched, upstream: Upstream, method: str, path: str, status: int) -> None:
+    with upstream.untouched():
+        answer = ask(watched.watch, method, path, "Host: 127.0.0.1", BEARER)
+    assert answer.status == status
+    assert answer.json["error"]
+
+
+@pytest.mark.parametrize("name", ["evil.example", "evil.example:9464", "127.0.0.1.evil.example", "localhost.evil"])
+def test_a_page_under_another_name_can_not_read_it(watched: Watched, name: str) -> None:
+    for path in PATHS:
+        assert watched.see(path, f"Host: {name}").status == 421
+
+
+@pytest.mark.parametrize("name", ["localhost", "localhost:1", "127.0.0.1:9464", "[::1]:9464"])
+def test_it_can_be_read_under_names_of_this_machine(watched: Watched, name: str) -> None:
+    assert watched.see("/healthz", f"Host: {name}").status == 200
+
+
+def test_floods_of_it_do_not_harm_the_gate(watched: Watched, upstream: Upstream) -> None:
+    with ExitStack() as stack:
+        wires = [stack.enter_context(Wire(watched.watch)) for _ in range(MAX_CONNECTIONS + 20)]
+        wait_until(lambda: sum(map(closed, wires)) >= 20, "those that are too many to be closed")
+        assert ask(watched.port, "GET", "/api/version", BEARER).status == 200
+    wait_until(lambda: sees(watched), "room for a new one")
+    flood = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 2 * MAX_HEAD
+    with Wire(watched.watch, flood) as wire, suppress(ConnectionError):  # What is not read may end it with a reset.
+        assert b"200 OK" not in wire.read_all()
+    assert watched.see("/healthz").status == 200
+
+
+def closed(wire: Wire) -> bool:
+    wire.socket.settimeout(0.001)
+    try:
+        return wire.socket.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def sees(watched: Watched) -> bool:
+    try:
+        return watched.see("/healthz").status == 200
+    except (AssertionError, OSError):
+        return False
+
+
+# Health.
+
+
+def test_ready_means_open_and_ollama_answers(upstream: Upstream) -> None:
+    own = Upstream()
+    with Watched(own.url) as gate:
+        assert (gate.see("/readyz").status, gate.see("/readyz").json) == (200, {"ready": True})
+        own.stop()
+        gone = wait_until(lambda: (now := gate.see("/readyz")).status == 503 and now, "Ollama to be found gone")
+        assert gone.json == {"ready": False, "reason": "Ollama does not answer"}
+        assert gone.headers["retry-after"] == "5"
+        assert gate.see("/healthz").status == 200, "a gate without Ollama is alive"
+        assert gate.status["ready"] is False
+
+
+def test_ollama_is_asked_no_more_often_than_that(watched: Watched, upstream: Upstream) -> None:
+    watched.see("/readyz")
+    before = len(upstream.requests)
+    begun = time.monotonic()
+    for _ in range(20):
+        watched.see("/readyz")
+    assert len(upstream.requests) - before <= 1 + (time.monotonic() - begun) / 2
+
+
+def test_it_is_not_ready_without_its_script_and_tells_of_the_drain(upstream: Upstream, tmp_path: Path) -> None:
+    script = tmp_path / "auth.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(AUTH.parent)!r})\n" + AUTH.read_text())
+    with Watched(upstream.url, script=script) as gate:
+        upstream.hold()
+        with Wire(gate.port, head("POST", "/api/chat", BEARER, f"Content-Length: {len(chat())}") + chat()) as wire:
+            wire.read_until(b'"done":false}\n')
+            gate.signal()
+            draining = wait_until(lambda: (now := gate.see("/readyz")).status == 503 and now, "the drain")
+            assert draining.json == {"ready": False, "reason": "the gate is draining"}
+            assert gate.see("/healthz").status == 200
+            upstream.go_on()
+            wire.read_until(b"0\r\n\r\n")
+        assert gate.wait() == 0
+    with Watched(upstream.url, script=script) as gate:
+        script.unlink()
+        closed = wait_until(lambda: (now := gate.see("/readyz")).status == 503 and now, "the script to be missed")
+        assert closed.json["reason"] == "the gate is closed"
+
+
+# Where it listens.
+
+
+def test_it_is_off_unless_it_is_asked_for(gate: Gate, upstream: Upstream) -> None:
+    listening = Path(f"/proc/{gate.process.pid}/net/tcp").read_text()
+    assert f":{9464:04X} " not in listening or "shown at" not in gate.output
+    assert "shown at" not in gate.output
+
+
+def test_an_address_that_is_taken_ends_the_start_with_a_word(upstream: Upstream) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = "127.0.0.1:%d" % taken.getsockname()[1]
+        with Gate(upstream.url, "--set", f"ollama_metrics_listen={address}", ready=False) as gate:
+            assert gate.wait() == 1
+            assert f"ollama_metrics_listen: can't listen on {address} (Address already in use)" in gate.output
+
+
+def test_the_environment_says_where_and_the_option_wins(upstream: Upstream) -> None:
+    port = free_port()
+    with Gate(upstream.url, env={"OLLAMA_METRICS_LISTEN": f"127.0.0.1:{port}"}) as gate:
+        assert ask(port, "GET", "/healthz", "Host: localhost").status == 200
+        assert f"shown at http://127.0.0.1:{port}/" in gate.output
+    off = {"OLLAMA_METRICS_LISTEN": f"127.0.0.1:{port}"}
+    with Gate(upstream.url, "--set", "ollama_metrics_listen=", env=off) as gate, pytest.raises(ConnectionRefusedError):
+        ask(port, "GET", "/healthz")

@@ -1,0 +1,60 @@
+"""The pages of this repository, and what is in them."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.harness.support import ROOT
+
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (ROOT / "README.md", *ROOT.glob("scripts/**/*.md"), *ROOT.glob("tests/**/*.md"))
+}
+README, DEPLOYMENT = "README.md", "scripts/docs/deployment.md"
+CLIENTS, TROUBLESHOOTING = "scripts/docs/clients.md", "scripts/docs/troubleshooting.md"
+
+
+class Block(NamedTuple):
+    """A fenced block, and the headings above it, the nearest one last."""
+
+    heading: str
+    text: str
+
+
+def blocks(page: str, language: str) -> list[Block]:
+    """The fenced blocks of a page in that language."""
+    text = PAGES[page]
+    found = []
+    for match in FENCED.finditer(text):
+        if match[1] == language:
+            above = FENCED.sub("", text[: match.start()])
+            found.append(Block(HEADING.findall(above)[-1], match[2]))
+    return found
+
+
+def block(page: str, language: str, heading: str) -> str:
+    """The one in that language under that heading."""
+    (found,) = [block.text for block in blocks(page, language) if block.heading == heading]
+    return found
+
+
+def commands(page: str) -> list[str]:
+    """The lines of its shell blocks."""
+    return [line for block in blocks(page, "sh") for line in block.text.splitlines()]
+
+
+def anchors(page: str) -> set[str]:
+    """What a link may name behind #, as GitHub makes it of headings."""
+    headings = HEADING.findall(FENCED.sub("", PAGES[page]))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def tests() -> set[str]:
+    """The names of all tests, as file.py::test."""
+    return {
+        f"{path.name}::{name}"
+        for path in Path(ROOT, "tests").rglob("test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
+    }

@@ -1,0 +1,488 @@
+"""The short way of a response gives the client the very bytes of the long one."""
+
+import asyncio
+import itertools
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.connection import Client, ConnectionState, Server
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.mode_specs import ReverseMode
+from mitmproxy.test import taddons
+
+from ollama_auth.auth.keys import Principal
+from ollama_auth.exchange import Admission, Exchange, UpstreamRequest
+from ollama_auth.http.head import Bounds, Head
+from ollama_auth.http.responses import Answer
+from ollama_auth.proxy import fast_path as splice
+from ollama_auth.proxy.connections import BulkReader, ClientConnection
+from ollama_auth.proxy.fast_path import SocketFastPath
+from ollama_auth.proxy.layer import GateLayer
+
+# These run here once more, through the gate below, which has only the long way.
+from tests.e2e.test_edge import (  # noqa: F401
+    test_a_client_that_does_not_read_is_waited_for,
+    test_an_http_1_0_client_of_a_chunked_answer,
+    test_clients_that_leave_at_any_moment,
+    test_pipelined,
+    test_trailers_of_a_response_arrive,
+)
+from tests.e2e.test_gate import (  # noqa: F401
+    STREAMS,
+    test_a_client_that_leaves_ends_the_request_upstream,
+    test_a_request_body_streams,
+    test_an_early_answer_gets_through,
+    test_the_response_comes_back_as_it_was,
+    test_tokens_pass_at_once,
+)
+from tests.harness.support import BEARER, Controlled, Gate, Upstream, Wire, chat, head
+
+REQUEST = b"GET /api/tags HTTP/1.1\r\nHost: gate\r\n\r\n"
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def shared_gate(shared_upstream: Upstream) -> Iterator[Gate]:
+    with Gate(shared_upstream.url, "--set", "ollama_access_log=-", env={"OLLAMA_SPLICE": "off"}) as gate:
+        yield gate
+
+
+@pytest.fixture
+def gate(shared_gate: Gate, upstream: Upstream) -> Gate:
+    return shared_gate
+
+
+@dataclass
+class FakeLifecycle:
+    """Lets everything in, and keeps what it was told."""
+
+    bounds: Bounds = field(default_factory=Bounds)
+    head_timeout: float = 10.0
+    idle_timeout: float = 10.0
+    draining: bool = False
+    read: list[bytes] = field(default_factory=list)
+    events: int = 0
+    exchange: Exchange = field(default_factory=lambda: Exchange("127.0.0.1"))
+
+    def watched(self) -> bool:
+        return False
+
+    def silent(self) -> bool:
+        return True
+
+    def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Admission]:
+        self.exchange.upstream_request = UpstreamRequest(Principal("anna"), b"/api/tags", ())
+        self.exchange.usage = self  # type: ignore[assignment] # It is fed what is read.
+        return self.exchange, Admission(self.exchange.upstream_request)
+
+    def begin(self, exchange: Exchange, flow: object) -> None:
+        flow.request.stream = exchange.request_chunk  # type: ignore[attr-defined]
+
+    def refuse_malformed(self, error: object, peer: object) -> Answer:
+        return Answer(400, (), b"")
+
+    def response_started(self, exchange: Exchange, flow: object) -> None:
+        flow.response.stream = exchange.response_chunk  # type: ignore[attr-defined]
+
+    def rewrite_response(self, exchange: Exchange, flow: object) -> None: ...
+
+    def finish(self, exchange: Exchange, peer: object) -> None:
+        exchange.ended = 1.0
+
+    def failed(self, exchange: Exchange, reason: str, status: int) -> Answer:
+        exchange.reason = reason
+        return Answer(status, (), b"")
+
+    def internal_error(self, error: Exception) -> Answer:
+        raise error
+
+    def feed(self, data: bytes) -> None:
+        self.read.append(data)
+
+
+class Handler:
+    """A ConnectionHandler without sockets."""
+
+    transports: dict[object, object] = {}  # noqa: RUF012
+
+
+@dataclass
+class Seen:
+    """What came of one response."""
+
+    client: bytes = b""
+    server: bytes = b""
+    sends: int = 0
+    closed: bool = False
+    server_closed: bool = False
+    read: list[bytes] = field(default_factory=list)
+    exchange: tuple[object, ...] = ()
+
+
+def relay(
+    pieces: list[bytes], *, short: bool, cut: bool, head: bytes = HEAD, request: tuple[bytes, ...] = (REQUEST,)
+) -> Seen:
+    """Play a request and its response in those pieces through the layers, without sockets."""
+    seen, lifecycle = Seen(), FakeLifecycle()
+    with pytest.MonkeyPatch.context() as patch, taddons.context(Proxyserver()) as tctx:
+        patch.setattr(splice, "ENABLED", short)
+        mode = ReverseMode.parse("reverse:http://127.0.0.1:1")
+        client = Client(
+            peername=("127.0.0.1", 2), sockname=("127.0.0.1", 3), timestamp_start=1.0, state=ConnectionState.OPEN
+        )
+        client.proxy_mode = mode
+        context = Context(client, tctx.options)
+        context.server = Server(address=("127.0.0.1", 1))
+        layer = GateLayer(context, lifecycle, ClientConnection(client, Handler(), 0.0), lifecycle)  # type: ignore[arg-type]
+        server: Server | None = None
+
+        def feed(event: events.Event) -> None:
+            nonlocal server
+            opening, hooks = None, []
+            for command in layer.handle_event(event):
+                if isinstance(command, commands.OpenConnection):
+                    assert isinstance(command.connection, Server)
+                    opening, server = command, command.connection
+                elif isinstance(command, commands.StartHook):
+                    hooks.append(command)
+                elif isinstance(command, commands.SendData) and command.connection is client:
+                    seen.client += command.data
+                    seen.sends += 1
+                elif isinstance(command, commands.SendData) and command.connection is server:
+                    seen.server += command.data
+                elif isinstance(command, commands.CloseConnection):
+                    seen.closed |= command.connection is client
+                    seen.server_closed |= command.connection is server
+            for hook in hooks:
+                feed(events.HookCompleted(hook))
+            if opening and server:
+                server.state = ConnectionState.OPEN
+                feed(events.OpenConnectionCompleted(opening, None))
+
+        feed(events.Start())
+        for piece in request:
+            if not seen.closed:
+                feed(events.DataReceived(client, piece))
+        assert server
+        for piece in [head, *pieces]:
+            if not seen.server_closed:
+                feed(events.DataReceived(server, piece))
+        if cut and not seen.server_closed:
+            server.state &= ~ConnectionState.CAN_READ
+            feed(events.ConnectionClosed(server))
+    seen.read = lifecycle.read
+    seen.exchange = (
+        lifecycle.exchange.bytes_in,
+        lifecycle.exchange.bytes_out,
+        lifecycle.exchange.reason,
+        lifecycle.exchange.ended,
+    )
+    return seen
+
+
+def chunk(content: bytes, form: str = "%x\r\n%s\r\n") -> bytes:
+    return form.encode() % (len(content), content)
+
+
+FORMS = ["%x\r\n%s\r\n"] * 6 + [
+    "%X\r\n%s\r\n",
+    "0%x\r\n%s\r\n",
+    "%x;a=b\r\n%s\r\n",
+    "%x \r\n%s\r\n",
+    "0000000000%x\r\n%s\r\n",
+]
+BROKEN = [
+    b"x\r\n",
+    b"-1\r\na\r\n",
+    b"\r\n",
+    b"3\nabc\r\n",
+    b"2\r\nabc\r\n",
+    b"3\r\nab\r\n\r\n",
+    b"ffffffffffffffffffffffff\r\n",
+]
+CHUNKS = st.builds(
+    chunk, st.binary(min_size=1, max_size=40) | st.sampled_from([b"\r\n", b"0\r\n\r\n"]), st.sampled_from(FORMS)
+)
+ENDS = st.sampled_from(
+    [b"0\r\n\r\n"] * 4 + [b"", b"0\r\nX-A: b\r\n\r\n", b"00\r\n\r\n", b"0\r\n", b"0;x\r\n\r\n", *BROKEN]
+)
+
+
+@given(st.lists(CHUNKS, max_size=6), ENDS, st.lists(st.integers(0, 200), max_size=5), st.booleans())
+@settings(max_examples=400)
+def test_the_same_bytes_at_any_split(body: list[bytes], end: bytes, splits: list[int], cut: bool) -> None:
+    """Whole, broken, cut off, with trailers, with extensions: to the client, to who reads it, and to the log."""
+    raw = b"".join(body) + end
+    for whole in (split_at(raw, splits), [*body, end] if end else body):
+        assert relay(whole, short=True, cut=cut) == relay(whole, short=False, cut=cut) or differs_in_sends_only(
+            whole, cut
+        )
+
+
+def differs_in_sends_only(pieces: list[bytes], cut: bool) -> bool:
+    """Several chunks that came together go on together: in fewer sends."""
+    short, long = relay(pieces, short=True, cut=cut), relay(pieces, short=False, cut=cut)
+    fewer = short.sends <= long.sends
+    short.sends = long.sends = 0
+    assert short == long
+    return fewer
+
+
+def split_at(raw: bytes, splits: list[int]) -> list[bytes]:
+    at = sorted({0, len(raw), *(split % (len(raw) + 1) for split in splits)})
+    return [raw[one:other] for one, other in itertools.pairwise(at)]
+
+
+SPLITS = st.lists(st.integers(0, 60), max_size=4)
+
+
+@given(st.binary(max_size=40), st.integers(0, 45), SPLITS, st.booleans())
+def test_a_response_of_known_length(body: bytes, length: int, splits: list[int], cut: bool) -> None:
+    """Also one that is longer or shorter than it says."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length
+    ways = [relay(split_at(body, splits), short=way, cut=cut, head=head) for way in (True, False)]
+    assert ways[0] == ways[1]
+
+
+@given(st.binary(max_size=40), st.integers(0, 45), SPLITS, st.booleans())
+def test_a_request_of_known_length(body: bytes, length: int, splits: list[int], expect: bool) -> None:
+    """The same bytes go upstream; what follows the body is a request of its own."""
+    wait = b"Expect: 100-continue\r\n" if expect else b""
+    head = b"POST /api/chat HTTP/1.1\r\nHost: gate\r\n%sContent-Length: %d\r\n\r\n" % (wait, length or 1)
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+    request = (head, *split_at(body[: length or 1], splits))
+    ways = [relay([b"o", b"k"], short=way, cut=False, head=answer, request=request) for way in (True, False)]
+    assert ways[0] == ways[1]
+    assert ways[0].exchange[0] == len(body[: length or 1])
+
+
+@given(st.lists(CHUNKS, max_size=4), ENDS, SPLITS)
+def test_a_request_in_chunks(body: list[bytes], end: bytes, splits: list[int]) -> None:
+    head = b"POST /api/chat HTTP/1.1\r\nHost: gate\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+    request = (head, *split_at(b"".join(body) + end, splits))
+    ways = [relay([b"ok"], short=way, cut=False, head=answer, request=request) for way in (True, False)]
+    assert ways[0] == ways[1]
+
+
+def test_it_is_the_short_way() -> None:
+    """Three chunks at once are one send; then the end, in its own."""
+    three = [chunk(b"a") + chunk(b"b" * 20) + chunk(b"c")]
+    short, long = (relay([*three, b"0\r\n\r\n"], short=way, cut=False) for way in (True, False))
+    assert (short.sends, long.sends) == (3, 5)
+    assert short.read == long.read == [b"a", b"b" * 20, b"c"]
+    assert short.client == long.client
+    assert short.client.endswith(three[0] + b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("end", BROKEN)
+def test_no_clean_end_of_a_broken_body(end: bytes) -> None:
+    seen = relay([chunk(b"a"), end], short=True, cut=True)
+    assert seen.closed
+    assert not seen.client.endswith(b"0\r\n\r\n")
+    assert seen.exchange[2] == "upstream broken"
+
+
+def test_who_reads_it_may_raise() -> None:
+    """Then the request ends as it does the long way: see GateLayer._crash."""
+
+    class Fault(Exception):
+        pass
+
+    def raise_it(self: FakeLifecycle, data: bytes) -> None:
+        raise Fault
+
+    for way in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FakeLifecycle, "feed", raise_it)
+            with pytest.raises(Fault):
+                relay([chunk(b"a")], short=way, cut=False)
+
+
+async def test_what_is_taken_ahead_is_not_read() -> None:
+    """Only while the reader waits and holds nothing: what came before goes first."""
+    reader, taken = BulkReader(), []
+
+    def ahead(data: bytes) -> int:
+        taken.append(data)
+        return 3
+
+    reader.ahead = ahead
+    reader.feed_data(b"0")  # Nobody waits yet.
+    assert await reader.read(1) == b"0"
+    waiting = asyncio.create_task(reader.read(1))
+    await asyncio.sleep(0)
+    reader.feed_data(b"abc")
+    assert not waiting.done()
+    reader.feed_data(b"defg")
+    reader.feed_data(b"hij")  # It has been woken: this follows what it was woken for.
+    assert await waiting == b"ghij"
+    assert taken == [b"abc", b"defg"]
+    waiting = asyncio.create_task(reader.read(1))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    reader.feed_data(b"klm")  # It is about to end.
+    assert taken == [b"abc", b"defg"]
+
+
+@dataclass
+class Ends:
+    """What an SocketFastPath stands between: layers at rest, an open splice, and the socket of a client."""
+
+    turn: int = 0
+    fault: Exception | None = None
+    paused: bool = False
+    gone: bool = False
+    opens: bool = True
+    closing: bool = False
+    waiting: int = 0
+    looked: int = 0
+    late: bytes = b""
+    handler: object = field(default_factory=lambda: SimpleNamespace(timeout_watchdog=SimpleNamespace(last_activity=0)))
+    sockets: tuple[socket.socket, socket.socket] = field(default_factory=socket.socketpair)
+
+    def __post_init__(self) -> None:
+        self.source = SimpleNamespace(conn=None)
+        self.sockets[0].setblocking(False)
+
+    def splice_from(self, source: object) -> object:
+        return self
+
+    @property
+    def open(self) -> bool:
+        self.looked += 1
+        return self.opens
+
+    def take(self, data: bytes) -> int:
+        return len(data) - data.count(b"-")
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting
+
+    def get_extra_info(self, name: str) -> socket.socket:
+        return self.sockets[0]
+
+    def write(self, data: bytes) -> None:
+        self.late += data
+
+    @property
+    def ahead(self) -> SocketFastPath:
+        return SocketFastPath(self, self, self, self)  # type: ignore[arg-type]
+
+    def sent(self) -> bytes:
+        return self.sockets[1].recv(1 << 20, socket.MSG_DONTWAIT)
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    found = Ends()
+    yield found
+    for one in found.sockets:
+        one.close()
+
+
+def test_what_goes_ahead_goes_at_once(ends: Ends) -> None:
+    ahead = ends.ahead
+    assert ahead(b"abc--") == 3
+    assert ends.sent() == b"abc"
+    assert ahead(b"de") == 2
+    assert (ends.looked, ends.late) == (1, b"")
+    ends.turn += 1
+    assert ahead(b"f") == 1
+    assert ends.looked == 2
+
+
+@pytest.mark.parametrize("why", ["paused", "gone", "closing", "waiting", "fault"])
+def test_what_does_not_go_ahead(ends: Ends, why: str) -> None:
+    """Also where it was open before, and whatever is looked at once an event changes with an event."""
+    ahead = ends.ahead
+    assert ahead(b"a") == 1
+    setattr(ends, why, 1)
+    ends.turn += 1
+    assert ahead(b"b") == 0
+    assert (ends.sent(), ends.late) == (b"a", b"")
+
+
+def test_a_closed_splice_is_looked_at_again(ends: Ends) -> None:
+    ends.opens = False
+    ahead = ends.ahead
+    assert (ahead(b"a"), ahead(b"a")) == (0, 0)
+    ends.opens = True
+    assert ahead(b"b") == 1
+    assert ends.sent() == b"b"
+
+
+def test_a_client_that_is_slow_gets_the_rest_from_its_transport(ends: Ends) -> None:
+    whole = bytes(range(256)) * 16384  # more than a socket holds
+    whole = whole.replace(b"-", b"+")
+    assert ends.ahead(whole) == len(whole)
+    got = bytearray()
+    with suppress(BlockingIOError):
+        while True:
+            got += ends.sent()
+    assert 0 < len(got) < len(whole)
+    assert bytes(got) + ends.late == whole
+
+
+def test_a_client_that_is_gone_is_left_to_its_transport(ends: Ends) -> None:
+    ends.sockets[1].close()
+    assert ends.ahead(b"abc") == 3
+    assert ends.late == b"abc"
+
+
+def test_tokens_are_taken_ahead(upstream: Upstream) -> None:
+    """In the gate as it is by default."""
+    count = """
+        from ollama_auth.proxy.fast_path import SocketFastPath
+        plain, taken = SocketFastPath.__call__, []
+        def counting(*args):
+            taken.append(plain(*args))
+            return taken[-1]
+        SocketFastPath.__call__ = counting
+        ctx.taken = taken
+    """
+    with Controlled(upstream.url) as controlled:
+        controlled.do(count)
+        upstream.hold()
+        body = chat()
+        with Wire(controlled.port, head("POST", "/api/chat", BEARER, f"Content-Length: {len(body)}") + body) as wire:
+            wire.read_until(b'"done":false}')
+            upstream.go_on()
+            wire.read_until(b"0\r\n\r\n")
+        assert controlled.do("result = any(ctx.taken)") == "True"
+
+
+def test_a_fault_while_it_is_taken_ahead_ends_the_answer(upstream: Upstream) -> None:
+    """Visibly, and in the log; see SocketFastPath."""
+    fault = """
+        from ollama_auth.proxy.fast_path import LayerFastPath
+        def broken(self, data):
+            raise ValueError("on purpose")
+        LayerFastPath.take = broken
+    """
+    with Controlled(upstream.url) as controlled:
+        controlled.do(fault)
+        upstream.hold()
+        body = chat()
+        with Wire(controlled.port, head("POST", "/api/chat", BEARER, f"Content-Length: {len(body)}") + body) as wire:
+            wire.read_until(b'"done":false}')
+            upstream.go_on()
+            assert not wire.read_all().endswith(b"0\r\n\r\n")
+        assert "ValueError at" in controlled.find("the request was denied")
+        assert "on purpose" not in controlled.output
+
+
+def test_this_environment_takes_the_short_way() -> None:
+    assert (os.environ.get("OLLAMA_SPLICE") != "off") == splice.ENABLED

@@ -1,0 +1,73 @@
+"""Requests leave nothing behind that only a search for garbage could find, and that search waits for leisure."""
+
+import asyncio
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from ollama_auth import process as garbage
+from tests.harness.support import BEARER, Controlled, Upstream, Wire, ask, chat, head
+
+COUNT = """
+    import gc
+    gc.collect()
+    gc.disable()
+"""
+FOUND = """
+    import collections, gc
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    gc.collect()
+    gc.set_debug(0)
+    found = collections.Counter(type(one).__name__ for one in gc.garbage)
+    gc.garbage.clear()
+    gc.enable()
+    result = found["GateStream"], found["HTTPFlow"], found["Exchange"], found["TypeError"]
+"""
+
+
+@pytest.fixture(scope="module")
+def gate(shared_upstream: Upstream) -> Iterator[Controlled]:
+    with Controlled(shared_upstream.url) as gate:
+        yield gate
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"), [("GET", "/api/version", b""), ("POST", "/api/chat", chat()), ("GET", "/api/tags", b"")]
+)
+def test_a_request_leaves_nothing(gate: Controlled, upstream: Upstream, method: str, path: str, body: bytes) -> None:
+    """Its memory is free when its last reference is, so that thousands a second need no search."""
+    request = head(method, path, BEARER, f"Content-Length: {len(body)}") + body
+    with Wire(gate.port) as wire:
+        gate.do(COUNT)
+        for _ in range(10):
+            wire.send(request)
+            wire.read_until(b"0\r\n\r\n" if body else b"}")
+        ask(gate.port, "GET", "/api/version")  # What came last may still be held by who reads the connection.
+        assert gate.do(FOUND) == "(0, 0, 0, 0)"
+
+
+def test_small_steps(gate: Controlled) -> None:
+    assert gate.do("import gc; result = gc.get_threshold()[:2]") == str((garbage.STEP, garbage.STEPS))
+
+
+async def test_what_is_new_is_looked_over_at_leisure(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    counts, idle = [0, 0, 0], [False]
+    monkeypatch.setattr(gc, "get_count", lambda: tuple(counts))
+    monkeypatch.setattr(gc, "collect", asked.append)
+    monkeypatch.setattr(garbage, "LOOK", 0.0)
+
+    async def after(young: int, times: int, *, leisure: bool) -> list[int]:
+        counts[1:], idle[0] = [young, times], leisure
+        asked.clear()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return asked[:1]
+
+    tidying = asyncio.create_task(garbage.tidy(lambda: idle[0]))
+    assert await after(garbage.ENOUGH, 0, leisure=False) == []
+    assert await after(garbage.ENOUGH - 1, 0, leisure=True) == []
+    assert await after(garbage.ENOUGH, 0, leisure=True) == [1]
+    assert await after(garbage.ENOUGH, garbage.FULL, leisure=True) == [2]
+    tidying.cancel()

@@ -1,0 +1,81 @@
+"""Keys that are read while it runs: whatever comes together, what was read last is in force."""
+
+import asyncio
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mitmproxy.options import Options
+
+from ollama_auth import settings
+from ollama_auth.runtime import ActiveConfig, check_apart
+from ollama_auth.settings import read
+from ollama_auth.telemetry.monitor import Monitor
+from tests.e2e.test_named_keys import entry
+from tests.harness.support import PATIENCE
+from tests.unit.test_settings import FakeOptions
+
+
+class Slow:
+    """settings.read_keys, of which the first call ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.has_read, self.may_end = threading.Event(), threading.Event()
+        self.real = settings.read_keys
+
+    def __call__(self, *args: Any) -> Any:
+        found = self.real(*args)
+        if not self.has_read.is_set():
+            self.has_read.set()
+            assert self.may_end.wait(PATIENCE)
+        return found
+
+
+@pytest.mark.parametrize("how", ["reload", "take"])
+async def test_an_older_reading_does_not_undo_a_newer_one(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that was revoked meanwhile would be good again, until the next change of the file."""
+    (file := tmp_path / "keys.toml").write_text(entry("revoked"))
+    file.chmod(0o600)
+    options: Any = FakeOptions(ollama_keys_file=str(file))
+    config = ActiveConfig(lambda: None, Monitor(None))  # type: ignore[arg-type]
+    config.take(read(options, {}))
+    slow = Slow()
+    monkeypatch.setattr(settings, "read_keys", slow)
+    monkeypatch.delenv("OLLAMA_API_KEY", raising=False)
+
+    older = asyncio.create_task(config.reload(options))
+    await asyncio.to_thread(slow.has_read.wait, PATIENCE)
+    file.write_text(entry("fresh"))
+    if how == "take":
+        config.take(read(options, {}))
+    newer = asyncio.create_task(config.reload(options) if how == "reload" else asyncio.sleep(0))
+    await asyncio.wait({newer}, timeout=0.2)
+    slow.may_end.set()
+    await asyncio.wait_for(asyncio.gather(older, newer), PATIENCE)
+    assert config.settings
+    assert set(config.settings.ring.principals) == {"fresh"}
+
+
+PORTS: dict[str, tuple[tuple[str, int], dict[str, Any], bool]] = {
+    "the same address": (("127.0.0.1", 8081), {"listen_host": "127.0.0.1", "listen_port": 8081}, False),
+    "the gate is everywhere": (("127.0.0.1", 8081), {"listen_host": "", "listen_port": 8081}, False),
+    "the metrics are everywhere": (("0.0.0.0", 8081), {"listen_host": "127.0.0.1", "listen_port": 8081}, False),
+    "a name": (("localhost", 8081), {"listen_host": "127.0.0.1", "listen_port": 8081}, False),
+    "in the mode": (("127.0.0.1", 8081), {"mode": ["reverse:http://ollama:11434@8081"]}, False),
+    "mitmproxy's own": (("127.0.0.1", 8080), {}, False),
+    "another port": (("127.0.0.1", 8081), {"listen_host": "127.0.0.1", "listen_port": 8082}, True),
+    "another address": (("127.0.0.2", 8081), {"listen_host": "127.0.0.1", "listen_port": 8081}, True),
+}
+
+
+@pytest.mark.parametrize("what", PORTS)
+def test_metrics_are_not_on_the_port_of_the_gate(what: str) -> None:
+    """Where ports are shared, both could be bound: keys would go to who shows metrics, and the page to strangers."""
+    address, changed, fits = PORTS[what]
+    options = Options(**({"mode": ["reverse:http://ollama:11434"]} | changed))
+    with nullcontext() if fits else pytest.raises(settings.SettingsError, match="gate's own"):
+        check_apart(address, options)

@@ -1,0 +1,541 @@
+"""scripts/keys, mostly as somebody at a terminal uses it."""
+
+import base64
+import errno
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ollama_auth.auth import keys_file
+from ollama_auth.auth.keys import KeyRing
+from scripts.tools import keys as cli
+from tests.harness.support import ROOT
+
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
+KEY = re.compile(r"sk-ollama-[0-9a-f]{32}")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+SSH = f"ssh-ed25519 {base64.b64encode(b'\0\0\0\x0bssh-ed25519\0\0\0\x20' + bytes(32)).decode()} bob@laptop"
+WRITTEN = f"""\
+# The keys of the lab.
+
+[[keys]]  # the first
+name = "alice"  # Room 7
+sha256 = "{"aa" * 32}"   # made in May
+# She needs two.
+models = [
+  "llama3.2",  # small
+  "qwen*",
+]
+
+# Bob's laptop, until June.
+[[keys]]
+"name" = 'bob'
+"sha256" = '{"bb" * 32}'
+
+# The end.
+"""
+
+
+@dataclass
+class Said:
+    """What a command said, and how it ended."""
+
+    out: str
+    err: str
+    status: int
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Terminal:
+    """A shell in a directory of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "keys.toml"
+
+    def run(self, *arguments: str, **variables: str) -> Said:
+        """What `scripts/keys ARGUMENTS` says, with the Python that the tests run on."""
+        command = [sys.executable, str(ROOT / "scripts" / "tools"), "keys", *arguments]
+        done = subprocess.run(
+            command, cwd=self.folder, env=CLEAN | variables, capture_output=True, text=True, check=False, timeout=50
+        )
+        assert "Traceback" not in done.stderr
+        return Said(done.stdout, done.stderr, done.returncode)
+
+    def does(self, *arguments: str) -> str:
+        """The standard output of a command that succeeds, without its line end."""
+        said = self.run(*arguments)
+        assert said.status == 0, said.err
+        return said.out.removesuffix("\n")
+
+    @property
+    def ring(self) -> KeyRing:
+        return KeyRing(keys_file.load(self.file)[0])
+
+    def owner(self, key: str) -> str | None:
+        """Whose key it is, to the gate."""
+        found = self.ring.find(key.encode())
+        return found.name if found else None
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Terminal:
+    return Terminal(tmp_path)
+
+
+@pytest.fixture
+def lab(terminal: Terminal) -> Terminal:
+    """A terminal where there is a file that was written by hand."""
+    terminal.file.write_text(WRITTEN)
+    terminal.file.chmod(0o600)
+    return terminal
+
+
+type Call = Callable[..., Said]
+
+
+@pytest.fixture
+def called(lab: Terminal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs a command in this process: sooner, and what it calls can be made to fail."""
+    monkeypatch.chdir(lab.folder)
+    monkeypatch.delenv("OLLAMA_KEYS_FILE", raising=False)
+
+    def call(*arguments: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["keys.py", *arguments])
+        try:
+            status = cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        said = capsys.readouterr()
+        return Said(said.out, said.err, status)
+
+    return call
+
+
+def test_a_session(terminal: Terminal) -> None:
+    said = terminal.run("add", "alice", "--expires", "30d", "--rpm", "60")
+    alice = said.out.strip()
+    assert (said.status, KEY.fullmatch(alice) is not None) == (0, True)
+    assert said.err == (
+        "ollama-auth: alice is in keys.toml now; the key is shown only now\n"
+        f"ollama-auth: the gate reads it with OLLAMA_KEYS_FILE={terminal.file}\n"
+    )
+    reader = terminal.does("add", "reader", "--scope", "list", "infer", "--model", "llama3.2", "qwen*")
+    terminal.does("add", "bob-laptop", "--ssh", SSH, "--expires", "2127-01-01", "--concurrent", "2")
+    assert (terminal.owner(alice), terminal.owner(reader)) == ("alice", "reader")
+
+    assert TIME.sub("(a time)", terminal.does("list")).splitlines() == [
+        "NAME        KIND  SCOPES            MODELS          LIMITS     EXPIRES",
+        "alice       key   infer embed list  all             60/min     (a time)",
+        "reader      key   infer list        llama3.2 qwen*  none       never",
+        "bob-laptop  ssh   infer embed list  all             2 at once  (a time)",
+    ]
+
+    said = terminal.run("rotate", "alice", "--grace", "2h")
+    newer = said.out.strip()
+    assert TIME.sub("(a time)", said.err) == (
+        "ollama-auth: alice has a new key, which is shown only now; the old one works until (a time)\n"
+    )
+    assert (terminal.owner(alice), terminal.owner(newer)) == ("alice", "alice")
+
+    assert terminal.does("check") == "keys.toml: 3 keys, no fault"
+    assert terminal.does("check", "reader", "POST", "/api/chat", "llama3.2") == (
+        "reader: POST /api/chat llama3.2 is let in (infer)"
+    )
+    said = terminal.run("check", "reader", "DELETE", "/api/delete", "llama3.2")
+    assert said.status == 1
+    assert said.out.startswith("reader: DELETE /api/delete llama3.2 gets 403 ")
+
+    said = terminal.run("revoke", "alice")
+    assert (said.out, said.err, said.status) == ("", "ollama-auth: alice is no longer in keys.toml\n", 0)
+    assert (terminal.owner(alice), terminal.owner(newer), terminal.owner(reader)) == (None, None, "reader")
+
+
+def test_no_key_is_in_the_file_and_no_digest_is_shown(terminal: Terminal) -> None:
+    keys = [terminal.does("add", "alice"), terminal.does("rotate", "alice")]
+    text = terminal.file.read_text()
+    assert not KEY.search(text)
+    assert len(DIGEST.findall(text)) == 2
+    shown = "".join(
+        terminal.does(*command) for command in (["list"], ["list", "--json"], ["check"], ["check", "--json"])
+    )
+    assert not any(secret in shown for secret in keys + DIGEST.findall(text))
+
+
+def test_a_new_key_alone_goes_to_standard_output(terminal: Terminal) -> None:
+    said = terminal.run("new")
+    assert KEY.fullmatch(said.out.removesuffix("\n"))
+    assert DIGEST.search(said.err)
+    assert not list(terminal.folder.iterdir())
+
+
+def test_a_key_with_everything(terminal: Terminal) -> None:
+    terminal.does(
+        *("add", "--tokens-per-day", "5", "--rpm", "1", "--concurrent", "3", "--expires", "2127-01-01T00:00:00Z"),
+        *("--model", "b", "--scope", "pull", "--scope", "all", "account", "--model", "a", "--", "x"),
+    )
+    (fact,) = json.loads(terminal.does("--json", "list"))
+    assert fact == {
+        "name": "x",
+        "kind": "key",
+        "scopes": ["pull", "account", "all"],
+        "models": ["b", "a"],
+        "requests_per_minute": 1,
+        "concurrent_requests": 3,
+        "tokens_per_day": 5,
+        "expires": "2127-01-01T00:00:00Z",
+        "expired": False,
+        "old_key_until": None,
+    }
+
+
+@pytest.mark.parametrize(("when", "seconds"), [("90m", 5400), ("24h", 86400), ("30d", 30 * 86400), ("8w", 56 * 86400)])
+def test_a_span_begins_now(when: str, seconds: int) -> None:
+    expires = keys_file.instant(cli.expiry(when))
+    assert 0 <= time.time() + seconds - expires < 2
+
+
+def test_a_public_key_may_be_in_a_file(terminal: Terminal) -> None:
+    (terminal.folder / "id_ed25519.pub").write_text(SSH + "\n")
+    said = terminal.run("add", "bob", "--ssh", "id_ed25519.pub")
+    assert (said.status, said.out) == (0, "")
+    assert terminal.ring.find_ssh(bytes(32)) == terminal.ring.principals["bob"]
+    assert f'ssh_ed25519 = "{SSH}"' in terminal.file.read_text()
+
+
+def test_everything_is_said_as_json_too(lab: Terminal) -> None:
+    made = lab.run("new", "--json").json
+    assert (KEY.fullmatch(made["key"]) and DIGEST.fullmatch(made["sha256"])) is not None
+    added = lab.run("add", "carol", "--json").json
+    assert (added["name"], lab.owner(added["key"])) == ("carol", "carol")
+    rotated = lab.run("--json", "rotate", "carol").json
+    assert (lab.owner(rotated["key"]), TIME.fullmatch(rotated["old_key_until"]) is not None) == ("carol", True)
+    assert lab.run("list", "--json").json[2]["old_key_until"] == rotated["old_key_until"]
+    assert lab.run("revoke", "carol", "--json").json == {"file": "keys.toml", "name": "carol"}
+    assert lab.run("check", "--json").json == {"file": "keys.toml", "keys": 2, "warnings": []}
+    asked = lab.run("check", "bob", "GET", "/api/tags", "--json").json
+    assert asked == {"name": "bob", "request": "GET /api/tags", "class": "list", "allowed": True}
+    refused = lab.run("check", "bob", "POST", "/api/pull", "m", "--json")
+    assert (refused.status, refused.json["allowed"], refused.json["status"]) == (1, False, 403)
+    failed = lab.run("revoke", "carol", "--json")
+    assert (failed.status, failed.json) == (
+        1,
+        {"faults": ["there is no key carol: `scripts/keys list` shows all"]},
+    )
+
+
+# What a change leaves as it was.
+
+
+def test_a_key_is_added_below_all_that_is_there(lab: Terminal) -> None:
+    lab.does("add", "carol", "--rpm", "1")
+    before, after = lab.file.read_text().split('[[keys]]\nname = "carol"\n')
+    assert before == WRITTEN + "\n"
+    assert re.fullmatch(r'sha256 = "[0-9a-f]{64}"\nrequests_per_minute = 1\n', after)
+
+
+def test_a_key_is_rotated_where_it_stands(lab: Terminal) -> None:
+    lab.does("rotate", "alice")
+    text = lab.file.read_text()
+    digest, _ = DIGEST.findall(text)[:2]
+    expected = WRITTEN.replace("aa" * 32, digest).replace(
+        '  "qwen*",\n]\n', f'  "qwen*",\n]\nprevious_sha256 = "{"aa" * 32}"\nprevious_until = (a time)\n'
+    )
+    assert TIME.sub("(a time)", text) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "end"), [("alice", "[[keys]]  # the first", "\n# Bob's"), ("bob", "[[keys]]\n", "\n# The end")]
+)
+def test_a_key_is_revoked_and_every_comment_beside_it_stays(lab: Terminal, name: str, start: str, end: str) -> None:
+    lab.does("revoke", name)
+    first, _, rest = WRITTEN.partition(start)
+    left = first + rest[rest.index(end) :]
+    assert lab.file.read_text() == left.replace("lab.\n\n\n", "lab.\n\n")
+
+
+def test_the_last_key_may_go(terminal: Terminal) -> None:
+    terminal.file.write_text('[[keys]]\nname = "a"\nsha256 = "' + "aa" * 32 + '"\n')
+    terminal.does("revoke", "a")
+    assert keys_file.load(terminal.file)[0] == ()
+    terminal.does("add", "b")
+    assert list(terminal.ring.principals) == ["b"]
+
+
+@pytest.mark.parametrize("change", [["add", "carol"], ["rotate", "bob"], ["revoke", "bob"]])
+def test_lines_end_as_they_did(lab: Terminal, change: list[str]) -> None:
+    lab.file.write_bytes(b"\xef\xbb\xbf" + WRITTEN.replace("\n", "\r\n").encode())
+    lab.does(*change)
+    data = lab.file.read_bytes()
+    assert data.count(b"\n") == data.count(b"\r\n") > 0
+
+
+@pytest.mark.parametrize("text", [WRITTEN.rstrip(), WRITTEN + "\n\n  \n", "# Nobody.", "", "\n"])
+def test_a_key_can_be_added_to_any_good_file(terminal: Terminal, text: str) -> None:
+    terminal.file.write_text(text)
+    key = terminal.does("add", "carol")
+    assert terminal.owner(key) == "carol"
+    assert terminal.file.read_text().startswith(text.rstrip() or "# ")
+
+
+def test_rotating_again_ends_the_first_key(terminal: Terminal) -> None:
+    first, second, third = (terminal.does(command, "alice") for command in ("add", "rotate", "rotate"))
+    assert [terminal.owner(key) for key in (first, second, third)] == [None, "alice", "alice"]
+
+
+def test_rotating_without_grace_ends_the_old_key(terminal: Terminal) -> None:
+    old, new = terminal.does("add", "alice"), terminal.does("rotate", "alice", "--grace", "0")
+    assert [terminal.owner(key) for key in (old, new)] == [None, "alice"]
+    assert "previous" not in terminal.file.read_text()
+
+
+# Whose file it is.
+
+
+def test_a_new_file_is_for_its_owner_alone(terminal: Terminal) -> None:
+    mask = os.umask(0)
+    try:
+        terminal.does("add", "alice")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(terminal.file.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_the_mode_of_a_file_stays(lab: Terminal, mode: int) -> None:
+    lab.file.chmod(mode)
+    lab.does("add", "carol")
+    assert stat.S_IMODE(lab.file.stat().st_mode) == mode
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give a file away")
+def test_the_owner_of_a_file_stays(lab: Terminal) -> None:
+    os.chown(lab.file, 4321, 1234)
+    lab.does("revoke", "bob")
+    assert (lab.file.stat().st_uid, lab.file.stat().st_gid) == (4321, 1234)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_link_leads_to_is_changed_and_the_link_stays(lab: Terminal, there: bool) -> None:
+    (lab.folder / "real").mkdir()
+    lab.file.rename(lab.folder / "real" / ("keys" if there else "gone"))
+    lab.file.symlink_to("real/keys")
+    key = lab.does("add", "carol")
+    assert lab.file.is_symlink()
+    assert lab.owner(key) == "carol"
+    assert (lab.folder / "real" / "keys").read_text().startswith("# The keys of the lab." if there else cli.HEADER)
+
+
+def test_which_file_it_is(terminal: Terminal) -> None:
+    assert terminal.run("add", "a", OLLAMA_KEYS_FILE="other.toml").status == 0
+    assert terminal.run("--file", "third.toml", "add", "b", OLLAMA_KEYS_FILE="other.toml").status == 0
+    assert terminal.run("add", "c", "--file", "third.toml", HOME=str(terminal.folder)).status == 0
+    assert terminal.run("list", OLLAMA_KEYS_FILE="~/third.toml", HOME=str(terminal.folder)).out.count(" key ") == 2
+    assert {path.name for path in terminal.folder.iterdir() if path.suffix == ".toml"} == {"other.toml", "third.toml"}
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "words"),
+    [
+        ("", 2, "required: COMMAND"),
+        ("ad alice", 2, "invalid choice: 'ad'"),
+        ("add", 2, "required: NAME"),
+        ("add a/b", 2, "argument NAME: it is not 1 to 64 letters"),
+        ("add default", 2, "argument NAME: it default stands for the key that the environment holds"),
+        ("add x --scope pul", 2, "invalid choice: 'pul'"),
+        ("add x --model a\tb", 2, "argument --model: it is no name of a model"),
+        ("add x --rpm 0", 2, "argument --rpm: it is not from 1 to"),
+        ("add x --rpm=-1", 2, "argument --rpm: it is not from 1 to"),
+        ("add x --concurrent two", 2, "argument --concurrent: it is not a whole number"),
+        ("add x --tokens-per-day 1e9", 2, "argument --tokens-per-day: it is not a whole number"),
+        ("add x --expires 2020-01-01", 2, "argument --expires: it is over already; name a time to come"),
+        ("add x --expires 0d", 2, "argument --expires: it is over already"),
+        ("add x --expires 2127-01-01T00:00:00", 2, "argument --expires: it has no time zone; write Z"),
+        ("add x --expires tomorrow", 2, "argument --expires: it is no time; write it as in 30d"),
+        ("add x --expires 7", 2, "argument --expires: it is not a date"),
+        ("add x --ssh nothing", 2, "argument --ssh: it can't be read (No such file or directory); name a file"),
+        ("add x --ssh .", 2, "argument --ssh: it can't be read (Is a directory); name a file"),
+        ("add x --ssh keys.toml", 2, "argument --ssh: it is not one line"),
+        ("rotate alice --grace 1y", 2, "argument --grace: it is not a span of time; write it as in"),
+        ("check alice", 2, "give NAME, METHOD, a PATH that begins with / and perhaps a MODEL"),
+        ("check alice GET tags", 2, "give NAME, METHOD, a PATH that begins with /"),
+        ("add alice", 1, "keys.toml has a key alice already: choose another name, or `scripts/keys rotate alice`"),
+        ("revoke alic", 1, "there is no key alic: did you mean alice?"),
+        ("rotate zed", 1, "there is no key zed: `scripts/keys list` shows all"),
+        ("check zed GET /", 1, "there is no key zed: "),
+        ("list --file none", 1, "there is no none: `scripts/keys add NAME` makes it, --file PATH names another"),
+        ("check --file none", 1, "there is no none: "),
+        ("revoke alice --file none", 1, "there is no none: "),
+        ("rotate alice --file none", 1, "there is no none: "),
+        ("check alice POST /api/chat a\tb", 1, "MODEL is no name of a model: write it as `ollama list` does"),
+        ("add x --file none/keys", 1, "none/keys can't be written (No such file or directory): make the directory"),
+        ("add x --file .", 1, ".: is not a file; name the file that holds the keys"),
+        ("list --file .", 1, ".: is not a file; name the file that holds the keys"),
+    ],
+)
+def test_a_command_that_cannot_be_done_says_why_and_what_to_do(
+    lab: Terminal, called: Call, command: str, status: int, words: str
+) -> None:
+    said = called(*command.split(" ") if command else ())
+    assert (said.status, said.out) == (status, "")
+    assert words in said.err
+    assert lab.file.read_text() == WRITTEN
+
+
+@pytest.mark.parametrize("command", [["add", "x"], ["revoke", "alice"], ["rotate", "alice"], ["list"], ["check"]])
+def test_a_faulty_file_is_left_alone_and_all_its_faults_told(lab: Terminal, called: Call, command: list[str]) -> None:
+    faulty = WRITTEN.replace("models", "model").replace("bob", "alice")
+    lab.file.write_text(faulty)
+    said = called(*command)
+    assert (said.status, said.err.splitlines()) == (
+        1,
+        [
+            "ollama-auth: keys.toml: alice: there is no field model; did you mean models?",
+            "ollama-auth: keys.toml: key number 2: name is that of key number 1 too; give each key its own",
+        ],
+    )
+    assert lab.file.read_text() == faulty
+    assert called(*command, "--json").json["faults"] == [line[13:] for line in said.err.splitlines()]
+
+
+@pytest.mark.parametrize("command", [["revoke", "a"], ["rotate", "a"], ["add", "b"]])
+def test_keys_in_a_list_are_for_their_owner_to_edit(terminal: Terminal, command: list[str]) -> None:
+    terminal.file.write_text(text := f'keys = [{{name = "a", sha256 = "{"aa" * 32}"}}]\n')
+    said = terminal.run(*command)
+    assert (said.status, "begin each" in said.err) == (1, True)
+    assert terminal.file.read_text() == text
+
+
+def test_a_key_that_signs_is_not_rotated(terminal: Terminal) -> None:
+    terminal.does("add", "bob", "--ssh", SSH)
+    said = terminal.run("rotate", "bob")
+    assert (said.status, said.out) == (1, "")
+    assert "bob signs with an ssh key: revoke bob, then add it" in said.err
+
+
+def test_a_private_key_is_refused_and_not_shown(terminal: Terminal) -> None:
+    (terminal.folder / "id").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAAsecret\n")
+    said = terminal.run("add", "bob", "--ssh", "id")
+    assert "it is a private key, which nobody but its owner may have; take the file beside it" in said.err
+    assert "secret" not in said.err
+
+
+@pytest.mark.parametrize("command", ["new", "add", "list", "revoke", "rotate", "check", ""])
+def test_help_has_examples_and_the_exit_status(called: Call, command: str) -> None:
+    said = called(*filter(None, [command]), "--help")
+    assert (said.status, said.err) == (0, "")
+    assert "scripts/keys add alice --expires 30d --rpm 60" in said.out
+    assert "exit status: 0 done; 1 not done" in said.out
+
+
+# What could go wrong, and does not.
+
+
+def test_eight_writers_at_once_lose_nothing(terminal: Terminal) -> None:
+    names = [f"user-{number}" for number in range(8)]
+    with ThreadPoolExecutor(len(names)) as shells:
+        keys = list(shells.map(lambda name: terminal.does("add", name), names))
+    assert [terminal.owner(key) for key in keys] == names
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one(terminal: Terminal) -> None:
+    cli.replace(terminal.file, b"# Nobody.\n")
+    done = threading.Event()
+    seen: list[int] = []
+
+    def read() -> None:
+        while not done.is_set():
+            seen.append(len(keys_file.load(terminal.file)[0]))
+
+    with ThreadPoolExecutor() as threads:
+        reading = threads.submit(read)
+        for number in range(50):
+            entry = {"name": f"user-{number}", "sha256": f"{number:064}"}
+            cli.change(terminal.file, entry["name"], lambda text, _, entry=entry: cli.appended(text, entry))  # type: ignore[misc]
+        done.set()
+        reading.result()
+    assert seen == sorted(seen)
+    assert len(terminal.ring) == 50
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "remedy"),
+    [
+        ("replace", errno.EBUSY, "it is mounted alone, so that it can't be replaced; mount its directory instead"),
+        ("replace", errno.EACCES, "run this as the user whom the file belongs to"),
+        ("fsync", errno.ENOSPC, "nothing was changed"),
+        ("fsync", errno.EROFS, "change it where it is not mounted read-only"),
+    ],
+)
+@pytest.mark.parametrize("command", [["add", "x"], ["revoke", "bob"], ["rotate", "bob"]])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    lab: Terminal, called: Call, monkeypatch: pytest.MonkeyPatch, command: list[str], step: str, error: int, remedy: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, step, fail)
+    said = called(*command)
+    assert (said.out, said.status) == ("", 1)
+    assert said.err == f"ollama-auth: keys.toml can't be written ({os.strerror(error)}): {remedy}\n"
+    assert lab.file.read_text() == WRITTEN
+    assert {path.name for path in lab.folder.iterdir()} == {"keys.toml", ".keys.toml.lock"}
+
+
+def test_a_writer_waits_for_another_and_not_for_ever(
+    lab: Terminal, called: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "PATIENCE", 0.1)
+    with cli.locked(lab.file):
+        said = called("add", "x")
+    assert (said.status, lab.file.read_text()) == (1, WRITTEN)
+    assert f"another program has held {lab.folder / '.keys.toml.lock'} for 0.1 s: end it, then try again" in said.err
+    assert called("add", "x").status == 0
+
+
+def test_a_change_that_would_touch_others_is_not_made(lab: Terminal) -> None:
+    with pytest.raises(cli.Problem, match=r"was left alone, as others than alice would change: edit it by hand"):
+        cli.change(lab.file, "alice", lambda text, _: text.replace("bb", "cc"))
+    with pytest.raises(cli.Problem, match=r"was left alone, as it would become faulty: .*: alice: there is no field x"):
+        cli.change(lab.file, "alice", lambda text, _: text.replace("models", "x"))
+    assert lab.file.read_text() == WRITTEN
+
+
+@pytest.mark.parametrize(("command", "status"), [(["add", "x"], 1), (["list"], 0), (["check"], 0), (["new"], 0)])
+def test_only_a_change_needs_tomlkit(
+    called: Call, monkeypatch: pytest.MonkeyPatch, command: list[str], status: int
+) -> None:
+    monkeypatch.setitem(sys.modules, "tomlkit", None)
+    said = called(*command)
+    assert said.status == status
+    assert ("tomlkit is missing: pip install tomlkit" in said.err) == (status == 1)
+
+
+def test_whoever_reads_a_list_may_stop(lab: Terminal) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "tools"), "keys", "list"]
+    with subprocess.Popen(
+        command, cwd=lab.folder, env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""

@@ -1,0 +1,42 @@
+"""scripts/mitmdump.py: mitmdump on uvloop where that is installed, and as it is where not."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from tests.harness.support import BEARER, ROOT, Controlled, Upstream, ask
+
+LAUNCHER = ROOT / "scripts" / "tools" / "mitmdump.py"
+LOOP = "import asyncio; result = type(asyncio.get_running_loop()).__module__"
+
+
+def launch(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run it in a Python that has run `before`."""
+    code = f"import runpy, sys\n{before}\nsys.argv = [{str(LAUNCHER)!r}, *{arguments!r}]\n"
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_without_uvloop_it_says_so() -> None:
+    done = launch("--version", before="sys.modules['uvloop'] = None")
+    assert done.stdout.startswith("Mitmproxy:")
+    assert "without uvloop" in done.stderr
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("uvloop"), reason="uvloop is not installed")
+def test_with_uvloop(upstream: Upstream) -> None:
+    """The loop is uvloop's, and the gate does what it does."""
+    with Controlled(upstream.url, program=str(LAUNCHER)) as gate:
+        assert gate.do(LOOP) == "'uvloop'"
+        assert ask(gate.port, "GET", "/api/version", BEARER).status == 200
+        assert ask(gate.port, "GET", "/api/version").status == 401
+        gate.signal()
+        assert gate.wait() == 0
+
+
+def test_wrong_arguments_are_mitmdumps_to_refuse() -> None:
+    done = launch("--no-such-option")
+    assert done.returncode == 1
+    assert "usage: mitmdump" in done.stderr

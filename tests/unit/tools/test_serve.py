@@ -1,0 +1,194 @@
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from scripts.tools import serve
+from tests.harness.support import ask, free_port
+
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
+CLEAN["OLLAMA_METRICS_LISTEN"] = ""  # The port of the default may be taken by another test.
+SECRET = re.compile(r"sk-ollama-[0-9a-f]{32}")
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        (None, "http://127.0.0.1:11434"),
+        ("  ", "http://127.0.0.1:11434"),
+        ("ollama:11434", "http://ollama:11434"),
+        ("http://ollama:11434/", "http://ollama:11434"),
+        ("HTTPS://ollama.example", "https://ollama.example"),
+        ("[::1]:11434", "http://[::1]:11434"),
+    ],
+)
+def test_an_endpoint_without_a_scheme_means_http(text: str | None, url: str) -> None:
+    assert serve.endpoint(text) == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ftp://a", "http://", "http://a:0", "http://a:x", "http://a/api", "http://a?b", "http://u:p@a", "http://[::1"],
+)
+def test_an_endpoint_that_cannot_work_is_refused_with_a_word(text: str) -> None:
+    with pytest.raises(serve.Problem, match="http://HOST:PORT"):
+        serve.endpoint(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("OLLAMA_X=a", "a"),
+        ("export OLLAMA_X=a", "a"),
+        ("  OLLAMA_X = a  ", "a"),
+        ("OLLAMA_X=a # why", "a"),
+        ("OLLAMA_X=a#b", "a#b"),
+        ("OLLAMA_X='a # b'", "a # b"),
+        ('OLLAMA_X="a=b" # why', "a=b"),
+        ("OLLAMA_X='a", "'a"),
+        ("OLLAMA_X=$(id)`id`", "$(id)`id`"),
+        ("OLLAMA_X=", ""),
+        ("\ufeffOLLAMA_X=a\r\n", "a"),
+    ],
+)
+def test_a_line_of_an_env_file_is_read_and_never_run(line: str, value: str) -> None:
+    assert serve.read_env(line) == {"OLLAMA_X": value}
+
+
+def test_only_variables_of_ours_are_taken_from_an_env_file() -> None:
+    assert serve.read_env("# a comment\n\nPATH=/tmp\nPYTHONPATH=/tmp\nOLLAMA_X=a\n") == {"OLLAMA_X": "a"}
+
+
+def test_a_bad_line_is_named_by_its_number_and_not_shown() -> None:
+    with pytest.raises(serve.Problem, match=r"line 2 ") as caught:
+        serve.read_env("OLLAMA_X=a\nsk-ollama-secret\n")
+    assert "secret" not in str(caught.value)
+
+
+def test_the_real_environment_wins() -> None:
+    assert serve.merge({"A": "real"}, {"A": "file", "B": "file"}) == {"A": "real", "B": "file"}
+
+
+@pytest.mark.parametrize(("real", "file"), [(serve.KEY, serve.KEY_FILE), (serve.KEY_FILE, serve.KEY)])
+def test_a_key_in_the_environment_puts_the_files_other_form_aside(real: str, file: str) -> None:
+    assert serve.merge({real: "a"}, {file: "b"}) == {real: "a"}
+
+
+def test_a_new_key_can_be_read_by_nobody_else(tmp_path: Path) -> None:
+    mask = os.umask(0)
+    try:
+        key = serve.make_key(path := tmp_path / ".env.local")
+    finally:
+        os.umask(mask)
+    assert SECRET.fullmatch(key)
+    assert serve.read_env(path.read_text()) == {serve.KEY: key}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("before", ["", "OLLAMA_ENDPOINT=a", "OLLAMA_ENDPOINT=a\n"])
+def test_a_new_key_is_added_to_a_file_that_has_none(tmp_path: Path, before: str) -> None:
+    (path := tmp_path / ".env.local").write_text(before)
+    path.chmod(0o644)
+    key = serve.make_key(path)
+    assert serve.read_env(path.read_text()) == serve.read_env(before) | {serve.KEY: key}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("arguments", "address"),
+    [
+        ([], "http://127.0.0.1:8081"),
+        (["-p", "9000"], "http://127.0.0.1:9000"),
+        (["-p9000"], "http://127.0.0.1:9000"),
+        (["--listen-port=9000"], "http://127.0.0.1:9000"),
+        (["--set", "listen_port=9000"], "http://127.0.0.1:9000"),
+        (["--listen-host", "0.0.0.0"], "http://127.0.0.1:8081"),
+        (["--listen-host", "::1"], "http://[::1]:8081"),
+        (["--certs", "cert.pem"], "https://127.0.0.1:8081"),
+    ],
+)
+def test_the_address_follows_the_arguments_which_all_reach_mitmdump(arguments: list[str], address: str) -> None:
+    split = serve.split(["--demo", *arguments, "-w", "file"])
+    assert (split.demo, split.address, split.rest) == (True, address, [*arguments, "-w", "file"])
+    command = serve.gate_command("http://a", split)
+    assert command[-len(split.rest) :] == split.rest
+    assert ("--listen-port" in command) == ("listen_port=9000" not in arguments or "--listen-port" in arguments)
+
+
+@pytest.mark.parametrize("new_key", ["sk-ollama-new", None])
+@pytest.mark.parametrize("model", ["demo", None])
+def test_only_the_first_run_shows_the_key_and_only_once(new_key: str | None, model: str | None) -> None:
+    text = serve.guidance("http://127.0.0.1:8081", new_key, True, model)
+    assert text.count("sk-ollama-") == (1 if new_key else 0)
+    assert text.count("curl -N http://127.0.0.1:8081/api/") == 1
+
+
+def test_nothing_at_the_endpoint_is_an_os_error() -> None:
+    with pytest.raises(OSError, match="refused"):
+        serve.a_model(f"http://127.0.0.1:{free_port()}")
+
+
+@contextmanager
+def served(folder: Path, *arguments: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """scripts/serve.py in `folder`, and what it said until it listened."""
+    command = [sys.executable, str(serve.REPOSITORY / "scripts" / "tools"), "serve", *arguments]
+    with subprocess.Popen(command, cwd=folder, env=CLEAN | variables, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if "proxy to" in line or "listening" in line:
+                    break
+            yield process, said
+        finally:
+            process.terminate()
+
+
+def test_the_demo_runs_behind_the_gate_and_ends_with_it(tmp_path: Path) -> None:
+    port = free_port()
+    with served(tmp_path, "--demo", "-p", str(port)) as (process, said):
+        (key,) = SECRET.findall("".join(said))
+        upstream = int(re.findall(r"http://127\.0\.0\.1:(\d+)", said[-1])[0])
+        assert ask(port, "GET", "/api/version").status == 401
+        assert ask(port, "GET", "/api/version", f"Authorization: Bearer {key}").status == 200
+        assert ask(upstream, "GET", "/").status == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    with pytest.raises(ConnectionRefusedError):
+        ask(upstream, "GET", "/")
+
+
+def test_a_later_run_shows_no_key(tmp_path: Path) -> None:
+    serve.make_key(tmp_path / ".env.local")
+    nowhere = f"127.0.0.1:{free_port()}"
+    with served(tmp_path, "-p", str(free_port()), OLLAMA_ENDPOINT=nowhere) as (process, said):
+        assert not SECRET.search("".join(said))
+        assert f"nothing answers at http://{nowhere} yet" in "".join(said)
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+
+
+def test_the_status_page_is_on_this_machine_unless_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "WATCH_ADDRESS", ("127.0.0.1", free_port()))
+    there = {"OLLAMA_METRICS_LISTEN": "127.0.0.1:%d" % serve.WATCH_ADDRESS[1]}
+    assert serve.watching(serve.split([]), {}) == there
+    assert serve.watching(serve.split([]), {"OLLAMA_METRICS_LISTEN": ""}) == {}
+    assert serve.watching(serve.split(["--set", "ollama_metrics_listen=0.0.0.0:1"]), {}) == {}
+
+
+def test_a_second_one_on_a_machine_does_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(serve, "WATCH_ADDRESS", taken.getsockname())
+        assert serve.watching(serve.split([]), {}) == {}
+    assert "is taken: OLLAMA_METRICS_LISTEN=HOST:PORT puts the status page elsewhere" in capsys.readouterr().out
