@@ -216,7 +216,7 @@ class Authorizer:
     def _max_body(self, head: Head, exchange: Exchange, reads_body: bool) -> int | None:
         assert exchange.route
         limits = [self.settings.max_body.get(exchange.route.route_class)]
-        limits += [self.settings.max_judged_body] if reads_body else []
+        limits += [self.settings.max_inspected_body] if reads_body else []
         most = min((limit for limit in limits if limit is not None), default=None)
         if most is not None and head.body > most:
             message = f"the request body is larger than {most} bytes"

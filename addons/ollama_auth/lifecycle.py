@@ -177,7 +177,9 @@ class RequestLifecycle:
             self.connections.trouble(f"the storage of limits does not answer ({fault})")
             if not limits.open_without_limits:
                 away = retry_after(RETRY_SECONDS)
-                reservation.verdict = judging.refuse(exchange, "limits away", 503, "limits can't be counted now", away)
+                reservation.verdict = judging.refuse(
+                    exchange, "limits unavailable", 503, "limits can't be counted now", away
+                )
                 return
         else:
             if isinstance(granted, Exceeded):

@@ -71,11 +71,11 @@ OPTIONS = (
     Option("ollama_max_body", Sequence[str], [],
            "Largest request body of a class of requests, as CLASS=SIZE with a suffix k, m or g, such as infer=64m; "
            "413 above. Repeat for several. Classes: " + ", ".join(RouteClass) + ", or all. Unset: no limit."),
-    Option("ollama_max_judged_body", str, "32m",
+    Option("ollama_max_inspected_body", str, "32m",
            "Largest request body that is read whole because the key in use may not use every model; 413 above."),
     Option("ollama_limits_storage", str | None, None,
            "Where the limits of keys are counted: a redis:// URL that several gates share. Unset: in memory."),
-    Option("ollama_limits_away", str, "closed",
+    Option("ollama_limits_unavailable", str, "closed",
            "What becomes of requests with limits while that storage does not answer: closed (503) or open."),
     Option("ollama_signature_window", int, 60,
            "Seconds that the time in a signature of the stock ollama CLI may differ from ours."),
@@ -102,6 +102,10 @@ OPTIONS = (
 )  # fmt: skip
 
 _NAMES = tuple(option.name for option in OPTIONS)
+_RENAMED = {
+    "ollama_limits_away": "ollama_limits_unavailable",
+    "ollama_max_judged_body": "ollama_max_inspected_body",
+}
 _NUMBERS = tuple(option.name for option in OPTIONS if option.type is int)
 _MAY_BE_ZERO = {"ollama_max_connections_per_client", "ollama_grace_period", "ollama_drain_delay"}
 _SIZE = re.compile(r"([0-9]{1,12})([kmg]?)b?", re.IGNORECASE)
@@ -154,7 +158,7 @@ class Settings:
     max_flows: int
     tls: bool
     keys_file: str | None
-    max_judged_body: int
+    max_inspected_body: int
     limits_storage: str | None
     open_without_limits: bool
     signature_window: int
@@ -198,9 +202,12 @@ def read(options: Options, environ: Mapping[str, str], taken: bytes | None = Non
         max_flows=options.ollama_max_flows,
         tls=bool(options.certs),
         keys_file=keys_file_of(options, environ),
-        max_judged_body=read_size("ollama_max_judged_body", options.ollama_max_judged_body),
+        max_inspected_body=read_size("ollama_max_inspected_body", options.ollama_max_inspected_body),
         limits_storage=options.ollama_limits_storage or None,
-        open_without_limits=read_choice("ollama_limits_away", options.ollama_limits_away, ("closed", "open")) == "open",
+        open_without_limits=read_choice(
+            "ollama_limits_unavailable", options.ollama_limits_unavailable, ("closed", "open")
+        )
+        == "open",
         signature_window=options.ollama_signature_window,
         max_wrong_keys=read_wrong_keys(options, environ),
         cors_origins=read_origins(options.ollama_cors_origins),
@@ -212,6 +219,8 @@ def check_names(deferred: Mapping[str, Any]) -> None:
     """mitmproxy keeps what it does not know for scripts that may come; of ours, none will. Raises SettingsError."""
     for name in deferred:
         lower = name.lower()
+        if lower in _RENAMED:
+            raise SettingsError(f"the option {lower} is called {_RENAMED[lower]} now: write that")
         if lower.startswith("ollama_") or get_close_matches(lower, _NAMES, n=1, cutoff=0.8):
             known = get_close_matches(lower, _NAMES, n=1, cutoff=0)[0]
             shown = re.split(r"[^A-Za-z0-9_-]", name, maxsplit=1)[0]  # What follows may be a value.

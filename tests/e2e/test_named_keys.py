@@ -81,7 +81,7 @@ def named(shared_upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -
     file = tmp_path_factory.mktemp("keys") / "keys.toml"
     file.write_text(KEYS)
     file.chmod(0o600)
-    args = ("--set", "ollama_max_judged_body=64k", "--set", "ollama_max_wrong_keys=0")
+    args = ("--set", "ollama_max_inspected_body=64k", "--set", "ollama_max_wrong_keys=0")
     with Gate(shared_upstream.url, *args, env={"OLLAMA_KEYS_FILE": str(file)}) as gate:
         yield gate
         assert "Traceback" not in gate.output

@@ -181,7 +181,7 @@ def test_redis_killed_in_the_middle(two_gates: tuple[Gate, Gate], redis: Redis, 
 
 
 def test_open_while_redis_is_away_where_that_was_chosen(redis: Redis, upstream: Upstream, tmp_path: Path) -> None:
-    with make_gate(redis, upstream, tmp_path, "--set", "ollama_limits_away=open") as gate:
+    with make_gate(redis, upstream, tmp_path, "--set", "ollama_limits_unavailable=open") as gate:
         redis.stop()
         assert status(gate, "minute") == 200
         gate.find("storage of limits does not answer")

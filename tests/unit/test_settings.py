@@ -367,6 +367,19 @@ def test_options_that_are_not_ours_are_left_to_others(name: str) -> None:
     check_names({name: "whatever"})
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("ollama_limits_away", "ollama_limits_unavailable"),
+        ("ollama_max_judged_body", "ollama_max_inspected_body"),
+        ("OLLAMA_LIMITS_AWAY", "ollama_limits_unavailable"),
+    ],
+)
+def test_an_old_name_of_an_option_is_an_error_that_says_the_new_one(old: str, new: str) -> None:
+    with pytest.raises(SettingsError, match=f"{old.lower()} is called {new} now"):
+        check_names({old: "open"})
+
+
 def test_misspelt_options_are_found_when_everything_is_read() -> None:
     options = FakeOptions()
     options.deferred["ollama_max_hed"] = "1"
