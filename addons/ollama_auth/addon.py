@@ -43,6 +43,7 @@ from .http.responses import error, render, retry_after
 from .lifecycle import RequestLifecycle
 from .mitmweb.flows import COLUMNS, FlowViews
 from .ollama_api.routes import Dialect
+from .option_table import OPTIONS
 from .proxy.connections import BulkReader, ClientConnection, Connections, close_left
 from .proxy.events import Reservation
 from .proxy.hook_dispatch import HookDispatcher
@@ -137,7 +138,7 @@ class Gate:
         return self.settings is not None and bool(self.holders) and not self.removed
 
     def load(self, loader: Loader) -> None:
-        for option in settings.OPTIONS:
+        for option in OPTIONS:
             loader.add_option(option.name, option.type, option.default, option.help)
 
     def apply_defaults(self) -> None:

@@ -121,7 +121,7 @@ class Authorizer:
 
     def _identify(self, head: Head, here: bytes, exchange: Exchange, peer: Peer) -> tuple[Principal, bytes]:
         """(who sends it, the secret that was shown). Raises Refused."""
-        exchange.stripped = forwarding.split(head.fields, self.settings.forward, self.settings.ring.find)[1]
+        exchange.stripped = forwarding.split(head.fields, self.settings.forward_headers, self.settings.ring.find)[1]
         try:
             principal, secret = self._signed(head, here, exchange) or self._shown(head, exchange)
         except CredentialError as why:
@@ -196,7 +196,7 @@ class Authorizer:
             raise Refused(self.refuse(exchange, "key in path", 400, message)) from None
         exchange.stripped += removed
         filtered = policy.listing_filtered(principal, exchange.route)
-        allowed = self.settings.forward - {b"accept-encoding"} if filtered else self.settings.forward
+        allowed = self.settings.forward_headers - {b"accept-encoding"} if filtered else self.settings.forward_headers
         fields = forwarding.without(forwarding.split(head.fields, allowed)[0], secret)
         once = signature.value if signature and self._shares_replays(exchange) else None
         return UpstreamRequest(

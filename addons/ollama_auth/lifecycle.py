@@ -175,7 +175,7 @@ class RequestLifecycle:
             granted = await limiter.enter(upstream_request.principal, exchange.lease)
         except StorageUnavailableError as fault:
             self.connections.trouble(f"the storage of limits does not answer ({fault})")
-            if not limits.open_without_limits:
+            if limits.limits_unavailable == "closed":
                 away = retry_after(RETRY_SECONDS)
                 reservation.verdict = judging.refuse(
                     exchange, "limits unavailable", 503, "limits can't be counted now", away

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 import pytest
 from ruamel.yaml import YAML
 
-from ollama_auth import settings
+from ollama_auth import option_table
 from ollama_auth.auth.keys import digest
 from tests.harness.edges import Line, TlsWire, certificate
 from tests.harness.support import (
@@ -34,7 +34,7 @@ from tests.harness.support import (
 )
 
 DEPLOY = ROOT / "scripts" / "deploy"
-OPTIONS = {option.name for option in settings.OPTIONS}
+OPTIONS = {option.name for option in option_table.OPTIONS}
 ELSEWHERE = {"ollama_limits_storage", "ollama_metrics_listen"}
 """Options of what is not on this machine, or of a port that may be taken."""
 UNIT = DEPLOY / "ollama-auth.service"

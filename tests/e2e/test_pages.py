@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from ruamel.yaml import YAML
 
-from ollama_auth import settings
+from ollama_auth import option_table
 from scripts.tools import image, serve
 from tests.e2e.test_deploy import OBJECTS, UNIT, container, listens, proxy, run, tool
 from tests.harness.pages import CLIENTS, DEPLOYMENT, PAGES, README, block, blocks, commands
@@ -31,7 +31,7 @@ from tests.unit.tools.test_serve import served
 ADDRESS, MODEL = "127.0.0.1:8081", "llama3.2"
 PATIENCE = 60.0
 pytestmark = pytest.mark.timeout(3 * PATIENCE)
-GATE_OPTIONS = {option.name: option for option in settings.OPTIONS}
+GATE_OPTIONS = {option.name: option for option in option_table.OPTIONS}
 
 
 def adapted(text: str, gate: Gate) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ollama_auth import settings
+from ollama_auth import option_table
 from ollama_auth.auth import keys_file
 from scripts.tools import image, keys, usage
 from tests.harness.pages import CLIENTS, DEPLOYMENT, PAGES, README, TROUBLESHOOTING, anchors, block, commands
@@ -115,7 +115,7 @@ def test_files_that_are_named_exist(page: str) -> None:
 def test_options_that_are_named_exist(page: str) -> None:
     text = re.sub(r"ollama_auth_\w+|ollama_api/", "", PAGES[page])  # Metrics, modules.
     named = set(re.findall(r"\bollama_[a-z_]+", text)) - {"ollama_auth", "ollama_max_boddy", "ollama_limits_"}
-    assert named <= {option.name for option in settings.OPTIONS}
+    assert named <= {option.name for option in option_table.OPTIONS}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -243,7 +243,8 @@ def test_scripts_exist() -> None:
 def test_the_table_of_options_is_that_of_the_code() -> None:
     rows = dict(re.findall(r"^\| `(ollama_\w+)` \| (\S*) ?\|", TEXT, re.M))
     assert rows == {
-        option.name: str(option.default) if isinstance(option.default, int | str) else "" for option in settings.OPTIONS
+        option.name: str(option.default) if isinstance(option.default, int | str) else ""
+        for option in option_table.OPTIONS
     }
 
 

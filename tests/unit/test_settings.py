@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ollama_auth import option_table
 from ollama_auth.auth.forwarding import FORWARDED
 from ollama_auth.auth.keys import Principal
 from ollama_auth.http.head import Bounds
 from ollama_auth.ollama_api.routes import RouteClass
+from ollama_auth.option_table import OPTIONS
 from ollama_auth.settings import (
     MASKED,
     MAX_KEY_FILE,
-    OPTIONS,
     Settings,
     SettingsError,
     check_names,
     read,
     read_key,
-    read_sizes,
 )
 
 KEY = "sk-ollama-0123456789abcdef"
@@ -40,6 +40,10 @@ MITMPROXY = {
     "body_size_limit": None,
     "proxy_debug": False,
 }
+
+
+def sizes_of(specs: list[str]) -> dict[RouteClass, int]:
+    return option_table.sizes("ollama_max_body", specs)
 
 
 class FakeOptions:
@@ -81,7 +85,7 @@ def file_of(path: Path, content: bytes) -> str:
 def test_with_a_key_alone_there_is_nothing_else_to_learn() -> None:
     found = settings()
     assert found.ring.find(KEY.encode()) == Principal("default")
-    assert (found.access_log, found.forward, found.bounds, found.max_body) == (None, FORWARDED, Bounds(), {})
+    assert (found.access_log, found.forward_headers, found.bounds, found.max_body) == (None, FORWARDED, Bounds(), {})
     assert (found.tls, found.warnings) == (False, ())
 
 
@@ -430,7 +434,7 @@ def test_every_number_that_is_set_arrives(name: str) -> None:
     ],
 )
 def test_sizes(specs: list[str], sizes: dict[RouteClass, int]) -> None:
-    assert read_sizes(specs) == sizes
+    assert sizes_of(specs) == sizes
     assert settings(ollama_max_body=specs).max_body == sizes
 
 
@@ -451,7 +455,7 @@ def test_a_size_that_is_none(spec: str) -> None:
 @given(st.text(max_size=20) | st.from_regex(r"[a-z]{2,6}=[0-9]{0,13}[kmgKMGb]{0,2}", fullmatch=True))
 def test_any_text_is_a_size_or_refused(spec: str) -> None:
     try:
-        sizes = read_sizes([spec])
+        sizes = sizes_of([spec])
     except SettingsError as error:
         sizes, spec = {}, str(error)
     assert all(size >= 0 for size in sizes.values())
@@ -466,7 +470,7 @@ def test_a_header_that_can_not_be_forwarded(name: str) -> None:
 
 
 def test_a_header_that_can() -> None:
-    assert settings(ollama_forward_headers=["X-Trace"]).forward == FORWARDED | {b"x-trace"}
+    assert settings(ollama_forward_headers=["X-Trace"]).forward_headers == FORWARDED | {b"x-trace"}
 
 
 @pytest.mark.parametrize(("value", "target"), [(None, None), ("", None), ("-", "-"), ("log", "log")])

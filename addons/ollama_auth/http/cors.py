@@ -17,10 +17,8 @@ ANY, OPAQUE = "*", "null"
 
 METHODS = b"GET, HEAD, POST, DELETE"
 MAX_AGE = b"600"
-EXPOSED = (
-    b"X-Request-Id, Retry-After, RateLimit, RateLimit-Policy, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset"
-)
-"""What a page may read besides the few fields that it always may."""
+EXPOSED = b"X-Request-Id, Retry-After, RateLimit, RateLimit-Policy"
+"""Response fields that a page may read besides those of the Fetch standard's safelist."""
 
 # RFC 6454 section 6.2, as a browser writes it: a scheme, a host in lower case, a port that is not the default one.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?")
@@ -36,7 +34,7 @@ def check_origin(text: str) -> str | None:
         return None
     found = _ORIGIN.fullmatch(text)
     if not found:
-        return "is no origin: write it as scheme://host or scheme://host:port, in lower case and with nothing behind"
+        return "is not an origin: write it as scheme://host or scheme://host:port, in lower case, without a path"
     if found[1] and int(found[1]) > 65535:
         return "has a port that does not exist"
     if any(text.startswith(scheme) and found[1] == port for scheme, port in _DEFAULT_PORTS):

@@ -1,0 +1,224 @@
+"""The options of the gate: name, type, default, help text, and how a value becomes a setting.
+
+mitmproxy shows the help texts with `mitmdump --options`. Readers take (option name, value) and raise SettingsError.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .auth import forwarding
+from .errors import OllamaAuthError
+from .http import cors
+from .http.head import Bounds
+from .ollama_api.routes import RouteClass
+
+
+class SettingsError(OllamaAuthError, ValueError):
+    """A configuration that would leave the door open or cannot work: one line with the remedy, never a secret."""
+
+
+class Options(Protocol):
+    """The part of mitmproxy's OptManager that is read here."""
+
+    @property
+    def deferred(self) -> Mapping[str, Any]: ...
+    def __contains__(self, name: str) -> bool: ...
+    def __getattr__(self, name: str) -> Any: ...
+
+
+_SIZE = re.compile(r"([0-9]{1,12})([kmg]?)b?", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+
+type Reader = Callable[[str, Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One mitmproxy option; `name`, `type`, `default` and `help` are what `Loader.add_option` takes."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    reader: Reader | None = None
+    """Makes the setting of it. None: settings.py reads it together with others."""
+    environment: str | None = None
+    """The variable that is read where the option is not set."""
+
+    @property
+    def setting(self) -> str:
+        """Its name in Settings."""
+        return self.name.removeprefix("ollama_")
+
+    def read(self, options: Options, environ: Mapping[str, str]) -> Any:
+        """Return the setting, of the option or else of the environment. Raises SettingsError."""
+        value = getattr(options, self.name)
+        if value is None and self.environment:
+            value = environ.get(self.environment)
+        return self.reader(self.name, value) if self.reader else value
+
+
+def as_it_is(_: str, value: Any) -> Any:
+    """Return the value."""
+    return value
+
+
+def optional(_: str, value: str | None) -> str | None:
+    """Return a text; an empty one is unset."""
+    return value or None
+
+
+def positive(name: str, value: int) -> int:
+    """Return a number that is at least 1."""
+    return _at_least(1, name, value)
+
+
+def not_negative(name: str, value: int | None) -> int | None:
+    """Return a number that is at least 0, or None where it is unset."""
+    return value if value is None else _at_least(0, name, value)
+
+
+def _at_least(least: int, name: str, value: int) -> int:
+    if value < least:
+        raise SettingsError(f"{name} is {value}: it must be at least {least}")
+    return value
+
+
+def size(name: str, text: str) -> int:
+    """`"32m"` -> bytes."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise SettingsError(f"{name}: {text!r} is not a size, such as 64m; the suffixes are k, m and g")
+    return int(match[1]) * _UNITS[match[2].lower()]
+
+
+def sizes(name: str, specs: Sequence[str]) -> dict[RouteClass, int]:
+    """`["all=1m", "blob=2g"]` -> bytes by class; a class that is named by itself wins over `all`."""
+    named: dict[str, int] = {}
+    for spec in specs:
+        route_class, _, text = spec.replace(" ", "").partition("=")
+        if not _SIZE.fullmatch(text) or (route_class != "all" and route_class not in set(RouteClass)):
+            raise SettingsError(
+                f"{name}: {spec!r} is not CLASS=SIZE, such as infer=64m; "
+                "the classes are " + ", ".join([*RouteClass, "all"])
+            )
+        named[route_class] = size(name, text)
+    everything = dict.fromkeys(RouteClass, named.pop("all")) if "all" in named else {}
+    return everything | {RouteClass(route_class): limit for route_class, limit in named.items()}
+
+
+def address(name: str, text: str | None) -> tuple[str, int] | None:
+    """`"127.0.0.1:9464"`, `"[::1]:9464"` -> (host, port); an empty text is unset."""
+    if not text:
+        return None
+    host, _, port = text.strip().rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise SettingsError(f"{name}: {text!r} is not HOST:PORT, such as 127.0.0.1:9464")
+    return host, int(port)
+
+
+def one_of(*choices: str) -> Reader:
+    """Make a reader that takes one of the choices."""
+
+    def choice(name: str, text: str) -> str:
+        if text not in choices:
+            raise SettingsError(f"{name}: {text!r} is not one of {', '.join(choices)}")
+        return text
+
+    return choice
+
+
+def origins(name: str, values: Sequence[str]) -> frozenset[str]:
+    """Return origins as browsers send them."""
+    for origin in values:
+        if fault := cors.check_origin(origin):
+            raise SettingsError(f"{name}: {origin!r} {fault}")
+    return frozenset(values)
+
+
+def header_names(name: str, names: Sequence[str]) -> frozenset[bytes]:
+    """Return the allow-list of request headers, with these names added, in lower case."""
+    try:
+        return forwarding.extend(names)
+    except forwarding.HeaderNameError as error:
+        raise SettingsError(f"{name}: {error}") from error
+
+
+OPTIONS = (
+    Option("ollama_api_key", str | None, None,
+           "The key that lets a client in. Prefer the environment variable OLLAMA_API_KEY: what is on a command line "
+           "can be read in the list of processes. Hidden again once it was taken."),
+    Option("ollama_api_key_file", str | None, None,
+           "Path of a file that holds the key, such as a Docker secret. Environment: OLLAMA_API_KEY_FILE."),
+    Option("ollama_keys_file", str | None, None,
+           "Path of a file of named keys, in TOML; scripts/keys writes it. Read again when it changes, and on SIGHUP. "
+           "Environment: OLLAMA_KEYS_FILE."),
+    Option("ollama_access_log", str | None, None,
+           "Where the access log goes as JSON lines: a path, or - for standard output. Unset: readable lines on "
+           "standard output.", optional),
+    Option("ollama_audit_log", str | None, None,
+           "Path of a file that records prompts and responses as JSON lines, readable by its owner alone. Unset: they "
+           "are not recorded.", optional),
+    Option("ollama_audit_size", str, "100m",
+           "Bytes of that file before a new one is begun; five old ones are kept, as PATH.1 to PATH.5.", size),
+    Option("ollama_metrics_listen", str | None, None,
+           "Where metrics, health and the status page are served, as HOST:PORT, such as 127.0.0.1:9464; 0.0.0.0:9464 "
+           "shows them to everybody. Environment: OLLAMA_METRICS_LISTEN. Unset: nowhere.",
+           address, "OLLAMA_METRICS_LISTEN"),
+    Option("ollama_include_usage", bool, False,
+           "Ask Ollama for the token counts of OpenAI streams even when the client did not. Their requests are read "
+           "whole; the client does not see the difference. Off: the counts are estimates.", as_it_is),
+    Option("ollama_forward_headers", Sequence[str], [],
+           "Names of request headers to forward to Ollama besides the usual ones. Repeat for several. Credentials "
+           "and hop-by-hop headers are refused.", header_names),
+    Option("ollama_max_head", int, Bounds().head, "Largest request head in bytes; 431 above.", positive),
+    Option("ollama_max_header_count", int, Bounds().fields, "Most header fields in a request; 431 above.", positive),
+    Option("ollama_max_target", int, Bounds().target, "Longest request target in bytes; 414 above.", positive),
+    Option("ollama_max_body", Sequence[str], [],
+           "Largest request body of a class of requests, as CLASS=SIZE with a suffix k, m or g, such as infer=64m; "
+           "413 above. Repeat for several. Classes: " + ", ".join(RouteClass) + ", or all. Unset: no limit.", sizes),
+    Option("ollama_max_inspected_body", str, "32m",
+           "Largest request body that is read whole because the key in use may not use every model; 413 above.", size),
+    Option("ollama_limits_storage", str | None, None,
+           "Where the limits of keys are counted: a redis:// URL that several gates share. Unset: in memory.",
+           optional),
+    Option("ollama_limits_unavailable", str, "closed",
+           "What becomes of requests with limits while that storage does not answer: closed (503) or open.",
+           one_of("closed", "open")),
+    Option("ollama_signature_window", int, 60,
+           "Seconds that the time in a signature of the stock ollama CLI may differ from ours.", positive),
+    Option("ollama_max_wrong_keys", int | None, None,
+           "Wrong keys from one address in a minute, after which only keys that were good there before are taken and "
+           "others get 429; 0: no limit. Unset: 60 where there is a keys file, and no limit for the one key.",
+           not_negative),
+    Option("ollama_cors_origins", Sequence[str], [],
+           "Origins of web pages that may call this server from a browser, such as https://chat.example. Repeat for "
+           "several. Unset: none.", origins),
+    Option("ollama_head_timeout", int, 10, "Seconds a client has to send a request head; 408 after that.", positive),
+    Option("ollama_idle_timeout", int, 120, "Seconds a connection may idle between two requests.", positive),
+    Option("ollama_handshake_timeout", int, 10, "Seconds a client has for the TLS handshake.", positive),
+    Option("ollama_connect_timeout", int, 10, "Seconds Ollama has to accept a connection; 504 after that.", positive),
+    Option("ollama_max_connections", int, 4096,
+           "Most client connections at once; those that sent no request yet make room first, then 503.", positive),
+    Option("ollama_max_connections_per_client", int, 1024,
+           "Most connections of one client address (of one /64 network in IPv6); 0: no limit of its own.",
+           not_negative),
+    Option("ollama_max_flows", int, 1000,
+           "Most requests that mitmweb and mitmproxy keep to look at; the oldest that have ended are dropped.",
+           positive),
+    Option("ollama_grace_period", int, 30, "Seconds that running requests have to end when the gate is stopped.",
+           not_negative),
+    Option("ollama_drain_delay", int, 0,
+           "Seconds before that, in which a gate that is stopped still takes requests while /readyz is 503, so that a "
+           "load balancer learns of it first.", not_negative),
+)  # fmt: skip
+
+NAMES = tuple(option.name for option in OPTIONS)
+RENAMED = {
+    "ollama_limits_away": "ollama_limits_unavailable",
+    "ollama_max_judged_body": "ollama_max_inspected_body",
+}
+"""Old names, and what they are called now."""
