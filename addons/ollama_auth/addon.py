@@ -154,16 +154,18 @@ class Gate:
         if self.settings is None:
             return  # Not opened yet: open() reads them all.
         try:
-            self.config.take(self.config.read(ctx.options))
+            self.config.configure(ctx.options)
         except settings.SettingsError as fault:
             raise exceptions.OptionsError(f"ollama_auth: {fault}") from fault
 
     def open(self, holder: object) -> None:
         """A configured script holds the gate open. A fault at the start ends mitmproxy, which looks for errors."""
+        if id(holder) in self.holders:
+            return  # An option was changed, and configure() has taken it.
         first = self.settings is None
         try:
             check_version(version.VERSION)
-            self.config.take(self.config.read(ctx.options))
+            self.config.configure(ctx.options)
         except settings.SettingsError as fault:
             say(fault)
         if self.settings is None:

@@ -1,12 +1,14 @@
-"""The settings in force, and what is made of them: the judge, the limiter, the access log. New ones are taken whole or
-not at all, while it runs too.
+"""What is in force: the settings, and the authorizer, limiter and logs made of them.
+
+New settings are put in force whole or not at all, also while requests run: by a change of options, of the keys file
+(looked at every WATCH seconds), or by SIGHUP, which opens the logs anew as well.
 """
 
 import asyncio
 import logging
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -36,10 +38,10 @@ WATCH = 0.5
 
 
 class ActiveConfig:
-    """Nothing is in force until the first settings were taken: `settings` and `judge` are None."""
+    """Nothing is in force before the first settings were taken: `settings` and `authorizer` are None."""
 
     def __init__(self, emit: Callable[[], Callable[[str], None] | None], observatory: Monitor) -> None:
-        """`emit` says who takes readable lines of the access log in place of standard output."""
+        """`emit` returns what takes readable lines of the access log in place of standard output, or None."""
         self.settings: Settings | None = None
         self.authorizer: Authorizer | None = None
         self.limiter: Limiter | None = None
@@ -47,40 +49,54 @@ class ActiveConfig:
         self.audit: AuditLog | None = None
         self.observatory = observatory
         self._emit = emit
-        self._memory = AbuseState(Throttle(), Replays())
-        self._taken: bytes | None = None
+        self._abuse = AbuseState(Throttle(), Replays())
+        self._hidden: dict[str, bytes] = {}
+        """Digests of keys that were given as an option, by the mask that the option shows now."""
         self._reading = asyncio.Lock()
 
-    def read(self, options: Any) -> Settings:
-        """Settings of mitmproxy's options and the environment; a key among the options is hidden there.
+    def configure(self, options: Any) -> None:
+        """Read mitmproxy's options and the environment, and put them in force, whole or not at all.
 
-        Raises SettingsError.
+        A key among the options is hidden there, once it is in force. Raises SettingsError; then the old settings
+        still are in force. mitmproxy may take the options back because another addon refused them; it then calls
+        this again with the old ones, in which the old mask stands for the old key.
         """
-        found = settings.read(options, os.environ, self._taken)
-        if found.metrics_listen:
-            check_apart(found.metrics_listen, options)
-        if options.ollama_api_key not in (None, settings.MASKED):
-            self._taken = settings.read_key(options, os.environ)[0]
-            options.update(ollama_api_key=settings.MASKED)
-        return found
+        new = settings.read(options, os.environ, self._hidden)
+        if new.metrics_listen:
+            check_apart(new.metrics_listen, options)
+        self.take(new)
+        key = options.ollama_api_key
+        if key is not None and not settings.is_mask(key):
+            mask = settings.MASK if not self._hidden else f"{settings.MASK} {len(self._hidden) + 1}"
+            self._hidden[mask] = settings.read_key(options, os.environ)[0]
+            options.update(ollama_api_key=mask)  # This calls us again, and changes nothing then.
 
     def take(self, new: Settings) -> None:
         """Put settings in force. Raises SettingsError; then the old ones still are."""
         old = self.settings
-        limiter = self._limiter_for(new)
-        log = self._open_log(new.access_log) if old is None or old.access_log != new.access_log else self.log
-        audit = self._open_audit(new)
-        try:
-            self.observatory.take(new.metrics_listen)
-        except ListenError as fault:
-            raise SettingsError(f"ollama_metrics_listen: {fault}") from fault
+        with ExitStack() as opened:  # Closed again where something that comes after can't be had.
+            limiter = self._limiter_for(new)
+            log, audit = self.log, self.audit
+            if old is None or old.access_log != new.access_log:
+                log = self._open_log(new.access_log)
+                opened.callback(log.close)
+            if old is None or (old.audit_log, old.audit_size) != (new.audit_log, new.audit_size):
+                audit = self._open_audit(new)
+                opened.callback(audit.close if audit else lambda: None)
+            try:
+                self.observatory.take(new.metrics_listen)
+            except ListenError as error:
+                raise SettingsError(f"ollama_metrics_listen: {error}") from error
+            opened.pop_all()
         for used, fresh in ((self.log, log), (self.audit, audit)):
             if used and used is not fresh:
                 used.close()
+        if audit is not self.audit and new.audit_log:
+            logger.warning("ollama_auth: ollama_audit_log: prompts and responses are written to %s", new.audit_log)
         self.log, self.audit = log, audit
         self.settings, self.limiter = new, limiter
-        self._memory.throttle.most = new.max_wrong_keys
-        self.authorizer = Authorizer(new, self._memory)
+        self._abuse.throttle.most = new.max_wrong_keys
+        self.authorizer = Authorizer(new, self._abuse)
         for warning in new.warnings:
             if old is None or warning not in old.warnings:
                 logger.warning("ollama_auth: %s", warning)
@@ -110,9 +126,6 @@ class ActiveConfig:
         return log
 
     def _open_audit(self, new: Settings) -> AuditLog | None:
-        old = self.settings
-        if old and (old.audit_log, old.audit_size) == (new.audit_log, new.audit_size):
-            return self.audit
         try:
             return AuditLog(new.audit_log, new.audit_size) if new.audit_log else None
         except OSError as fault:
@@ -174,7 +187,7 @@ class ActiveConfig:
 
     async def _read_again(self, options: Any, before: Settings) -> KeyRing:
         # In a thread: 10,000 keys take half a second.
-        ring, warnings = await asyncio.to_thread(settings.read_keys, options, os.environ, self._taken)
+        ring, warnings = await asyncio.to_thread(settings.read_keys, options, os.environ, self._hidden)
         if self.settings and self.settings is not before:  # Others were taken meanwhile.
             return await self._read_again(options, self.settings)
         self.take(replace(before, ring=ring, warnings=warnings))

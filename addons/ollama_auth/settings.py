@@ -19,8 +19,12 @@ from .option_table import SettingsError as SettingsError
 
 MAX_KEY_FILE = 64 * 1024
 """Bytes; a larger file is not a key."""
-MASKED = "(set, and hidden)"
-"""What the option `ollama_api_key` shows once its key was taken. No key looks like this: it has white space."""
+MASK = "(set, and hidden)"
+"""What the option `ollama_api_key` shows once its key was read, with a number behind it from the second key on.
+
+It cannot be a key, because it has white space in it.
+"""
+NONE_HIDDEN: Mapping[str, bytes] = {}
 WRONG_KEYS = 60
 """From one address in a minute, where there is a keys file and nothing else was said."""
 HOW_TO_SET_A_KEY = (
@@ -77,10 +81,10 @@ class Settings:
     warnings: tuple[str, ...] = field(default=())
 
 
-def read(options: Options, environ: Mapping[str, str], taken: bytes | None = None) -> Settings:
+def read(options: Options, environ: Mapping[str, str], hidden: Mapping[str, bytes] = NONE_HIDDEN) -> Settings:
     """Read and check everything. Raises SettingsError.
 
-    `taken` is the digest of a key that was given as an option before, and has been hidden there since.
+    `hidden` has the digests of keys that were given as an option before, by the masks that hide them there since.
     """
     check_names(options.deferred)
     check_mode(options.mode)
@@ -90,9 +94,7 @@ def read(options: Options, environ: Mapping[str, str], taken: bytes | None = Non
     path = keys_file_of(options, environ)
     if values["max_wrong_keys"] is None:
         values["max_wrong_keys"] = WRONG_KEYS if path else 0
-    ring, warnings = read_keys(options, environ, taken)
-    if values["audit_log"]:
-        warnings += (f"ollama_audit_log: prompts and responses are written to {values['audit_log']}",)
+    ring, warnings = read_keys(options, environ, hidden)
     return Settings(ring=ring, bounds=bounds, keys_file=path, tls=bool(options.certs), warnings=warnings, **values)
 
 
@@ -152,14 +154,14 @@ def keys_file_of(options: Options, environ: Mapping[str, str]) -> str | None:
 
 
 def read_keys(
-    options: Options, environ: Mapping[str, str], taken: bytes | None = None
+    options: Options, environ: Mapping[str, str], hidden: Mapping[str, bytes] = NONE_HIDDEN
 ) -> tuple[keys.KeyRing, tuple[str, ...]]:
     """Return (the one key and those of the keys file, warnings); either is enough. Raises SettingsError."""
     path = keys_file_of(options, environ)
     found: list[keys.Key] = []
     warnings: tuple[str, ...] = ()
     if path is None or _names_a_key(options, environ):
-        digest, warnings = read_key(options, environ, taken)
+        digest, warnings = read_key(options, environ, hidden)
         found.append(keys.Key(digest, keys.Principal("default")))
     try:
         if path is not None:
@@ -176,12 +178,19 @@ def _names_a_key(options: Options, environ: Mapping[str, str]) -> bool:
     return any(value is not None for value in given) or bool({"OLLAMA_API_KEY", "OLLAMA_API_KEY_FILE"} & set(environ))
 
 
-def read_key(options: Options, environ: Mapping[str, str], taken: bytes | None = None) -> tuple[bytes, tuple[str, ...]]:
+def is_mask(value: str | None) -> bool:
+    """Tell whether a value of the option `ollama_api_key` stands for a key that is hidden."""
+    return value is not None and value.startswith(MASK)
+
+
+def read_key(
+    options: Options, environ: Mapping[str, str], hidden: Mapping[str, bytes] = NONE_HIDDEN
+) -> tuple[bytes, tuple[str, ...]]:
     """Return (SHA-256 digest of the one key, warnings). Raises SettingsError."""
-    if options.ollama_api_key == MASKED and options.ollama_api_key_file is None:
-        if taken is None:
+    if is_mask(options.ollama_api_key) and options.ollama_api_key_file is None:
+        if options.ollama_api_key not in hidden:
             raise SettingsError(f"the option ollama_api_key holds no key: {HOW_TO_SET_A_KEY}")
-        return taken, ()
+        return hidden[options.ollama_api_key], ()
     secret, where = _find_key(options, environ)
     try:
         digest = keys.digest(secret)

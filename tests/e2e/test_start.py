@@ -261,6 +261,37 @@ def test_a_new_key_while_running(upstream: Upstream) -> None:
         assert "another" not in gate.do("result = ctx.options.ollama_api_key, str(ctx.options)")
 
 
+NEW = "sk-ollama-fedcba9876543210fedcba9876543210"
+REFUSED_TOGETHER = {
+    "a log that can't be written": "ollama_access_log='/nonexistent/x'",
+    "an audit log that can't be written": "ollama_audit_log='/nonexistent/x'",
+    "an address that can't be had": "ollama_metrics_listen='192.0.2.1:9464'",
+    "an option of ours": "ollama_max_head=0",
+    "a value that another addon refuses": "map_remote=['nonsense']",
+}
+
+
+@pytest.mark.parametrize("together", REFUSED_TOGETHER)
+@pytest.mark.parametrize("by_option", [False, True], ids=["key by environment", "key by option"])
+def test_a_refused_change_leaves_the_key(upstream: Upstream, together: str, by_option: bool) -> None:
+    args = ("--set", f"ollama_api_key={KEY}") if by_option else ()
+    with Controlled(upstream.url, *args, key=None if by_option else KEY) as gate:
+        for _ in range(2):
+            said = gate.do(f"ctx.options.update(ollama_api_key={NEW!r}, {REFUSED_TOGETHER[together]})")
+            assert "OptionsError" in said
+            gate.do("ctx.options.update(ollama_max_flows=7)")
+            assert ask(gate.port, "GET", "/api/tags", BEARER).status == 200
+            with upstream.untouched():
+                assert ask(gate.port, "GET", "/api/tags", f"x-api-key: {NEW}").status == 401
+        gate.do(f"ctx.options.update(ollama_api_key={NEW!r})")
+        with upstream.untouched():
+            assert ask(gate.port, "GET", "/api/tags", BEARER).status == 401
+        assert ask(gate.port, "GET", "/api/tags", f"x-api-key: {NEW}").status == 200
+        assert "RecursionError" not in gate.output
+        assert "was loaded again" not in gate.output
+        assert NEW not in gate.output + gate.do("result = str(ctx.options)")
+
+
 DEFAULTS = {
     "connection_strategy": "'lazy'",
     "block_global": "False",

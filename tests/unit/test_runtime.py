@@ -1,6 +1,7 @@
 """Keys that are read while it runs: whatever comes together, what was read last is in force."""
 
 import asyncio
+import os
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,7 +12,7 @@ from mitmproxy.options import Options
 
 from ollama_auth import settings
 from ollama_auth.runtime import ActiveConfig, check_apart
-from ollama_auth.settings import read
+from ollama_auth.settings import SettingsError, read
 from ollama_auth.telemetry.monitor import Monitor
 from tests.e2e.test_named_keys import entry
 from tests.harness.support import PATIENCE
@@ -60,6 +61,34 @@ async def test_an_older_reading_does_not_undo_a_newer_one(
     assert set(config.settings.ring.principals) == {"fresh"}
 
 
+REFUSED_LATE = {
+    "the audit log": {"ollama_audit_log": "/nonexistent/audit"},
+    "the audit log, with an audit log before": {"ollama_audit_log": "/nonexistent/audit", "ollama_audit_size": "1k"},
+    "the listener": {"ollama_metrics_listen": "192.0.2.1:9464"},
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # A socket that tornado could not bind.
+@pytest.mark.parametrize("what", REFUSED_LATE)
+async def test_what_was_opened_for_settings_that_are_refused_is_closed(what: str, tmp_path: Path) -> None:
+    config = ActiveConfig(lambda: None, Monitor(None))  # type: ignore[arg-type]
+    before: dict[str, Any] = {"ollama_api_key": "a-key-0123456789"}
+    if "before" in what:
+        before["ollama_audit_log"] = str(tmp_path / "audit")
+    config.take(read(FakeOptions(**before), {}))
+    log, audit, settings = config.log, config.audit, config.settings
+    descriptors = sorted(os.listdir("/proc/self/fd"))
+    threads = threading.active_count()
+    for number in range(3):
+        changed = before | {"ollama_access_log": str(tmp_path / f"log{number}")} | REFUSED_LATE[what]
+        with pytest.raises(SettingsError):
+            config.take(read(FakeOptions(**changed), {}))
+    assert sorted(os.listdir("/proc/self/fd")) == descriptors
+    assert threading.active_count() == threads
+    assert (config.log, config.audit, config.settings) == (log, audit, settings)
+    config.close()
+
+
 PORTS: dict[str, tuple[tuple[str, int], dict[str, Any], bool]] = {
     "the same address": (("127.0.0.1", 8081), {"listen_host": "127.0.0.1", "listen_port": 8081}, False),
     "the gate is everywhere": (("127.0.0.1", 8081), {"listen_host": "", "listen_port": 8081}, False),
@@ -77,5 +106,5 @@ def test_metrics_are_not_on_the_port_of_the_gate(what: str) -> None:
     """Where ports are shared, both could be bound: keys would go to who shows metrics, and the page to strangers."""
     address, changed, fits = PORTS[what]
     options = Options(**({"mode": ["reverse:http://ollama:11434"]} | changed))
-    with nullcontext() if fits else pytest.raises(settings.SettingsError, match="gate's own"):
+    with nullcontext() if fits else pytest.raises(SettingsError, match="gate's own"):
         check_apart(address, options)

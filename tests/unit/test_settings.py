@@ -17,7 +17,7 @@ from ollama_auth.http.head import Bounds
 from ollama_auth.ollama_api.routes import RouteClass
 from ollama_auth.option_table import OPTIONS
 from ollama_auth.settings import (
-    MASKED,
+    MASK,
     MAX_KEY_FILE,
     Settings,
     SettingsError,
@@ -203,7 +203,7 @@ def test_both_sources_at_once(key: str, tmp_path: Path) -> None:
     for text in (
         refusal({"OLLAMA_API_KEY": key, "OLLAMA_API_KEY_FILE": path}),
         refusal({}, ollama_api_key=key, ollama_api_key_file=path),
-        refusal({}, ollama_api_key=MASKED, ollama_api_key_file=path),
+        refusal({}, ollama_api_key=MASK, ollama_api_key_file=path),
     ):
         assert "unset one of them" in text
 
@@ -230,15 +230,15 @@ def test_a_key_of_16_characters_is_no_reason_to_warn() -> None:
 
 def test_a_key_that_was_taken_and_hidden_still_holds() -> None:
     taken = sha256(KEY.encode()).digest()
-    found = read(FakeOptions(ollama_api_key=MASKED), {"OLLAMA_API_KEY": "another-0123456789"}, taken)
+    found = read(FakeOptions(ollama_api_key=MASK), {"OLLAMA_API_KEY": "another-0123456789"}, {MASK: taken})
     assert found.ring.find(KEY.encode())
     assert found.ring.find(b"another-0123456789") is None
-    assert found.ring.find(MASKED.encode()) is None
+    assert found.ring.find(MASK.encode()) is None
 
 
 def test_the_mask_of_a_key_that_nobody_took_is_no_key() -> None:
-    assert "holds no key" in refusal({}, ollama_api_key=MASKED)
-    assert "OLLAMA_API_KEY:" in refusal({"OLLAMA_API_KEY": MASKED})
+    assert "holds no key" in refusal({}, ollama_api_key=MASK)
+    assert "OLLAMA_API_KEY:" in refusal({"OLLAMA_API_KEY": MASK})
 
 
 def key_from(secret: str) -> bytes | str:
