@@ -105,6 +105,7 @@ class Gate:
     def __init__(self, audience: HookDispatcher) -> None:
         self.audience = audience
         self.holders: set[int] = set()
+        self.opening = False
         self.observatory = Monitor(self)
         self.config = ActiveConfig(where_lines_go, self.observatory)
         self.connections = Connections()
@@ -160,14 +161,17 @@ class Gate:
 
     def open(self, holder: object) -> None:
         """A configured script holds the gate open. A fault at the start ends mitmproxy, which looks for errors."""
-        if id(holder) in self.holders:
-            return  # An option was changed, and configure() has taken it.
+        if id(holder) in self.holders or self.opening:
+            return  # An option was changed, which configure() has seen, or is being changed below.
         first = self.settings is None
+        self.opening = True
         try:
             check_version(version.VERSION)
             self.config.configure(ctx.options)
         except settings.SettingsError as fault:
             say(fault)
+        finally:
+            self.opening = False
         if self.settings is None:
             leave_with(1)
             return

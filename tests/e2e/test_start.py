@@ -267,7 +267,7 @@ REFUSED_TOGETHER = {
     "an audit log that can't be written": "ollama_audit_log='/nonexistent/x'",
     "an address that can't be had": "ollama_metrics_listen='192.0.2.1:9464'",
     "an option of ours": "ollama_max_head=0",
-    "a value that another addon refuses": "map_remote=['nonsense']",
+    "a value that another addon refuses": "map_remote=['x']",
 }
 
 
