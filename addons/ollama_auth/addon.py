@@ -37,10 +37,9 @@ from mitmproxy.tls import TlsData
 from mitmproxy.utils import asyncio_utils, human
 
 from . import process, settings
-from .authorizer import RETRY_SECONDS
 from .exchange import Exchange
 from .http.responses import error, render, retry_after
-from .lifecycle import RequestLifecycle
+from .lifecycle import RETRY_SECONDS, RequestLifecycle
 from .mitmweb.flows import COLUMNS, FlowViews
 from .ollama_api.routes import Dialect
 from .option_table import OPTIONS

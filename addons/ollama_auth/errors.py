@@ -1,7 +1,26 @@
-"""The root of all errors that this package raises on purpose."""
+"""The root of all errors that this package raises on purpose, and the one that refuses a request."""
 
 from . import IMPORTED  # noqa: F401, not a script: see __init__.py
 
 
 class OllamaAuthError(Exception):
     """Base class. Messages say where, what is wrong and what to do next, never a secret."""
+
+
+class RefusedError(OllamaAuthError):
+    """A request that may not go upstream.
+
+    `reason` is its word in the log, `status` the HTTP status, `message` the text for the client; `fields` are added to
+    the response. For the log alone: `key` is the name or fingerprint of its sender, where that is known by now;
+    `suppress_log` says that it is one of so many that they are counted and not logged.
+    """
+
+    key: str | None = None
+    suppress_log = False
+
+    def __init__(self, reason: str, status: int, message: str, *fields: tuple[bytes, bytes]) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.status = status
+        self.message = message
+        self.fields = fields

@@ -1,6 +1,5 @@
 """One request and its answer, as the log and the metrics know it: no header value, no content, no secret."""
 
-import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,10 +8,10 @@ from time import time as wall_clock
 
 from mitmproxy.http import Message
 
-from .auth.forwarding import KeyLookup, is_secret
+from .auth.identity import UNKNOWN
 from .auth.keys import Principal
-from .auth.limits import limited
-from .http.head import Fields, values
+from .auth.limits import Limiter, limited
+from .http.head import Fields
 from .http.responses import Answer
 from .ollama_api.routes import Dialect, Route
 from .ollama_api.usage import Usage, UsageReader
@@ -20,55 +19,61 @@ from .recording import Recording
 
 MAX_KEPT = 4 * 1024 * 1024
 """Bytes of a streamed body that are kept for a viewer of flows."""
-UNKNOWN = "unknown:"
-"""What stands before the fingerprint of a key that nobody has."""
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
-    """What a request would be upstream, and what has still to be asked before it may go there."""
+    """A request as it may go upstream, and what has still to be asked before it may."""
 
     principal: Principal
     target: bytes
-    """The request target as it is sent upstream."""
+    """The request target, in origin form."""
     fields: Fields
-    """The header fields as they are sent upstream, without Host."""
+    """The header fields, without Host."""
     max_body: int | None = None
     """Bytes; None is no limit."""
-    reads_body: bool = False
-    """Its body names a model that the principal may not be allowed to use."""
-    filtered: bool = False
-    """Its response lists models, of which the principal may see some."""
-    single_use_signature: bytes | None = None
-    """A signature that no gate may have seen before."""
+    inspects_body: bool = False
+    """The body may name a model that the principal may not use."""
     asks_usage: bool = False
-    """Its body is to ask for usage, where it does not yet."""
+    """The body is changed to ask for usage, if it does not yet."""
+    filters_listing: bool = False
+    """Models that the principal may not use are taken out of the response."""
+    single_use_signature: bytes | None = None
+    """A signature that no other gate may have seen before."""
 
     @property
     def needs_body(self) -> bool:
-        """Its body is read whole before any of it goes upstream."""
-        return self.reads_body or self.asks_usage
+        """The body is read whole before any of it goes upstream."""
+        return self.inspects_body or self.asks_usage
 
     @property
     def needs_lease(self) -> bool:
-        """It takes its turn first: the principal may do only so much, or other gates may know its signature."""
+        """The limits of the principal, or other gates, have to be asked first."""
         return limited(self.principal) or self.single_use_signature is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What a request must carry to go upstream. Made in one line of `desk.py` and nowhere else."""
+    """The permission to go upstream. Constructed in one line of lifecycle.py, and nowhere else."""
 
     request: UpstreamRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request goes nowhere, and what its client is told."""
+    """Why a request does not go upstream, and the answer to its client."""
 
     reason: str
     answer: Answer
+
+
+type Verdict = Admission | UpstreamRequest | Refusal
+"""An UpstreamRequest still waits for its body, or for its lease."""
+
+
+def new_id() -> str:
+    """Make a request id: 64 random bits."""
+    return secrets.token_hex(8)
 
 
 @dataclass(slots=True)
@@ -80,7 +85,7 @@ class Exchange:
     route: Route | None = None
     path: bytes | None = None
     """The decoded path, with what may be a key in it masked."""
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    id: str = field(default_factory=new_id)
     time: float = field(default_factory=wall_clock)
     started: float = field(default_factory=monotonic)
     first_byte: float | None = None
@@ -98,6 +103,8 @@ class Exchange:
     admitted: bool = False
     holds_lease: bool = False
     """It counts among the concurrent requests of its principal."""
+    limiter: Limiter | None = None
+    """The one that granted the lease: it may be replaced while the request runs."""
     lease: str = field(default_factory=lambda: secrets.token_hex(16))
     """What it counts as: a name of its own among all gates, which a client can't choose."""
     usage: UsageReader | None = None
@@ -120,12 +127,6 @@ class Exchange:
     """One of so many of its kind that they are counted and not logged."""
     bytes_in: int = 0
     bytes_out: int = 0
-
-    def take_id(self, fields: Fields, known: KeyLookup | None = None) -> None:
-        """Keep the request id of the client where it sent one that is well-formed, and no key."""
-        sent = values(fields, b"x-request-id")
-        if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]) and not is_secret(sent[0], known):
-            self.id = sent[0].decode("ascii")
 
     @property
     def identified(self) -> bool:

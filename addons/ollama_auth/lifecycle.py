@@ -1,7 +1,8 @@
-"""What becomes of each request: the edge brings it here, and gets told whether it may go on and what to answer.
+"""The life of a request: authorized, begun, answered, finished. The layers call this; it calls the rooms below.
 
-`judge` first; `judge_body` and `reserve` where it has to wait for its body or its turn; then `begin`, `answered`,
-perhaps `rewrite` or `failed`, and `end`, whatever ended it.
+In order: `authorize` with the head; `authorize_body` and `reserve` if the body or a lease is needed; `begin` before it
+goes upstream; `response_started`, perhaps `rewrite_response` or `failed`; `finish`, whatever ended it. The one line
+that constructs an Admission is here.
 """
 
 import logging
@@ -16,13 +17,14 @@ from mitmproxy.utils import asyncio_utils
 
 from .auth import policy
 from .auth.cli_signature import REPLAY_GRACE
-from .auth.forwarding import KeyLookup, mask_path
-from .auth.limits import Exceeded, StorageUnavailableError
-from .authorizer import METHODS, RETRY_SECONDS
-from .exchange import Admission, Exchange, Refusal, UpstreamRequest, keeping
-from .http import cors
+from .auth.limits import Exceeded, Limiter, StorageUnavailableError
+from .auth.redaction import KeyLookup
+from .authorizer import Authorizer, replayed, shown_method
+from .errors import RefusedError
+from .exchange import Admission, Exchange, Refusal, UpstreamRequest, Verdict, keeping
+from .http import cors, responses
 from .http.head import Bounds, Fields, Head, HeadError
-from .http.responses import Answer, error, retry_after
+from .http.responses import Answer, retry_after
 from .mitmweb.flows import FlowViews
 from .ollama_api import include_usage, models
 from .ollama_api.include_usage import UsageHider
@@ -49,11 +51,13 @@ class Observer(Protocol):
         """Is shown each exchange when it has ended."""
 
 
-BYTES_A_TOKEN = 4
-"""Of English text, about: to charge a prompt whose tokens Ollama did not tell."""
+BYTES_PER_TOKEN = 4
+"""Of English text, roughly: an estimate for a prompt whose tokens Ollama did not report."""
+RETRY_SECONDS = 5
+"""For Retry-After, where nothing better is known."""
 
 WINDOWS = {"requests_per_minute": (b"requests", 60), "tokens_per_day": (b"tokens", 24 * 60 * 60)}
-"""What a limit counts, and in how many seconds."""
+"""The unit that a limit counts, and its window in seconds."""
 FAILURES: dict[str, tuple[str, tuple[tuple[bytes, bytes], ...]]] = {
     "upstream unreachable": ("Ollama is not reachable", (retry_after(RETRY_SECONDS),)),
     "upstream timeout": ("Ollama does not accept connections", (retry_after(RETRY_SECONDS),)),
@@ -63,7 +67,7 @@ FAILURES: dict[str, tuple[str, tuple[tuple[bytes, bytes], ...]]] = {
 
 
 class RequestLifecycle:
-    """One for a gate."""
+    """What happens to requests, one object for all of them."""
 
     def __init__(
         self,
@@ -73,7 +77,7 @@ class RequestLifecycle:
         viewing: FlowViews,
         observer: Observer,
     ) -> None:
-        """`ready`: somebody holds the gate open."""
+        """`ready` says whether a configured script holds the gate open."""
         self.config = config
         self.connections = connections
         self.ready = ready
@@ -104,120 +108,121 @@ class RequestLifecycle:
 
     @property
     def find_key(self) -> KeyLookup | None:
-        """Says whose a secret is, to mask it."""
+        """Return the principal that a secret belongs to, for masking."""
         return self.settings.ring.find if self.settings else None
 
     # A request.
 
-    def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Admission | UpstreamRequest | Refusal]:
-        """May it go upstream? A UpstreamRequest waits for its body or its turn. Whatever raises on the way: no."""
-        method = head.method if head.method in METHODS else mask_path(head.method, self.find_key)  # It may be a key.
-        exchange = Exchange(peer.address, method.decode("ascii", "replace"))
+    def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Verdict]:
+        """Decide by the head. An UpstreamRequest waits for its body, or for its lease. An exception is a refusal."""
+        exchange = Exchange(peer.address)
         try:
             verdict = self._authorize(head, exchange, peer)
-        except Exception as fault:
-            verdict = Refusal("error", self.internal_error(fault))
+        except Exception as error:
+            verdict = Refusal("error", self.internal_error(error))
         if isinstance(verdict, Refusal):
             exchange.reason, exchange.status = verdict.reason, verdict.answer.status
         else:
             peer.exchanges[id(exchange)] = exchange
         return exchange, verdict
 
-    def _authorize(
-        self, head: Head, exchange: Exchange, peer: ClientConnection
-    ) -> Admission | UpstreamRequest | Refusal:
-        if self.config.authorizer is None or not self.ready():
+    def _authorize(self, head: Head, exchange: Exchange, peer: ClientConnection) -> Verdict:
+        authorizer = self.config.authorizer
+        exchange.method = shown_method(head.method, self.find_key)
+        if authorizer is None or not self.ready():
             return self._not_ready(exchange)
-        upstream_request = self.config.authorizer.head(head, exchange, peer)
+        request = authorizer.parse(head, peer)
+        exchange.id, exchange.route, exchange.cors = request.id, request.route, request.cors
+        decision = authorizer.authorize(head, request, peer)
+        exchange.path, exchange.key, exchange.stripped = request.path, decision.key, decision.stripped
+        exchange.suppress_log = decision.suppress_log
         peer.known |= exchange.identified
-        if isinstance(upstream_request, Refusal):
-            return upstream_request
-        exchange.upstream_request = upstream_request
-        return (
-            upstream_request
-            if upstream_request.needs_body or upstream_request.needs_lease
-            else self._admit(exchange, upstream_request, peer)
-        )
+        if isinstance(decision.verdict, Refusal):
+            return decision.verdict
+        exchange.upstream_request = decision.verdict
+        return decision.verdict if decision.verdict.needs_body else self._next(exchange, decision.verdict, peer)
 
-    def authorize_body(
-        self, exchange: Exchange, body: bytes, peer: ClientConnection
-    ) -> Admission | UpstreamRequest | Refusal:
-        """The body of a UpstreamRequest that waited for it is here."""
+    def authorize_body(self, exchange: Exchange, body: bytes, peer: ClientConnection) -> Verdict:
+        """Decide about an UpstreamRequest that waited for its body. An exception is a refusal."""
         try:
-            upstream_request = exchange.upstream_request
-            if upstream_request is None or self.config.authorizer is None:
+            authorizer, request = self.config.authorizer, exchange.upstream_request
+            if authorizer is None or request is None or exchange.route is None:
                 return self._not_ready(exchange)
-            refusal = (
-                self.config.authorizer.body(exchange, upstream_request, body) if upstream_request.reads_body else None
-            )
-            exchange.amended = include_usage.asking(body) if upstream_request.asks_usage else None
+            if request.inspects_body:
+                asked = authorizer.asked(request, exchange.route, body)
+                exchange.model = asked.names[0] if asked.names else None
+                authorizer.check_asked(request.principal, asked)
+            exchange.amended = include_usage.asking(body) if request.asks_usage else None
             exchange.hides_usage = exchange.amended is not None
-            return refusal or (
-                upstream_request if upstream_request.needs_lease else self._admit(exchange, upstream_request, peer)
-            )
-        except Exception as fault:
-            return Refusal("error", self.internal_error(fault))
+            return self._next(exchange, request, peer)
+        except RefusedError as error:
+            return Authorizer.refuse(exchange, error)
+        except Exception as error:
+            return Refusal("error", self.internal_error(error))
+
+    def _next(self, exchange: Exchange, request: UpstreamRequest, peer: ClientConnection) -> Verdict:
+        """All of it that has to be known is: it takes its lease, or goes."""
+        return request if request.needs_lease else self._admit(exchange, request, peer)
 
     async def reserve(self, reservation: Reservation) -> None:
-        """A UpstreamRequest takes its turn, where it has to."""
+        """Take the lease of an UpstreamRequest; a storage may have to be asked. Without a verdict it is refused."""
         exchange, peer = reservation.exchange, reservation.peer
-        upstream_request, judging, limits = exchange.upstream_request, self.config.authorizer, self.settings
-        if upstream_request is None or judging is None or limits is None or self.config.limiter is None:
+        request, limiter, settings = exchange.upstream_request, self.config.limiter, self.settings
+        if request is None or limiter is None or settings is None:
             return
-        limiter, window = self.config.limiter, limits.signature_window
         try:
-            if (
-                upstream_request.single_use_signature
-                and await limiter.age(upstream_request.single_use_signature, window) > REPLAY_GRACE
-            ):
-                reservation.verdict = judging.replayed(exchange)
-                return
-            granted = await limiter.enter(upstream_request.principal, exchange.lease)
-        except StorageUnavailableError as fault:
-            self.connections.trouble(f"the storage of limits does not answer ({fault})")
-            if limits.limits_unavailable == "closed":
-                away = retry_after(RETRY_SECONDS)
-                reservation.verdict = judging.refuse(
-                    exchange, "limits unavailable", 503, "limits can't be counted now", away
-                )
-                return
-        else:
-            if isinstance(granted, Exceeded):
-                exchange.response_fields = limit_fields(granted.name, granted.limit, 0, granted.retry_after)
-                text = f"the limit of this key is used up: {granted.name} is {granted.limit}"
-                fields = (retry_after(granted.retry_after), *exchange.response_fields)
-                reservation.verdict = judging.refuse(exchange, granted.name, 429, text, *fields)
-                return
-            exchange.holds_lease = True
-            if exchange.ended is not None:  # The client has left meanwhile.
-                await self._settle(exchange)
-                return
-            exchange.response_fields = (
-                limit_fields("requests_per_minute", *granted.requests) if granted.requests else ()
-            )
-        reservation.verdict = self._admit(exchange, upstream_request, peer)
+            await self._take_lease(exchange, request, limiter, settings)
+        except RefusedError as error:
+            reservation.verdict = Authorizer.refuse(exchange, error)
+            return
+        if exchange.ended is not None:  # The client has left meanwhile.
+            await self._settle(exchange)
+            return
+        reservation.verdict = self._admit(exchange, request, peer)
 
-    def _admit(
-        self, exchange: Exchange, upstream_request: UpstreamRequest, peer: ClientConnection
-    ) -> Admission | Refusal:
-        if not self.ready():  # It may have waited for its body, or its turn.
+    async def _take_lease(
+        self, exchange: Exchange, request: UpstreamRequest, limiter: Limiter, settings: Settings
+    ) -> None:
+        """Ask the limits. Raises RefusedError."""
+        signature = request.single_use_signature
+        try:
+            if signature and await limiter.age(signature, settings.signature_window) > REPLAY_GRACE:
+                raise replayed()
+            granted = await limiter.enter(request.principal, exchange.lease)
+        except StorageUnavailableError as error:
+            self.connections.trouble(f"the storage of limits does not answer ({error})")
+            if settings.limits_unavailable == "closed":
+                retry = retry_after(RETRY_SECONDS)
+                raise RefusedError("limits unavailable", 503, "limits can't be counted now", retry) from None
+            return
+        if isinstance(granted, Exceeded):
+            exchange.response_fields = limit_fields(granted.name, granted.limit, 0, granted.retry_after)
+            message = f"the limit of this key is used up: {granted.name} is {granted.limit}"
+            fields = (retry_after(granted.retry_after), *exchange.response_fields)
+            raise RefusedError(granted.name, 429, message, *fields)
+        exchange.limiter, exchange.holds_lease = limiter, True
+        if granted.requests:
+            exchange.response_fields = limit_fields("requests_per_minute", *granted.requests)
+
+    def _admit(self, exchange: Exchange, request: UpstreamRequest, peer: ClientConnection) -> Admission | Refusal:
+        if not self.ready():  # It may have waited for its body, or for its lease.
             return self._not_ready(exchange)
         peer.admitted = exchange.admitted = True
-        return Admission(upstream_request)
+        return Admission(request)
 
     def _not_ready(self, exchange: Exchange) -> Refusal:
         fields = (b"x-request-id", exchange.id.encode()), retry_after(RETRY_SECONDS)
-        return Refusal("closed", error(503, "the gateway is not ready", Dialect.OLLAMA, *fields))
+        return Refusal("closed", responses.error(503, "the gateway is not ready", Dialect.OLLAMA, *fields))
 
     def refuse_malformed(self, fault: HeadError, peer: ClientConnection | None) -> Answer:
-        """The answer to a head that is none, and its line in the log."""
+        """Log a head that could not be parsed, and return the answer to it."""
         if peer:
             exchange = Exchange(peer.address, status=fault.status, reason="malformed")
             self.finish(exchange, peer)
-        return error(fault.status, fault.message)
+        return responses.error(fault.status, fault.message)
 
     def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
-        """An admitted request is about to go upstream: its body streams, and mitmproxy's viewers know whose it is."""
+        """Have the body of an admitted request streamed, and show the request in mitmproxy's viewers."""
         if self.config.audit and audit_log.concerns(exchange):
             exchange.recording = Recording()
         count = exchange.request_chunk
@@ -227,7 +232,7 @@ class RequestLifecycle:
             self.viewing.begin(exchange, flow)
 
     def response_started(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
-        """The head of the response is here: it goes on at once, and so does every chunk behind it."""
+        """Add the gate's header fields to a response, and have its body streamed and read as it passes."""
         assert flow.response
         exchange.status = flow.response.status_code
         exchange.first_byte = time.monotonic()
@@ -236,40 +241,33 @@ class RequestLifecycle:
             flow.response.headers.fields = (*fields, *exchange.cors)
         flow.response.headers["X-Request-Id"] = exchange.id
         flow.response.headers.fields += exchange.response_fields
-        if exchange.upstream_request and exchange.upstream_request.filtered and exchange.status == 200:
+        if self._is_filtered(exchange):
             if exchange.method == "HEAD":
-                flow.response.headers.pop("content-length", None)  # It tells how much there is besides.
-            return  # It is read whole, and rewritten: see rewrite().
+                flow.response.headers.pop("content-length", None)  # The length of the unfiltered list.
+            return  # It is read whole: see rewrite_response().
         if exchange.route and exchange.route.route_class in (RouteClass.INFER, RouteClass.EMBED):
             get = flow.response.headers.get
             kinds = get("content-type", ""), get("content-encoding", "")
             exchange.usage = UsageReader(exchange.route, *kinds, exchange.status)
             exchange.pace = self.observer.pace
         passing = self.viewing.response_started(exchange, flow)
-        # What says how long it is has to be so long.
+        # With a Content-Length, nothing can be taken out.
         hides = exchange.hides_usage and exchange.stream and "content-length" not in flow.response.headers
         flow.response.stream = hiding(passing) if hides else passing
 
     def rewrite_response(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
-        """Take out of a list what its reader may not use; an Answer in its place where it can't be read."""
-        upstream_request = exchange.upstream_request
-        if not (
-            upstream_request
-            and upstream_request.filtered
-            and flow.response
-            and exchange.status == 200
-            and exchange.route
-        ):
+        """Take out of a list what the principal may not use. Return an answer in its place if it can't be read."""
+        request = exchange.upstream_request
+        if not (self._is_filtered(exchange) and request and flow.response and exchange.route):
             return None
         if exchange.method == "HEAD":
             return None
+        usable = policy.usable(request.principal)
         try:
-            body = models.filter_listing(
-                exchange.route.path, flow.response.raw_content or b"", policy.usable(upstream_request.principal)
-            )
-        except models.BodyError as fault:
+            body = models.filter_listing(exchange.route.path, flow.response.raw_content or b"", usable)
+        except models.BodyError as error:
             exchange.status = None
-            return self.failed(exchange, "upstream broken", fault.status)
+            return self.failed(exchange, "upstream broken", error.status)
         headers = flow.response.headers
         headers.pop("transfer-encoding", None)
         headers["content-length"] = str(len(body))
@@ -277,18 +275,23 @@ class RequestLifecycle:
         exchange.bytes_out = len(body)
         return None
 
+    @staticmethod
+    def _is_filtered(exchange: Exchange) -> bool:
+        request = exchange.upstream_request
+        return exchange.status == 200 and request is not None and request.filters_listing
+
     def failed(self, exchange: Exchange, reason: str, status: int) -> Answer:
-        """It went wrong after the admission; the answer is for a client that has seen nothing of one."""
+        """Record what went wrong after the admission, and return an answer for a client that has seen nothing yet."""
         exchange.reason = exchange.reason or reason
         exchange.status = exchange.status or status or None
         fields = ((b"x-request-id", exchange.id.encode()), *exchange.cors)
         text, extra = FAILURES.get(reason, ("the request failed", ()))
         if reason.startswith("upstream"):
             logger.warning("ollama_auth: %s: %s (request %s)", reason, text, exchange.id)
-        return error(status or 502, text, exchange.dialect, *fields, *extra)
+        return responses.error(status or 502, text, exchange.dialect, *fields, *extra)
 
     def finish(self, exchange: Exchange, peer: ClientConnection | None) -> None:
-        """An exchange is over: one line, whatever ended it, and only one."""
+        """End an exchange: count it, log it, charge it. A second call changes nothing."""
         if exchange.ended is not None:
             return
         exchange.finish()
@@ -296,11 +299,8 @@ class RequestLifecycle:
             peer.exchanges.pop(id(exchange), None)
         self.viewing.end(exchange)
         self._tell(exchange)
-        charged = (
-            exchange.used
-            and exchange.upstream_request
-            and exchange.upstream_request.principal.tokens_per_day is not None
-        )
+        request = exchange.upstream_request
+        charged = exchange.used and request and request.principal.tokens_per_day is not None
         if exchange.holds_lease or charged:
             asyncio_utils.create_task(self._settle(exchange), name="limits", keep_ref=True)
         if exchange.suppress_log:
@@ -309,7 +309,7 @@ class RequestLifecycle:
             self.config.log.write(exchange)
 
     def _tell(self, exchange: Exchange) -> None:
-        """A fault in those who only look on costs nobody a request."""
+        """Count and record it. An exception here must not cost a request."""
         try:
             self.observer.ended(exchange)
             if self.config.audit:
@@ -318,39 +318,41 @@ class RequestLifecycle:
             logger.error("ollama_auth: a request was not counted: %s", type(fault).__name__)
 
     async def _settle(self, exchange: Exchange) -> None:
-        """Count what an exchange used, and give back its place."""
-        upstream_request, limiter = exchange.upstream_request, self.config.limiter
-        if upstream_request is None or limiter is None:
+        """Charge what an exchange used, and give its lease back."""
+        request, limiter = exchange.upstream_request, exchange.limiter or self.config.limiter
+        if request is None or limiter is None:
             return
         try:
             if used := exchange.used:
-                # Who leaves before the figures come must not get the prompt for nothing.
-                prompt = exchange.bytes_in // BYTES_A_TOKEN if used.prompt_tokens is None else used.prompt_tokens
-                await limiter.spend(upstream_request.principal, prompt + (used.completion_tokens or 0))
-        except StorageUnavailableError as fault:
-            self.connections.trouble(f"the storage of limits does not answer ({fault})")
+                # A client that leaves before the figures come must not get its prompt for nothing.
+                prompt = exchange.bytes_in // BYTES_PER_TOKEN if used.prompt_tokens is None else used.prompt_tokens
+                await limiter.spend(request.principal, prompt + (used.completion_tokens or 0))
+        except StorageUnavailableError as error:
+            self.connections.trouble(f"the storage of limits does not answer ({error})")
         finally:
             with suppress(StorageUnavailableError):
-                await limiter.leave(upstream_request.principal, exchange.lease)
+                await limiter.leave(request.principal, exchange.lease)
 
     def internal_error(self, fault: Exception) -> Answer:
-        """One of our own lines raised. The log gets where and what, but no message: it may hold what a client sent."""
+        """Log where an exception came from, but not its message, which may hold what a client sent; return a 503."""
         trace = fault.__traceback__
         while trace and trace.tb_next:
             trace = trace.tb_next
         where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "somewhere"
         logger.error("ollama_auth: %s at %s: the request was denied", type(fault).__name__, where)
-        return error(503, "the gateway failed to decide, so it denies", Dialect.OLLAMA, retry_after(RETRY_SECONDS))
+        return responses.error(
+            503, "the gateway failed to decide, so it denies", Dialect.OLLAMA, retry_after(RETRY_SECONDS)
+        )
 
 
 def hiding(pass_on: Callable[[bytes], bytes]) -> Callable[[bytes], list[bytes]]:
-    """As `pass_on`, for the client without what it did not ask for."""
+    """Wrap `pass_on` so that the client does not get the usage that it did not ask for."""
     hider = UsageHider()
     return lambda data: hider.feed(pass_on(data))
 
 
 def limit_fields(name: str, limit: int, remaining: int, reset: int) -> Fields:
-    """The RateLimit fields of draft-ietf-httpapi-ratelimit-headers, for a limit that has a window."""
+    """Return the RateLimit fields of draft-ietf-httpapi-ratelimit-headers; none for a limit without a window."""
     if name not in WINDOWS:
         return ()
     unit, seconds = WINDOWS[name]

@@ -9,7 +9,7 @@ from mitmproxy.proxy import commands, layer
 from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._events import RequestHeaders, ResponseProtocolError
 
-from ..auth.forwarding import KeyLookup
+from ..auth.redaction import KeyLookup
 from ..exchange import Admission, Exchange, Refusal, UpstreamRequest
 from ..http.head import Bounds, Head, HeadError
 from ..http.responses import Answer

@@ -48,7 +48,8 @@ from mitmproxy.proxy.layers.http._hooks import (
 from mitmproxy.proxy.layers.http._http2 import Http2Client
 from OpenSSL import SSL
 
-from ..auth.forwarding import FORWARDED, KeyLookup, mask_path
+from ..auth.forwarding import FORWARDED
+from ..auth.redaction import KeyLookup, mask_path
 from ..exchange import Admission, Exchange, Refusal, UpstreamRequest
 from ..http.head import CHUNKED, Head, values
 from ..mitmweb.flows import label_refused
