@@ -24,7 +24,19 @@ from ruamel.yaml import YAML
 from ollama_auth import option_table
 from scripts.tools import image, serve
 from tests.e2e.test_deploy import OBJECTS, UNIT, container, listens, proxy, run, tool
-from tests.harness.pages import CLIENTS, DEPLOYMENT, PAGES, README, block, blocks, commands
+from tests.harness.pages import (
+    CHANGES,
+    CLIENTS,
+    DEPLOYMENT,
+    LOGGING,
+    PAGES,
+    REPLICAS,
+    block,
+    blocks,
+    commands,
+    names,
+    tables,
+)
 from tests.harness.support import KEY, ROOT, Gate, Upstream, ask, free_port
 from tests.unit.tools.test_serve import served
 
@@ -194,8 +206,9 @@ def test_alerts_ask_for_what_there_is(upstream: Upstream) -> None:
         there = ask(watch, "GET", "/metrics", "Host: localhost").body.decode()
     for name in re.findall(r"ollama_auth_\w+", alerts):
         assert f"# TYPE {name.removesuffix('_bucket')} " in there
+    refusals, _ = tables(LOGGING, "Reasons")
     for reasons in re.findall(r'reason=~"([^"]+)"', alerts):
-        assert all(f"`{reason}`" in PAGES[README] for reason in reasons.split("|"))
+        assert set(reasons.split("|")) <= set(names(refusals))
 
 
 def test_logrotate(tmp_path: Path) -> None:
@@ -244,7 +257,7 @@ def test_the_version_is_one() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"ARG VERSION={version}\n" in (ROOT / "Dockerfile").read_text()
     assert container("ollama-auth")["image"].endswith(f":{version}")
-    assert f"\n**{version}**" in PAGES[README].partition("## Changes")[2]
+    assert f"\n## {version}" in PAGES[CHANGES]
     named = re.findall(r"ollama-auth[: ](\d+\.\d+\.\d+)|tag -a v(\d+\.\d+\.\d+)", PAGES[DEPLOYMENT])
     assert {one or other for one, other in named} == {version}
 
@@ -259,6 +272,30 @@ def test_commands_of_a_release(tmp_path: Path) -> None:
     output("git", "-C", tmp_path, "commit", "-q", "--allow-empty", "-m", "a", env=env)
     output(*shlex.split(tag), env=env, cwd=tmp_path)
     assert output("git", "tag", cwd=tmp_path) == "v0.1.0\n"
+
+
+# Replicas, and tools.
+
+
+def test_arguments_of_replicas(upstream: Upstream) -> None:
+    """A gate takes them all. With keys without limits it asks nothing of Redis."""
+    watch = free_port()
+    arguments = block(REPLICAS, "text", "Start the gates").replace("127.0.0.1:9464", f"127.0.0.1:{watch}")
+    with Gate(upstream.url, *shlex.split(arguments.replace("HOST:6379", f"127.0.0.1:{free_port()}"))) as gate:
+        assert ask(gate.port, "GET", "/api/tags", f"Authorization: Bearer {KEY}").status == 200
+        assert ask(watch, "GET", "/readyz", "Host: localhost").status == 200
+
+
+TOOLS = [line for page in PAGES for line in commands(page) if line.startswith("PYTHONPATH=")]
+
+
+@pytest.mark.parametrize("line", TOOLS)
+def test_tools_of_the_tests(line: str) -> None:
+    """They start as the pages say, and know the arguments; a run takes minutes."""
+    path, python, *words = shlex.split(line)
+    assert python == ".venv/bin/python"
+    said = output(sys.executable, *words, "--help", env=dict([path.split("=")]), cwd=ROOT)
+    assert all(word in said for word in words if word.startswith("--"))
 
 
 COMMON = set(

@@ -1,43 +1,47 @@
-"""The pages are true: each command is run or checked, links and names lead somewhere, the tables of README are those of
-the code. What is in the other pages is in test_pages.py and test_troubleshooting.py."""
+"""README and what holds for all pages: each command is run or checked, links lead somewhere, names exist, and tables
+are those of the code. test_pages.py and test_troubleshooting.py check what the other pages say."""
 
+import inspect
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from mitmproxy.proxy.mode_specs import ProxyMode
 
 from ollama_auth import option_table
 from ollama_auth.auth import keys_file
+from ollama_auth.auth.keys import Scope
+from ollama_auth.ollama_api.routes import RouteClass
+from ollama_auth.telemetry import access_log
+from ollama_auth.telemetry.metrics import Metrics
 from scripts.tools import image, keys, usage
-from tests.harness.pages import CLIENTS, DEPLOYMENT, PAGES, README, TROUBLESHOOTING, anchors, block, commands
+from tests.harness.pages import KEYS, LOGGING, OPTIONS, PAGES, README, anchors, block, blocks, commands, names, tables
 from tests.harness.pages import tests as all_tests
-from tests.harness.support import KEY, ROOT, Gate, Upstream, ask, free_port
+from tests.harness.support import KEY, ROOT, Gate, Upstream, ask, free_port, wait_until
 from tests.unit.tools.test_serve import served
 
-TEXT = PAGES[README]
 COMMANDS = commands(README)
 
 # Where each command is run or checked.
 CHECKED = {
-    "git clone https://github.com/OWNER/ollama-auth && cd ollama-auth && scripts/serve": (
-        "test_bootstrap.py::test_a_fresh_checkout_gets_an_environment_once"
-    ),
+    "scripts/serve": "test_bootstrap.py::test_a_fresh_checkout_gets_an_environment_once",
     "OLLAMA_ENDPOINT=http://gpu-box:11434 scripts/serve --listen-port 9000": (
         "test_serve.py::test_the_address_follows_the_arguments_which_all_reach_mitmdump"
     ),
     "pip install 'mitmproxy>=12.2.2,<13'": "test_readme.py::test_the_version_of_mitmproxy",
     'export OLLAMA_API_KEY="sk-ollama-$(openssl rand -hex 16)"': "test_readme.py::test_the_making_of_a_key",
     'echo "sk-ollama-$(openssl rand -hex 16)"': "test_readme.py::test_the_making_of_a_key",
-    "mitmdump --mode reverse:http://127.0.0.1:11434 --listen-port 8081 -s addons/auth.py": (
-        "test_readme.py::test_mitmproxys_programs"
-    ),
+    "export OLLAMA_ENDPOINT=http://127.0.0.1:11434": "test_readme.py::test_mitmproxy_alone",
+    "mitmdump --mode reverse:$OLLAMA_ENDPOINT -s addons/auth.py": "test_readme.py::test_mitmproxy_alone",
     "mitmweb --mode reverse:http://127.0.0.1:11434 --listen-port 8081 --web-port 8082 -s addons/auth.py": (
-        "test_readme.py::test_mitmproxys_programs"
+        "test_readme.py::test_mitmweb"
     ),
     "docker build -t ollama-auth .": "test_packaging.py::test_the_dockerfile_has_no_fault_that_hadolint_knows",
     "docker run --read-only -p 8081:8081 -e OLLAMA_API_KEY -e OLLAMA_ENDPOINT=http://host.docker.internal:11434 "
@@ -76,14 +80,28 @@ CHECKED = {
     "kubectl -n ollama set image deployment/ollama-auth gate=registry.example/ollama-auth:0.1.0": (
         "test_pages.py::test_kubectl"
     ),
+    "PYTHONPATH=addons:. .venv/bin/python -m tests.tools.replicas --streams 300 --seconds 60": (
+        "test_pages.py::test_tools_of_the_tests"
+    ),
+    "PYTHONPATH=addons:. .venv/bin/python -m tests.tools.floods": "test_pages.py::test_tools_of_the_tests",
+    "PYTHONPATH=addons:. .venv/bin/python -m tests.tools.fuzz": "test_pages.py::test_tools_of_the_tests",
     "kubectl -n ollama rollout status deployment/ollama-auth": "test_pages.py::test_kubectl",
 }
 RUN_AS_THEY_ARE = ("curl ", "printf ", ". ./.env.local; curl ", "docker run -d ")
 """By test_the_second_command, and test_pages.py."""
 
 
+def test_the_readme_is_short() -> None:
+    assert len(PAGES[README].splitlines()) <= 180
+
+
+def test_the_readme_lists_every_page() -> None:
+    listed = re.findall(r"\]\((scripts/docs/[^)#]+\.md)\)", str(tables(README, "Documentation")))
+    assert sorted(listed) == sorted(PAGES.keys() - {README})
+
+
 def test_no_command_is_unchecked() -> None:
-    found = {line for page in (README, CLIENTS, DEPLOYMENT, TROUBLESHOOTING) for line in commands(page)}
+    found = {line for page in PAGES for line in commands(page)}
     assert {line for line in found if not line.startswith(RUN_AS_THEY_ARE)} == set(CHECKED)
 
 
@@ -147,7 +165,7 @@ def test_the_second_command(tmp_path: Path) -> None:
 
 
 def test_the_python_lines(gate: Gate) -> None:
-    code = block(README, "python", "Keys")
+    code = block(README, "python", "Connect a client")
     code = code.replace("http://127.0.0.1:8081", gate.url)
     code = re.sub(r"^((ollama|openai|anthropic)\.\w+\(.*?\))", r"\2_client = \1", code, flags=re.M)
     code += "assert ollama_client.list().models\nassert openai_client.models.list().data\n"
@@ -164,16 +182,46 @@ def test_the_making_of_a_key(upstream: Upstream) -> None:
         assert ask(gate.port, "GET", "/", f"Authorization: Bearer {key}").status == 200
 
 
-@pytest.mark.parametrize("program", ["mitmdump", "mitmweb"])
-def test_mitmproxys_programs(upstream: Upstream, program: str) -> None:
-    """The arguments of the README, but for the ports and the endpoint."""
-    (line,) = [command for command in COMMANDS if command.startswith(f"{program} ")]
+def listens(port: int) -> bool:
+    with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+def test_mitmproxy_alone(upstream: Upstream, tmp_path: Path) -> None:
+    """The line that starts it, as it stands, with the variables that the page exports before it."""
+    (shown,) = [block.text for block in blocks(README, "sh") if "mitmdump" in block.text]
+    *before, line = shown.splitlines()
+    assert [words.partition("=")[0] for words in before[1:]] == ["export OLLAMA_ENDPOINT", "export OLLAMA_API_KEY"]
+    assert line == "mitmdump --mode reverse:$OLLAMA_ENDPOINT -s addons/auth.py"
+    assert ProxyMode.parse("reverse:http://127.0.0.1").default_port == 8080
+    port = free_port()
+    env = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "OLLAMA_ENDPOINT": upstream.url,
+        "OLLAMA_API_KEY": KEY,
+    }
+    with subprocess.Popen(["sh", "-c", f"exec {line} --listen-port {port}"], cwd=ROOT, env=env) as process:
+        try:
+            wait_until(lambda: listens(port), "the gate to listen", 30)
+            assert ask(port, "GET", "/").status == 401
+            assert ask(port, "GET", "/", f"Authorization: Bearer {KEY}").status == 200
+        finally:
+            process.terminate()
+
+
+def test_mitmweb(upstream: Upstream) -> None:
+    """The arguments of the page, but for the ports and the endpoint."""
+    (line,) = [command for command in COMMANDS if command.startswith("mitmweb ")]
     words = shlex.split(line)
     assert words[1:3] == ["--mode", "reverse:http://127.0.0.1:11434"]
     assert words[-2:] == ["-s", "addons/auth.py"]
     assert (ROOT / words[-1]).is_file()
-    extra = ("--web-port", "0", "--set", "web_open_browser=false") if "--web-port" in words else ()
-    with Gate(upstream.url, *extra, program=program, script=words[-1], cwd=ROOT) as gate:
+    assert words[3:5] == ["--listen-port", "8081"]
+    extra = ("--web-port", "0", "--set", "web_open_browser=false")
+    assert extra[0] in words
+    with Gate(upstream.url, *extra, program="mitmweb", script=words[-1], cwd=ROOT) as gate:
         assert ask(gate.port, "GET", "/").status == 401
 
 
@@ -198,8 +246,15 @@ def test_keys_for_everyone(upstream: Upstream, tmp_path: Path) -> None:
     with Gate(upstream.url, env={"OLLAMA_KEYS_FILE": str(tmp_path / "keys.toml")}) as gate:
         assert ask(gate.port, "GET", "/api/tags", f"Authorization: Bearer {found[0]}").status == 200
         assert ask(gate.port, "POST", "/api/pull", f"Authorization: Bearer {found[0]}", body=b"{}").status == 403
-    shown = block(README, "toml", "A key for everyone")
-    assert [one.principal.name for one in keys_file.parse(shown.encode(), "README")] == ["alice", "reader"]
+    shown = block(KEYS, "toml", "The keys file")
+    assert [one.principal.name for one in keys_file.parse(shown.encode(), KEYS)] == ["alice", "reader"]
+
+
+def test_fields_and_scopes_of_keys() -> None:
+    _, fields = tables(KEYS, "The keys file")
+    assert names(fields) == list(keys_file.FIELDS)
+    (scopes,) = tables(KEYS, "Scopes")
+    assert sorted(names(scopes)) == sorted(Scope)
 
 
 def test_the_version_of_mitmproxy() -> None:
@@ -240,16 +295,40 @@ def test_scripts_exist() -> None:
         assert (ROOT / "scripts" / name).stat().st_mode & 0o111
 
 
-def test_the_table_of_options_is_that_of_the_code() -> None:
-    rows = dict(re.findall(r"^\| `(ollama_\w+)` \| (\S*) ?\|", TEXT, re.M))
-    assert rows == {
+def test_the_tables_of_options_are_those_of_the_code() -> None:
+    table = re.findall(r"^\| `(ollama_\w+)` \| (\S*) ?\|", PAGES[OPTIONS], re.M)
+    assert len(table) == len(dict(table))
+    assert dict(table) == {
         option.name: str(option.default) if isinstance(option.default, int | str) else ""
         for option in option_table.OPTIONS
     }
 
 
+def test_environment_variables_of_options() -> None:
+    (table,) = tables(OPTIONS, "Environment variables")
+    said = {found for option in option_table.OPTIONS for found in re.findall(r"\bOLLAMA_[A-Z_]+", option.help)}
+    assert set(names(table[:-1])) == said
+    assert names(table[-1:]) == ["OLLAMA_ENDPOINT"]
+
+
+def test_classes_of_requests() -> None:
+    (sentence,) = re.findall(r"^The classes of `ollama_max_body` are (.*?)\.\n", PAGES[OPTIONS], re.M | re.S)
+    assert re.findall(r"`(\w+)`", sentence) == [*RouteClass, "all"]
+
+
 def test_the_lines_of_the_log_are_as_shown(gate: Gate) -> None:
-    shown = re.findall(r"^2026-\S+ \S+ .*", TEXT, re.M)
+    shown = re.findall(r"^2026-\S+ \S+ .*", PAGES[LOGGING], re.M)
     real = gate.find(ask(gate.port, "POST", "/api/chat").headers["x-request-id"])
     shape = re.compile(r"[0-9a-f]{16}|[0-9.:TZ-]{6,}|\d+(\.\d)?ms|\d+")
     assert shape.sub("?", real) == shape.sub("?", shown[1])
+
+
+def test_fields_of_the_log_are_those_of_the_code() -> None:
+    (table,) = tables(LOGGING, "Access log")
+    assert sorted(names(table)) == sorted(re.findall(r'"(\w+)": ', inspect.getsource(access_log)))
+
+
+def test_the_table_of_metrics_is_that_of_the_code() -> None:
+    (table,) = tables(LOGGING, "Metrics")
+    text = Metrics().render()[0].decode()
+    assert sorted(names([row[:1] for row in table])) == sorted(re.findall(r"^# TYPE (\w+) ", text, re.M))

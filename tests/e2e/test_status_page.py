@@ -13,7 +13,8 @@ from tornado.web import Application, RequestHandler
 from ollama_auth.telemetry.status_server import page as served
 from scripts.tools.usage import NO_REFUSAL
 from tests.harness.devtools import Page, chromium, tab
-from tests.harness.support import BEARER, ROOT, Gate, Upstream, ask, chat, free_port
+from tests.harness.pages import LOGGING, names, tables
+from tests.harness.support import BEARER, Gate, Upstream, ask, chat, free_port
 
 PAGE = served().content.decode()
 SCRIPTS = re.findall(r"<script>(.*?)</script>", PAGE, re.S)
@@ -187,12 +188,11 @@ def test_it_is_one_script_and_nothing_foreign() -> None:
 
 
 def test_every_reason_of_the_log_is_put_in_words() -> None:
-    readme = (ROOT / "README.md").read_text()
-    listed = re.search(r"^The reasons: (.*?)\n\n", readme, re.S | re.M)
-    assert listed
+    refusals, others = tables(LOGGING, "Reasons")
+    assert set(names(others)) == NO_REFUSAL - {""}
     block = re.search(r"const REASONS = \{(.*?)\n\}", PAGE, re.S)
     assert block
-    assert set(re.findall(r"`([^`]+)`", listed[1])) - NO_REFUSAL == set(re.findall(r'^  "([^"]+)": "', block[1], re.M))
+    assert set(names(refusals)) == set(re.findall(r'^  "([^"]+)": "', block[1], re.M))
 
 
 async def test_it_shows_what_the_gate_says(page: Page, stand: Stand) -> None:

@@ -14,6 +14,8 @@ PAGES = {
 }
 README, DEPLOYMENT = "README.md", "scripts/docs/deployment.md"
 CLIENTS, TROUBLESHOOTING = "scripts/docs/clients.md", "scripts/docs/troubleshooting.md"
+KEYS, OPTIONS, LOGGING = "scripts/docs/keys.md", "scripts/docs/options.md", "scripts/docs/logging.md"
+CHANGES, REPLICAS = "scripts/docs/changes.md", "scripts/docs/replicas.md"
 
 
 class Block(NamedTuple):
@@ -43,6 +45,21 @@ def block(page: str, language: str, heading: str) -> str:
 def commands(page: str) -> list[str]:
     """The lines of its shell blocks."""
     return [line for block in blocks(page, "sh") for line in block.text.splitlines()]
+
+
+def tables(page: str, heading: str) -> list[list[tuple[str, ...]]]:
+    """The tables in the section under that heading, each a list of rows without the heads: the cells as they are."""
+    section = re.split(rf"^#+ {re.escape(heading)}$", PAGES[page], flags=re.MULTILINE)[1]
+    section = re.split(r"^#+ ", FENCED.sub("", section), maxsplit=1, flags=re.MULTILINE)[0]
+    return [
+        [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in table.splitlines()[2:]]
+        for table in re.findall(r"(?:^\|.*\n?)+", section, re.MULTILINE)
+    ]
+
+
+def names(table: list[tuple[str, ...]]) -> list[str]:
+    """What stands in backticks in the first column of a table."""
+    return [name for row in table for name in re.findall(r"`([^`]+)`", row[0])]
 
 
 def anchors(page: str) -> set[str]:

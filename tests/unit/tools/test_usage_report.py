@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from scripts.tools import usage as report
+from tests.harness.pages import LOGGING, names, tables
 from tests.harness.support import BEARER, ROOT, Gate, Upstream, ask, chat, wait_until
 
 BIDI = "\N{RIGHT-TO-LEFT OVERRIDE}"
@@ -323,10 +324,9 @@ def test_medians_are_near() -> None:
 
 
 def test_every_reason_is_a_refusal_or_named_as_none() -> None:
-    readme = (ROOT / "README.md").read_text()
-    listed = re.search(r"^The reasons: (.*?)\n\n", readme, re.S | re.M)
-    assert listed
-    assert report.NO_REFUSAL - {""} <= set(re.findall(r"`([^`]+)`", listed[1]))
+    refusals, others = tables(LOGGING, "Reasons")
+    assert set(names(others)) == report.NO_REFUSAL - {""}
+    assert report.NO_REFUSAL.isdisjoint(names(refusals))
 
 
 def test_a_table_that_nobody_reads_to_its_end(terminal: Terminal) -> None:
