@@ -1,4 +1,4 @@
-"""What the pages of clients and of deployment say, done as they say it, through a real gate."""
+"""Run the examples of clients.md, deployment.md, replicas.md and security.md through a real gate."""
 
 import base64
 import json
@@ -47,12 +47,15 @@ GATE_OPTIONS = {option.name: option for option in option_table.OPTIONS}
 
 
 def adapted(text: str, gate: Gate) -> str:
-    """An example of the page, for the gate and the model there are here."""
+    """The example with the address of `gate` and a model that it has."""
     return text.replace(ADDRESS, f"127.0.0.1:{gate.port}").replace(MODEL, "demo")
 
 
 def output(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path | str = "/") -> str:
-    """What it says; it must be content, with nothing of ours in its environment but what is given."""
+    """Run a command, assert that it succeeds, and return its standard output.
+
+    Its environment has none of our variables except KEY and `env`.
+    """
     foreign = ("OLLAMA_", "OPENAI_", "ANTHROPIC_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     variables = clean | {"OLLAMA_API_KEY": KEY, "LANGSMITH_TRACING": "false"} | dict(env or {})
@@ -86,7 +89,7 @@ def test_python(code: str, gate: Gate) -> None:
 
 @pytest.fixture(scope="module")
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what `npm install ollama` puts there."""
+    """A folder after `npm install ollama`."""
     node, npm = tool("node"), tool("npm")
     folder = tmp_path_factory.mktemp("js")
     install = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=0", "ollama@0.6.4"]
@@ -110,7 +113,7 @@ def test_variables_of_openai(gate: Gate) -> None:
 
 
 def test_variables_of_claude_code(gate: Gate) -> None:
-    """Its library reads the same ones. A real key of the user's goes nowhere."""
+    """Use its library, which reads the same variables, and assert that the user's real key is not sent."""
     *exports, program = adapted(block(CLIENTS, "sh", "anthropic and Claude Code"), gate).splitlines()
     assert program == "claude --model demo"
     code = 'import anthropic; ask = [{"role": "user", "content": "x"}]; '
@@ -120,7 +123,7 @@ def test_variables_of_claude_code(gate: Gate) -> None:
 
 
 def test_the_stock_cli(upstream: Upstream, tmp_path: Path) -> None:
-    """Its key is made and added as the page says, and what it signs is let in; the program itself is not here."""
+    """Make and add a key pair as the page says, and send a signed request; the program itself is not needed."""
     tool("ssh-keygen")
     home = {"HOME": str(tmp_path)}
     (use,) = [line for line in commands(CLIENTS) if "ollama run" in line]
@@ -141,7 +144,7 @@ def test_the_stock_cli(upstream: Upstream, tmp_path: Path) -> None:
 
 
 def test_open_webui(gate: Gate) -> None:
-    """What it sends, by its source: `key` of OLLAMA_API_CONFIGS, or OPENAI_API_KEY, as Bearer to the address."""
+    """Send what Open WebUI sends by its source: the key of OLLAMA_API_CONFIGS, or OPENAI_API_KEY, as Bearer."""
     (service,) = yaml(block(CLIENTS, "yaml", "Open WebUI"))["services"].values()
     given = {name: value.replace("${OLLAMA_API_KEY}", KEY) for name, value in service["environment"].items()}
     assert given["OLLAMA_BASE_URL"] == "http://gate:8081"
@@ -154,7 +157,7 @@ def test_open_webui(gate: Gate) -> None:
 
 
 def test_continue() -> None:
-    """It calls `new URL("api/chat", apiBase)`, so that no path may stand there, and sends apiKey as Bearer."""
+    """Continue calls `new URL("api/chat", apiBase)`, so apiBase must not have a path. It sends apiKey as Bearer."""
     config = yaml(block(CLIENTS, "yaml", "Continue"))
     assert {"name", "version", "schema"} <= config.keys()
     (model,) = config["models"]
@@ -173,7 +176,7 @@ def test_browsers(upstream: Upstream) -> None:
 
 
 def test_docker_run() -> None:
-    """No engine here: what the line relies on, and that nobody is killed within the grace period."""
+    """Check what the command relies on without Docker, and that the stop timeout exceeds the grace period."""
     (line,) = [line for line in commands(DEPLOYMENT) if line.startswith("docker run")]
     words = shlex.split(line)
     name = words.index("localhost/ollama-auth")
@@ -212,7 +215,7 @@ def test_alerts_ask_for_what_there_is(upstream: Upstream) -> None:
 
 
 def test_logrotate(tmp_path: Path) -> None:
-    """It tells the gate by what the unit has for it; a moved file is made anew: test_access_log.py."""
+    """The rules reload the gate in a way that the unit supports. test_access_log.py tests the reopening of the file."""
     rules = block(DEPLOYMENT, "text", "Logs")
     assert "systemctl reload ollama-auth" in rules
     assert re.search(r"^ExecReload=.*-HUP \$MAINPID", UNIT.read_text(), re.MULTILINE)
@@ -224,7 +227,7 @@ def test_logrotate(tmp_path: Path) -> None:
 
 
 def test_from_a_caddyfile(upstream: Upstream, tmp_path: Path) -> None:
-    """Its environment and its clients, first with Caddy and then with the gate."""
+    """The same environment and clients work, first with Caddy and then with the gate."""
     port = free_port()
     (tmp_path / "Caddyfile").write_text(
         "{\n\tadmin off\n}\n" + block(DEPLOYMENT, "caddyfile", "Coming from a Caddyfile").replace(":8081", f":{port}")
@@ -239,7 +242,7 @@ def test_from_a_caddyfile(upstream: Upstream, tmp_path: Path) -> None:
 
 
 def seen(port: int) -> tuple[int, int]:
-    """What a client gets without the key, and with it."""
+    """Status of a request without the key, and of one with it."""
     return ask(port, "GET", "/api/tags").status, ask(port, "GET", "/api/tags", f"Authorization: Bearer {KEY}").status
 
 
@@ -278,7 +281,7 @@ def test_commands_of_a_release(tmp_path: Path) -> None:
 
 
 def test_arguments_of_replicas(upstream: Upstream) -> None:
-    """A gate takes them all. With keys without limits it asks nothing of Redis."""
+    """A gate accepts all arguments. It does not need Redis while no key has limits."""
     watch = free_port()
     arguments = block(REPLICAS, "text", "Start the gates").replace("127.0.0.1:9464", f"127.0.0.1:{watch}")
     with Gate(upstream.url, *shlex.split(arguments.replace("HOST:6379", f"127.0.0.1:{free_port()}"))) as gate:
@@ -291,7 +294,7 @@ TOOLS = [line for page in PAGES for line in commands(page) if line.startswith("P
 
 @pytest.mark.parametrize("line", TOOLS)
 def test_tools_of_the_tests(line: str) -> None:
-    """They start as the pages say, and know the arguments; a run takes minutes."""
+    """The tools start as the pages say, and know the arguments. A full run takes minutes, so only show the help."""
     path, python, *words = shlex.split(line)
     assert python == ".venv/bin/python"
     said = output(sys.executable, *words, "--help", env=dict([path.split("=")]), cwd=ROOT)
@@ -317,7 +320,7 @@ GUESSES = {"", "\n", *COMMON, *(word for page in PAGES.values() for word in re.f
     "path", [*PAGES, *(str(path.relative_to(ROOT)) for path in (ROOT / "scripts/deploy").glob("*[!g]"))]
 )
 def test_no_example_admits_a_word_that_can_be_guessed(path: str) -> None:
-    """People paste examples and leave them in: a digest in them must be that of no word."""
+    """Users copy examples and forget to change them, so no digest in an example may be that of a common word."""
     digests = {sha256(f"{guess}{end}".encode()).hexdigest() for guess in GUESSES for end in ("", "\n")}
     text = (ROOT / path).read_text()
     assert set(re.findall(r"\b[0-9a-f]{64}\b", text)).isdisjoint(digests)

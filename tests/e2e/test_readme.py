@@ -1,5 +1,7 @@
-"""README and what holds for all pages: each command is run or checked, links lead somewhere, names exist, and tables
-are those of the code. test_pages.py and test_troubleshooting.py check what the other pages say."""
+"""Check README, and for all pages that commands are tested, links resolve, names exist, and tables match the code.
+
+test_pages.py and test_troubleshooting.py check what the other pages say.
+"""
 
 import inspect
 import os
@@ -29,7 +31,7 @@ from tests.unit.tools.test_serve import served
 
 COMMANDS = commands(README)
 
-# Where each command is run or checked.
+# The test that runs or checks each command of a page.
 CHECKED = {
     "scripts/serve": "test_bootstrap.py::test_a_fresh_checkout_gets_an_environment_once",
     "OLLAMA_ENDPOINT=http://gpu-box:11434 scripts/serve --listen-port 9000": (
@@ -62,7 +64,7 @@ CHECKED = {
     "scripts/test tests/e2e/test_gate.py -k streaming": "test_readme.py::test_the_test_command",
     "scripts/bench --quick": "test_readme.py::test_scripts_exist",
     "scripts/refresh-pins": "test_readme.py::test_scripts_exist",
-    # Of the other pages.
+    # Commands of the other pages.
     "mkdir -p ~/.ollama && ssh-keygen -t ed25519 -N '' -f ~/.ollama/id_ed25519": "test_pages.py::test_the_stock_cli",
     "scripts/keys add my-laptop --ssh ~/.ollama/id_ed25519.pub --scope all": "test_pages.py::test_the_stock_cli",
     "OLLAMA_HOST=http://127.0.0.1:8081 OLLAMA_AUTH=1 ollama run llama3.2": "test_pages.py::test_the_stock_cli",
@@ -88,7 +90,7 @@ CHECKED = {
     "kubectl -n ollama rollout status deployment/ollama-auth": "test_pages.py::test_kubectl",
 }
 RUN_AS_THEY_ARE = ("curl ", "printf ", ". ./.env.local; curl ", "docker run -d ")
-"""By test_the_second_command, and test_pages.py."""
+"""Beginnings of commands that test_the_second_command and test_pages.py run as they stand."""
 
 
 def test_the_readme_is_short() -> None:
@@ -138,7 +140,7 @@ def test_options_that_are_named_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_within_sentences_can_be_given(page: str) -> None:
-    """Those of scripts/: there is such a one, and what parses its arguments takes them."""
+    """Each names a file in scripts/, and its argument parser accepts the arguments."""
     parsers: dict[str, Callable[[list[str]], object]] = {"keys": keys.parse, "usage": usage.parse, "image": image.parse}
     for name, arguments in re.findall(r"(?<!`)`scripts/([\w-]+)( [^`]*)?`", PAGES[page]):
         assert (ROOT / "scripts" / name).stat().st_mode & 0o111
@@ -147,7 +149,7 @@ def test_commands_within_sentences_can_be_given(page: str) -> None:
 
 
 def test_the_second_command(tmp_path: Path) -> None:
-    """From zero to a stream: `scripts/serve` in an empty folder, and the line that README has for it."""
+    """Run `scripts/serve` in an empty folder, and then the `curl` command of README."""
     (line,) = [command for command in COMMANDS if command.startswith(". ./.env.local; curl ")]
     port = free_port()
     with served(tmp_path, "--demo", "-p", str(port), OLLAMA_METRICS_LISTEN=""):
@@ -164,6 +166,7 @@ def test_the_second_command(tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) > 3
 
 
+@pytest.mark.timeout(180)  # Three libraries to import, perhaps on a busy machine.
 def test_the_python_lines(gate: Gate) -> None:
     code = block(README, "python", "Connect a client")
     code = code.replace("http://127.0.0.1:8081", gate.url)
@@ -171,7 +174,7 @@ def test_the_python_lines(gate: Gate) -> None:
     code += "assert ollama_client.list().models\nassert openai_client.models.list().data\n"
     code += 'ask = {"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}\n'
     code += "assert anthropic_client.messages.create(**ask).content\n"
-    subprocess.run([sys.executable, "-c", code], env={"OLLAMA_API_KEY": KEY}, check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], env={"OLLAMA_API_KEY": KEY}, check=True, timeout=150)
 
 
 def test_the_making_of_a_key(upstream: Upstream) -> None:
@@ -189,7 +192,7 @@ def listens(port: int) -> bool:
 
 
 def test_mitmproxy_alone(upstream: Upstream, tmp_path: Path) -> None:
-    """The line that starts it, as it stands, with the variables that the page exports before it."""
+    """Run the `mitmdump` line of README as it stands, with the variables that README exports before it."""
     (shown,) = [block.text for block in blocks(README, "sh") if "mitmdump" in block.text]
     *before, line = shown.splitlines()
     assert [words.partition("=")[0] for words in before[1:]] == ["export OLLAMA_ENDPOINT", "export OLLAMA_API_KEY"]
@@ -212,7 +215,7 @@ def test_mitmproxy_alone(upstream: Upstream, tmp_path: Path) -> None:
 
 
 def test_mitmweb(upstream: Upstream) -> None:
-    """The arguments of the page, but for the ports and the endpoint."""
+    """Run the `mitmweb` line of README with another endpoint and other ports."""
     (line,) = [command for command in COMMANDS if command.startswith("mitmweb ")]
     words = shlex.split(line)
     assert words[1:3] == ["--mode", "reverse:http://127.0.0.1:11434"]
@@ -226,7 +229,7 @@ def test_mitmweb(upstream: Upstream) -> None:
 
 
 def test_keys_for_everyone(upstream: Upstream, tmp_path: Path) -> None:
-    """The commands, and the file that is shown."""
+    """Run the `scripts/keys` commands of README, use the key that they make, and read the example of a keys file."""
     made = ""
     for command in COMMANDS:
         if command.startswith("scripts/keys "):
@@ -263,7 +266,7 @@ def test_the_version_of_mitmproxy() -> None:
 
 
 def test_docker_run() -> None:
-    """No Docker here: what the command relies on is in the Dockerfile."""
+    """Check in the Dockerfile what the command relies on; Docker may not be installed."""
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert "EXPOSE 8081" in dockerfile
     assert "OLLAMA_ENDPOINT=http://host.docker.internal:11434" in dockerfile

@@ -1,4 +1,4 @@
-"""The page of symptoms: each is brought about here, and reads as the page has it."""
+"""Cause each problem of troubleshooting.md, and compare the message with the page."""
 
 import hashlib
 import json
@@ -19,16 +19,16 @@ from tests.harness.edges import Line, Scripted, TlsWire, certificate
 from tests.harness.pages import TROUBLESHOOTING, Block, blocks
 from tests.harness.support import AUTH, BEARER, KEY, ROOT, Gate, Upstream, Wire, ask, chat, free_port, head, parse
 
-pytestmark = pytest.mark.timeout(180)  # The first test waits for a dozen gates.
+pytestmark = pytest.mark.timeout(180)  # The first test waits for a dozen gates to start.
 
 CLI = Ed25519PrivateKey.generate()
 OURS = "Error: something went wrong, please see the ollama server logs for details"
 FROM_OTHERS = {OURS, "no such file or directory"}
-"""What the `ollama` command line says by itself: the first by its source (api/types.go), the second was recorded."""
+"""Messages of the `ollama` command line: the first is from its source (api/types.go), the second was recorded."""
 
 
 class Seen:
-    """What a gate answered or wrote, with its status; 0 for what is no answer."""
+    """Responses and other output of gates as (status, text); the status is 0 for other output."""
 
     def __init__(self) -> None:
         self.all: list[tuple[int, str]] = []
@@ -174,7 +174,7 @@ SHOWN = [
 
 @pytest.mark.parametrize("shown", SHOWN, ids=[block.text[:60] for block in SHOWN])
 def test_it_reads_as_the_page_has_it(shown: Block, seen: Seen) -> None:
-    """Under a heading that has statuses, with one of them."""
+    """The message was seen, with a status of the heading if the heading has statuses."""
     statuses = statuses_of(shown)
     counts = re.compile(r"(?<=~)\d+")
     found = [status for status, text in seen.all if counts.sub("N", shown.text) in counts.sub("N", text)]
@@ -188,21 +188,21 @@ def statuses_of(shown: Block) -> set[int]:
 
 
 def test_an_unknown_key_is_named_by_its_digest(gate: Gate) -> None:
-    """As `sha256sum` prints it."""
+    """The log shows the first digits of the digest that `sha256sum` prints."""
     key = "sk-ollama-another-0123456789"
     ask(gate.port, "GET", "/api/tags", f"Authorization: Bearer {key}")
     assert gate.find(f"unknown:{hashlib.sha256(key.encode()).hexdigest()[:8]} ")
 
 
 def test_refusals_are_json(seen: Seen) -> None:
-    """Of ours each; 404 and its text are Ollama's."""
+    """Each refusal of the gate is JSON; the 404 with plain text is Ollama's."""
     for status, text in seen.all:
         if status not in (0, 200) and text != "404 page not found":
             assert json.loads(text)["error"]
 
 
 def test_a_proxy_that_cuts_silence(upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """nginx as it comes, but that its 60 seconds are one."""
+    """nginx with its default behaviour, but with a timeout of one second instead of 60."""
     plain = re.sub(r"proxy_read_timeout 24h", "proxy_read_timeout 1s", (test_deploy.DEPLOY / "nginx.conf").read_text())
     (tmp_path / "deploy").mkdir()
     (tmp_path / "deploy" / "nginx.conf").write_text(plain)

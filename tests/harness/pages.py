@@ -1,4 +1,4 @@
-"""The pages of this repository, and what is in them."""
+"""Read the Markdown pages of this repository: code blocks, tables, headings, and names of tests."""
 
 import re
 from pathlib import Path
@@ -19,14 +19,14 @@ CHANGES, REPLICAS = "scripts/docs/changes.md", "scripts/docs/replicas.md"
 
 
 class Block(NamedTuple):
-    """A fenced block, and the headings above it, the nearest one last."""
+    """A fenced code block, and the nearest heading above it."""
 
     heading: str
     text: str
 
 
 def blocks(page: str, language: str) -> list[Block]:
-    """The fenced blocks of a page in that language."""
+    """Fenced code blocks of a page in one language."""
     text = PAGES[page]
     found = []
     for match in FENCED.finditer(text):
@@ -37,18 +37,18 @@ def blocks(page: str, language: str) -> list[Block]:
 
 
 def block(page: str, language: str, heading: str) -> str:
-    """The one in that language under that heading."""
+    """The only code block in that language under that heading."""
     (found,) = [block.text for block in blocks(page, language) if block.heading == heading]
     return found
 
 
 def commands(page: str) -> list[str]:
-    """The lines of its shell blocks."""
+    """Lines of the shell blocks of a page."""
     return [line for block in blocks(page, "sh") for line in block.text.splitlines()]
 
 
 def tables(page: str, heading: str) -> list[list[tuple[str, ...]]]:
-    """The tables in the section under that heading, each a list of rows without the heads: the cells as they are."""
+    """Tables under that heading, each as a list of rows without the header. A row is a tuple of cells."""
     section = re.split(rf"^#+ {re.escape(heading)}$", PAGES[page], flags=re.MULTILINE)[1]
     section = re.split(r"^#+ ", FENCED.sub("", section), maxsplit=1, flags=re.MULTILINE)[0]
     return [
@@ -58,18 +58,18 @@ def tables(page: str, heading: str) -> list[list[tuple[str, ...]]]:
 
 
 def names(table: list[tuple[str, ...]]) -> list[str]:
-    """What stands in backticks in the first column of a table."""
+    """Code spans in the first column of a table."""
     return [name for row in table for name in re.findall(r"`([^`]+)`", row[0])]
 
 
 def anchors(page: str) -> set[str]:
-    """What a link may name behind #, as GitHub makes it of headings."""
+    """Anchors of a page, as GitHub derives them from headings."""
     headings = HEADING.findall(FENCED.sub("", PAGES[page]))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def tests() -> set[str]:
-    """The names of all tests, as file.py::test."""
+    """Names of all tests, as file.py::test."""
     return {
         f"{path.name}::{name}"
         for path in Path(ROOT, "tests").rglob("test_*.py")
