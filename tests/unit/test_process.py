@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ollama_auth import process as garbage
+from ollama_auth import process
 from tests.harness.support import BEARER, Controlled, Upstream, Wire, ask, chat, head
 
 COUNT = """
@@ -48,7 +48,9 @@ def test_a_request_leaves_nothing(gate: Controlled, upstream: Upstream, method: 
 
 
 def test_small_steps(gate: Controlled) -> None:
-    assert gate.do("import gc; result = gc.get_threshold()[:2]") == str((garbage.STEP, garbage.STEPS))
+    assert gate.do("import gc; result = gc.get_threshold()[:2]") == str(
+        (process.YOUNG_THRESHOLD, process.MIDDLE_THRESHOLD)
+    )
 
 
 async def test_what_is_new_is_looked_over_at_leisure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +58,7 @@ async def test_what_is_new_is_looked_over_at_leisure(monkeypatch: pytest.MonkeyP
     counts, idle = [0, 0, 0], [False]
     monkeypatch.setattr(gc, "get_count", lambda: tuple(counts))
     monkeypatch.setattr(gc, "collect", asked.append)
-    monkeypatch.setattr(garbage, "LOOK", 0.0)
+    monkeypatch.setattr(process, "IDLE_CHECK_SECONDS", 0.0)
 
     async def after(young: int, times: int, *, leisure: bool) -> list[int]:
         counts[1:], idle[0] = [young, times], leisure
@@ -65,9 +67,9 @@ async def test_what_is_new_is_looked_over_at_leisure(monkeypatch: pytest.MonkeyP
             await asyncio.sleep(0)
         return asked[:1]
 
-    tidying = asyncio.create_task(garbage.tidy(lambda: idle[0]))
-    assert await after(garbage.ENOUGH, 0, leisure=False) == []
-    assert await after(garbage.ENOUGH - 1, 0, leisure=True) == []
-    assert await after(garbage.ENOUGH, 0, leisure=True) == [1]
-    assert await after(garbage.ENOUGH, garbage.FULL, leisure=True) == [2]
+    tidying = asyncio.create_task(process.collect_when_idle(lambda: idle[0]))
+    assert await after(process.IDLE_MIDDLE_THRESHOLD, 0, leisure=False) == []
+    assert await after(process.IDLE_MIDDLE_THRESHOLD - 1, 0, leisure=True) == []
+    assert await after(process.IDLE_MIDDLE_THRESHOLD, 0, leisure=True) == [1]
+    assert await after(process.IDLE_MIDDLE_THRESHOLD, process.IDLE_FULL_THRESHOLD, leisure=True) == [2]
     tidying.cancel()

@@ -262,7 +262,7 @@ class Connections:
     def __init__(self) -> None:
         self._by_client: dict[str, ClientConnection] = {}
         self._networks: Counter[str] = Counter()
-        self._troubles: dict[str, tuple[float, int]] = {}
+        self._warnings: dict[str, tuple[float, int]] = {}
 
     def __len__(self) -> int:
         return len(self._by_client)
@@ -317,7 +317,7 @@ class Connections:
             return False
         self.remove(victim.client.id)
         victim.cut()
-        self.trouble("connections without a request were closed to make room for new ones")
+        self.warn_rate_limited("connections without a request were closed to make room for new ones")
         return True
 
     async def sweep(self) -> None:
@@ -330,23 +330,23 @@ class Connections:
                     try:
                         peer.expire(now)
                     except Exception as error:
-                        self.trouble(f"a connection could not be ended: {type(error).__name__}")
+                        self.warn_rate_limited(f"a connection could not be ended: {type(error).__name__}")
             self._summarize(now)
 
-    def trouble(self, what: str) -> None:
+    def warn_rate_limited(self, what: str) -> None:
         """Log a trouble that may come a thousand times a second: at once, then as a count every QUIET seconds."""
         now = time.monotonic()
-        since, count = self._troubles.get(what, (0.0, 0))
+        since, count = self._warnings.get(what, (0.0, 0))
         if not since:
             logger.warning("%s", what)
-            self._troubles[what] = (now, 0)
+            self._warnings[what] = (now, 0)
         else:
-            self._troubles[what] = (since, count + 1)
+            self._warnings[what] = (since, count + 1)
 
     def _summarize(self, now: float) -> None:
-        for what, (since, count) in list(self._troubles.items()):
+        for what, (since, count) in list(self._warnings.items()):
             if now - since >= QUIET:
-                del self._troubles[what]
+                del self._warnings[what]
                 if count:
                     logger.warning("%s (%d more times in %d seconds)", what, count, int(QUIET))
 

@@ -101,7 +101,7 @@ class HookDispatcher:
         self._whole = addons.trigger_event
         self._chain: list[Any] = []
         self._hearing: dict[tuple[str, ...], Listeners] = {}
-        self.guard: Any = None
+        self.guarded: Any = None
         """Is told by its `done` when it is not in the chain, however it got out of it, and puts itself back."""
 
     def install(self) -> None:
@@ -111,8 +111,8 @@ class HookDispatcher:
     def hearing(self, *names: str) -> "Listeners":
         """Those of the chain who may have a method of such a name, themselves or one of their sub-addons."""
         if self.addons.chain != self._chain:
-            if self.guard and not any(addon is self.guard for addon in self.addons.chain):
-                self.guard.done()
+            if self.guarded and not any(addon is self.guarded for addon in self.addons.chain):
+                self.guarded.done()
             self._chain = list(self.addons.chain)
             self._hearing.clear()
         found = self._hearing.get(names)
@@ -134,7 +134,7 @@ class HookDispatcher:
                 with safecall():
                     raise
 
-    def quieten(self) -> None:
+    def set_log_level(self) -> None:
         """mitmproxy's lines about connections, several a request, are made only where somebody shows them."""
         root = logging.getLogger()
         shown = any(one.level <= logging.INFO and not isinstance(one, LegacyLogEvents) for one in root.handlers)

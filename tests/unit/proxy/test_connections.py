@@ -378,7 +378,7 @@ def test_a_connection_whose_socket_is_gone_can_be_cut() -> None:
 async def test_a_trouble_is_told_at_once_and_then_counted(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     found = Connections()
     for _ in range(1000):
-        found.trouble("it rains")
+        found.warn_rate_limited("it rains")
     await swept(found)
     assert caplog.messages == ["it rains"]
     clock.now += QUIET
@@ -392,7 +392,7 @@ async def test_a_trouble_is_told_at_once_and_then_counted(clock: Clock, caplog: 
 async def test_a_trouble_that_came_once_is_told_once(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     found = Connections()
     for _ in range(3):
-        found.trouble("it rains")
+        found.warn_rate_limited("it rains")
         clock.now += QUIET
         await swept(found)
     assert caplog.messages == ["it rains"] * 3
@@ -401,12 +401,12 @@ async def test_a_trouble_that_came_once_is_told_once(clock: Clock, caplog: pytes
 def test_two_troubles_do_not_hide_each_other(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     found = Connections()
     for what in ("it rains", "it snows", "it rains"):
-        found.trouble(what)
+        found.warn_rate_limited(what)
     assert caplog.messages == ["it rains", "it snows"]
 
 
 def test_percent_signs_in_a_trouble_are_no_format(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    Connections().trouble("100%s full")
+    Connections().warn_rate_limited("100%s full")
     assert caplog.messages == ["100%s full"]
 
 

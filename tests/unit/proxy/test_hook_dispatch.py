@@ -40,7 +40,7 @@ def gate(shared_upstream: Upstream) -> Iterator[Controlled]:
         yield gate
 
 
-SILENT = "result = ctx.master.addons.get('ollama_gate').audience.silent()"
+SILENT = "result = ctx.master.addons.get('ollama_gate').hooks.silent()"
 
 
 def test_by_default_nobody_does_anything(gate: Controlled) -> None:

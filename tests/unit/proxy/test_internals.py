@@ -119,7 +119,7 @@ mitmproxy.addons.tlsconfig
     41a266755820 alpn_select_callback                           layer.ClientTls.start_tls
 mitmproxy.proxy.server
     95c3f93e9824 ConnectionHandler.handle_connection            connections.BulkReader
-    706760d6eecf ConnectionHandler.log                          hook_dispatch.HookDispatcher.quieten
+    706760d6eecf ConnectionHandler.log                          hook_dispatch.HookDispatcher.set_log_level
     41e033f7debf TimeoutWatchdog.register_activity              fast_path.SocketFastPath
     ffb8e6c9e6c6 ConnectionHandler.__init__                     addon.Gate.client_connected
     01f1b7cc991c ConnectionHandler.handle_client                addon.Gate.client_disconnected
@@ -220,10 +220,10 @@ mitmproxy.addons.upstream_auth
 mitmproxy.hooks
     314edf62e53f Hook                                           hook_dispatch.HookDispatcher.trigger_event
 mitmproxy.log
-    ba95afcdfe70 LegacyLogEvents                                hook_dispatch.HookDispatcher.quieten
-    ffc1fb69904c MitmLogHandler                                 hook_dispatch.HookDispatcher.quieten
+    ba95afcdfe70 LegacyLogEvents                                hook_dispatch.HookDispatcher.set_log_level
+    ffc1fb69904c MitmLogHandler                                 hook_dispatch.HookDispatcher.set_log_level
 mitmproxy.addons.termlog
-    262bdcb2d4aa TermLog                                        hook_dispatch.HookDispatcher.quieten
+    262bdcb2d4aa TermLog                                        hook_dispatch.HookDispatcher.set_log_level
 mitmproxy.addons.errorcheck
     bc0b8e23f833 ErrorCheck                                     addon.Gate.open
 mitmproxy.optmanager
