@@ -38,11 +38,13 @@ from .lifecycle import RETRY_SECONDS, RequestLifecycle
 from .mitmweb.flows import COLUMNS, FlowViews
 from .ollama_api.routes import Dialect
 from .option_table import OPTIONS
-from .proxy.connections import BulkReader, ClientConnection, Connections, close_left
+from .proxy.connections import ClientConnection, Connections
 from .proxy.events import Reservation
 from .proxy.hook_dispatch import HookDispatcher
-from .proxy.layer import ClientTls, CloseConnectionLayer, GateLayer
+from .proxy.layer import GateLayer
 from .proxy.option_cache import CachedOptions
+from .proxy.tls import ClientTls, CloseConnectionLayer
+from .proxy.transport import BulkReader, close_sockets
 from .runtime import ActiveConfig, say
 from .telemetry.monitor import Monitor
 
@@ -285,7 +287,7 @@ class Gate:
     def client_disconnected(self, client: Client) -> None:
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
         if handler:
-            close_left(handler, *handler.transports)
+            close_sockets(handler, *handler.transports)
         if peer := self.connections.remove(client.id):
             self._finish_exchanges(peer, "client left")
 
@@ -322,7 +324,7 @@ class Gate:
     def server_disconnected(self, data: ServerConnectionHookData) -> None:
         peer = self.connections.get(data.client.id)
         if peer and peer.handler.transports.get(data.server):
-            close_left(peer.handler, data.server)
+            close_sockets(peer.handler, data.server)
             peer.handler.transports.pop(data.server)
             if data.server.state is not ConnectionState.CLOSED:
                 data.server.state = ConnectionState.CLOSED

@@ -6,12 +6,10 @@ One sweep over all of them, four times a second, instead of a timer for each: a 
 import asyncio
 import ipaddress
 import logging
-import socket
-import struct
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Protocol, cast
+from collections.abc import Iterator
+from typing import Protocol
 
 from mitmproxy.connection import Client, Connection, Server
 from mitmproxy.proxy import events
@@ -19,6 +17,7 @@ from mitmproxy.proxy.server import ConnectionHandler
 from mitmproxy.utils import asyncio_utils
 
 from ..exchange import Exchange
+from . import transport
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +27,6 @@ LAST_WORD = 2.0
 """Seconds a connection has to end by itself once it was told to, before it is cut."""
 CONNECT_TIMEOUT = "connect timeout"
 """What mitmproxy then says is wrong with a connection to a server that was given up."""
-BULK = 256 * 1024
-"""Bytes that are kept of a connection before it is told to wait; about what one read of asyncio brings."""
 QUIET = 10.0
 """Seconds between two lines of the log about the same trouble."""
 
@@ -116,9 +113,7 @@ class ClientConnection:
     def hold(self, connection: Connection, who: object) -> None:
         """Read nothing more from `connection`, the client or a server of it, until `who` releases it."""
         self.holders.setdefault(connection, set()).add(who)
-        transport = self.transport(connection)
-        if transport and transport.is_reading():
-            transport.pause_reading()
+        transport.pause_reading(self.handler, connection)
 
     def release(self, connection: Connection, who: object) -> None:
         """Take back a hold, if there is one."""
@@ -128,15 +123,11 @@ class ClientConnection:
         holders.discard(who)
         if not holders:
             del self.holders[connection]
-            transport = self.transport(connection)
-            # A reader that is full has paused its transport itself, and resumes it when it is not.
-            if transport and not transport.is_closing() and not self.handler.transports[connection].reader._paused:  # type: ignore[union-attr]
-                transport.resume_reading()
+            transport.resume_reading(self.handler, connection)
 
     def transport(self, connection: Connection | None = None) -> asyncio.Transport | None:
-        """The socket's side of asyncio of the client or one of its servers, while there is one."""
-        io = self.handler.transports.get(connection or self.client)
-        return io.writer.transport if io and isinstance(io.writer, asyncio.StreamWriter) else None  # type: ignore[return-value]
+        """Return asyncio's transport of the client or of a server of it, while there is one."""
+        return transport.transport_of(self.handler, connection or self.client)
 
     def connect_within(self, seconds: float, server: Server) -> None:
         """Give up a connection to `server` that has not been made by then, in TLS if it is one."""
@@ -162,12 +153,9 @@ class ClientConnection:
             transport.handler.cancel("closed by the gate")
 
     def reset(self) -> None:
-        """Break it off, visibly for the client: TCP tells it of an error, and not of an end."""
-        transport = self.transport()
-        if transport:
-            own = transport.get_extra_info("socket")
-            own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            transport.abort()
+        """End it with a TCP reset, so that the client sees an error and not an end."""
+        if own := self.transport():
+            transport.reset(own)
 
     def drain(self) -> None:
         """Begin nothing new: end it where nothing has begun, or tell the layers."""
@@ -185,75 +173,6 @@ class ClientConnection:
             self.told = True
             self.deadline = now + LAST_WORD
             self.tell(Expire())
-
-
-class BulkProtocol(asyncio.StreamReaderProtocol):
-    """Hands what comes to its BulkReader, which need not be asked whether it is still there."""
-
-    bulk: "BulkReader"
-
-    @classmethod
-    def take_over(cls, reader: "BulkReader") -> None:
-        """Stand between that reader and its transport."""
-        transport = reader._transport
-        protocol = transport.get_protocol() if transport else None
-        if transport and type(protocol) is asyncio.StreamReaderProtocol:
-            protocol.__class__ = cls
-            cast(BulkProtocol, protocol).bulk = reader
-            transport.set_protocol(protocol)  # It may remember which function of it to call.
-
-    def data_received(self, data: bytes) -> None:
-        """As StreamReaderProtocol.data_received."""
-        self.bulk.feed_data(data)
-
-
-class BulkReader(asyncio.StreamReader):
-    """What mitmproxy reads a connection with: at once all that is there, where mitmproxy asks for 64 KB.
-
-    What comes while mitmproxy waits for it may be taken ahead, without waking the task that waits.
-    """
-
-    ahead: Callable[[bytes], int] | None = None
-    """Takes so many bytes at the start of what has come."""
-    _transport: asyncio.Transport | None
-    _waiter: asyncio.Future[None] | None
-    _buffer: bytearray
-    _eof: bool
-    _exception: BaseException | None
-    _limit: int
-    _wait_for_data: Callable[[str], Awaitable[None]]
-    _maybe_resume_transport: Callable[[], None]
-
-    @classmethod
-    def take_over(cls, handler: ConnectionHandler, connection: Connection) -> "BulkReader | None":
-        """Read this connection, if it is one of asyncio's."""
-        io = handler.transports.get(connection)
-        reader = io.reader if io else None
-        if type(reader) is asyncio.StreamReader:
-            reader.__class__ = cls
-            reader._limit = BULK // 2  # type: ignore[attr-defined]
-            BulkProtocol.take_over(cast(BulkReader, reader))
-        return reader if isinstance(reader, cls) else None
-
-    def feed_data(self, data: bytes) -> None:  # type: ignore[override] # Transports hand bytes on.
-        """As StreamReader.feed_data, for what is left."""
-        if self.ahead and self._waiter and not self._waiter.done() and not self._buffer:
-            taken = self.ahead(data)
-            if taken == len(data):
-                return
-            data = data[taken:]
-        super().feed_data(data)
-
-    async def read(self, n: int = -1) -> bytes:
-        """As StreamReader.read, but for how much."""
-        if self._exception is not None:
-            raise self._exception
-        if not self._buffer and not self._eof:
-            await self._wait_for_data("read")
-        data = bytes(self._buffer)
-        self._buffer.clear()
-        self._maybe_resume_transport()
-        return data
 
 
 class Connections:
@@ -349,17 +268,6 @@ class Connections:
                 del self._warnings[what]
                 if count:
                     logger.warning("%s (%d more times in %d seconds)", what, count, int(QUIET))
-
-
-def close_left(handler: ConnectionHandler, *connections: Connection) -> None:
-    """Close the sockets of these connections, which have ended.
-
-    mitmproxy does so itself, unless its task is cancelled while it waits to hand an event to the layers.
-    """
-    for connection in connections:
-        writer = handler.transports[connection].writer
-        if writer:
-            writer.close()
 
 
 def network(address: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mitmproxy import http
-from mitmproxy.connection import Connection, ConnectionState, Server
+from mitmproxy.connection import Connection, Server
 from mitmproxy.net.http import url
 from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import commands, events, layer, tunnel
@@ -46,14 +46,13 @@ from mitmproxy.proxy.layers.http._hooks import (
     HttpResponseHook,
 )
 from mitmproxy.proxy.layers.http._http2 import Http2Client
-from OpenSSL import SSL
 
 from ..auth.forwarding import FORWARDED
 from ..auth.redaction import KeyLookup, mask_path
 from ..exchange import Admission, Exchange, Refusal, UpstreamRequest
 from ..http.head import CHUNKED, Head, values
 from ..mitmweb.flows import label_refused
-from .connections import CONNECT_TIMEOUT, BulkReader, ClientConnection, Drain, Expire, Resume
+from .connections import CONNECT_TIMEOUT, ClientConnection, Drain, Expire, Resume
 from .events import (
     MALFORMED_BODY,
     Commands,
@@ -69,10 +68,7 @@ from .fast_path import LayerFastPath, SocketFastPath, splice
 from .hook_dispatch import FLOW_HOOKS, FlowHook, HookDispatcher
 from .http1 import BoundedHttp1Client, BoundedHttp1Server
 from .http2 import BoundedHttp2Server, Settle
-
-MAX_CLIENT_HELLO = 64 * 1024
-"""Bytes before TLS has begun, where mitmproxy would take 16 MB."""
-
+from .transport import BulkReader
 
 CLIENT_DISCONNECTED = "client disconnected"
 """How mitmproxy words the end of a connection upstream whose client has left."""
@@ -562,59 +558,6 @@ class Upstream(HttpClient):
             self._handle_event = self.child_layer.handle_event  # type: ignore[method-assign]
             yield from self._handle_event(event)
         yield RegisterHttpConnection(self.context.server, error)
-
-
-class ClientTls(tls.ClientTLSLayer):
-    """TLS with the client, that says goodbye (RFC 8446 section 6.1), and nothing after that or after an error."""
-
-    def receive_handshake_data(self, data: bytes) -> layer.CommandGenerator[tuple[bool, str | None]]:
-        if len(self.recv_buffer) + len(data) > MAX_CLIENT_HELLO:
-            return False, "ClientHello too long"
-        return (yield from super().receive_handshake_data(data))
-
-    def start_tls(self) -> Commands:
-        if b"h2" in self.conn.alpn_offers and self.context.options.http2:
-            self.conn.alpn = b"h2"  # mitmproxy takes what the client names first, and httpx names HTTP/1.1.
-        yield from super().start_tls()
-
-    def on_handshake_error(self, err: str) -> Commands:
-        # mitmproxy would log all that was sent.
-        yield from super().on_handshake_error("no ClientHello" if err.startswith("Cannot parse ClientHello") else err)
-
-    def tls_interact(self) -> Commands:
-        if self.conn.state & ConnectionState.CAN_WRITE:
-            yield from super().tls_interact()
-
-    def receive_data(self, data: bytes) -> Commands:
-        yield from super().receive_data(data)
-        if self.tls.get_state_string() == b"error":
-            yield commands.CloseConnection(self.conn)
-
-    def send_data(self, data: bytes) -> Commands:
-        try:
-            yield from super().send_data(data)
-        except SSL.Error:
-            yield commands.CloseConnection(self.conn)
-
-    def send_close(self, command: commands.CloseConnection) -> Commands:
-        with suppress(SSL.Error):
-            self.tls.shutdown()
-        yield from self.tls_interact()
-        yield from super().send_close(command)
-
-
-class CloseConnectionLayer(layer.Layer):
-    """Says one thing to a client that gets no other layer, and closes."""
-
-    def __init__(self, context: Context, words: bytes = b"") -> None:
-        super().__init__(context)
-        self.words = words
-
-    def _handle_event(self, event: events.Event) -> Commands:
-        if isinstance(event, events.Start):
-            if self.words:
-                yield commands.SendData(self.context.client, self.words)
-            yield commands.CloseConnection(self.context.client)
 
 
 def over(_: events.Event) -> Commands:

@@ -24,9 +24,10 @@ from ollama_auth.exchange import Admission, Exchange, UpstreamRequest
 from ollama_auth.http.head import Bounds, Head
 from ollama_auth.http.responses import Answer
 from ollama_auth.proxy import fast_path as splice
-from ollama_auth.proxy.connections import BulkReader, ClientConnection
+from ollama_auth.proxy.connections import ClientConnection
 from ollama_auth.proxy.fast_path import SocketFastPath
 from ollama_auth.proxy.layer import GateLayer
+from ollama_auth.proxy.transport import BulkReader
 
 # These run here once more, through the gate below, which has only the long way.
 from tests.e2e.test_edge import (  # noqa: F401

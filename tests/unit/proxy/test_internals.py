@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import ollama_auth
-from ollama_auth.proxy import connections, http1, http2
+from ollama_auth.proxy import connections, http1, http2, tls, transport
 from ollama_auth.proxy import events as messages
 from ollama_auth.proxy import layer as edge
 
@@ -104,33 +104,33 @@ mitmproxy.proxy.layers.modes
 mitmproxy.addons.next_layer
     d277fef31bbe NextLayer.next_layer                           addon.Gate.next_layer
 mitmproxy.proxy.tunnel
-    a0a2a31af17d TunnelLayer                                    layer.ClientTls
+    a0a2a31af17d TunnelLayer                                    tls.ClientTls
 mitmproxy.proxy.layers.tls
-    3878cd7c942a TLSLayer.start_tls                             layer.ClientTls.start_tls
-    62d6d57d43dd TLSLayer.tls_interact                          layer.ClientTls.tls_interact
-    85c0e6b656c3 TLSLayer.receive_data                          layer.ClientTls.receive_data
-    35a29a1b0b0c TLSLayer.send_data                             layer.ClientTls.send_data
-    d9b1161f42db TLSLayer.send_close                            layer.ClientTls.send_close
-    a0ee021f92f6 ClientTLSLayer.receive_handshake_data          layer.ClientTls.receive_handshake_data
-    04a3a2530293 ClientTLSLayer.on_handshake_error              layer.ClientTls.on_handshake_error
+    3878cd7c942a TLSLayer.start_tls                             tls.ClientTls.start_tls
+    62d6d57d43dd TLSLayer.tls_interact                          tls.ClientTls.tls_interact
+    85c0e6b656c3 TLSLayer.receive_data                          tls.ClientTls.receive_data
+    35a29a1b0b0c TLSLayer.send_data                             tls.ClientTls.send_data
+    d9b1161f42db TLSLayer.send_close                            tls.ClientTls.send_close
+    a0ee021f92f6 ClientTLSLayer.receive_handshake_data          tls.ClientTls.receive_handshake_data
+    04a3a2530293 ClientTLSLayer.on_handshake_error              tls.ClientTls.on_handshake_error
 mitmproxy.addons
     7eb18893c70b default_addons                                 settings.check_mitmproxy
 mitmproxy.addons.tlsconfig
-    41a266755820 alpn_select_callback                           layer.ClientTls.start_tls
+    41a266755820 alpn_select_callback                           tls.ClientTls.start_tls
 mitmproxy.proxy.server
-    95c3f93e9824 ConnectionHandler.handle_connection            connections.BulkReader
+    95c3f93e9824 ConnectionHandler.handle_connection            transport.BulkReader
     706760d6eecf ConnectionHandler.log                          hook_dispatch.HookDispatcher.set_log_level
     41e033f7debf TimeoutWatchdog.register_activity              fast_path.SocketFastPath
     ffb8e6c9e6c6 ConnectionHandler.__init__                     addon.Gate.client_connected
     01f1b7cc991c ConnectionHandler.handle_client                addon.Gate.client_disconnected
     5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.ClientConnection.connect_within
-    95c3f93e9824 ConnectionHandler.handle_connection            connections.close_left
+    95c3f93e9824 ConnectionHandler.handle_connection            transport.close_sockets
     6b5743460456 ConnectionHandler.drain_writers                connections.ClientConnection.hold
     0d1e6b0aa6e4 ConnectionHandler.on_timeout                   connections.ClientConnection.cut
-    9ac797016052 ConnectionHandler.hook_task                    connections.close_left
+    9ac797016052 ConnectionHandler.hook_task                    transport.close_sockets
     a2b42657ebe8 ConnectionHandler.server_event                 connections.ClientConnection.tell
     c0d10cc05dd6 ConnectionHandler.close_connection             connections.ClientConnection.cut
-    f498a46ab1b0 ConnectionIO                                   connections.ClientConnection.transport
+    f498a46ab1b0 ConnectionIO                                   transport.transport_of
 mitmproxy.proxy.mode_servers
     10e340d70b3f ProxyConnectionHandler                         addon.Gate.client_connected
     21eea06f208c ServerInstance.handle_stream                   addon.Gate.client_connected
@@ -388,7 +388,7 @@ def test_each_option_was_thought_of(program: str, tmp_path: Path) -> None:
 
 OURS = [
     member
-    for module in (connections, edge, http1, http2, messages)
+    for module in (connections, edge, http1, http2, messages, tls, transport)
     for member in vars(module).values()
     if isinstance(member, type) and member.__module__ == module.__name__
 ]
@@ -440,7 +440,7 @@ def test_how_a_protocol_hands_on_what_comes() -> None:
 
 
 def test_a_reader_that_is_full() -> None:
-    """asyncio's, of which ClientConnection.release asks whether it has paused its transport itself."""
+    """asyncio's, of which transport.resume_reading asks whether it has paused its transport itself."""
     assert "self._paused" in inspect.getsource(asyncio.StreamReader.feed_data)
     assert "self._paused" in inspect.getsource(asyncio.StreamReader._maybe_resume_transport)  # type: ignore[attr-defined]
 
