@@ -313,7 +313,7 @@ class Gate:
         if ours and not (peer and peer.admitted):
             data.server.error = "no request of this connection was admitted"
         elif peer and self.settings:
-            peer.connect_within(self.settings.connect_timeout, data.server)
+            peer.limit_connect_time(self.settings.connect_timeout, data.server)
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
         if peer := self.connections.get(data.client.id):
@@ -328,7 +328,7 @@ class Gate:
             peer.handler.transports.pop(data.server)
             if data.server.state is not ConnectionState.CLOSED:
                 data.server.state = ConnectionState.CLOSED
-                peer.tell(events.ConnectionClosed(data.server))
+                peer.send_event(events.ConnectionClosed(data.server))
 
     def server_connect_error(self, data: ServerConnectionHookData) -> None:
         self._connect_ended(data.client, data.server)
@@ -342,7 +342,7 @@ class Gate:
     def _connect_ended(self, client: Client, server: Server) -> None:
         peer = self.connections.get(client.id)
         if peer:
-            peer.connect_ended(server)
+            peer.connect_finished(server)
 
     # Shutdown.
 

@@ -136,7 +136,7 @@ class RequestLifecycle:
         decision = authorizer.authorize(head, request, peer)
         exchange.path, exchange.key, exchange.stripped = request.path, decision.key, decision.stripped
         exchange.suppress_log = decision.suppress_log
-        peer.known |= exchange.identified
+        peer.authenticated_before |= exchange.identified
         if isinstance(decision.verdict, Refusal):
             return decision.verdict
         exchange.upstream_request = decision.verdict

@@ -46,7 +46,7 @@ def reset(transport: asyncio.Transport) -> None:
 
 
 def close_sockets(handler: ConnectionHandler, *connections: Connection) -> None:
-    """Close the sockets of these connections, which have ended.
+    """Close the sockets of connections that have ended.
 
     mitmproxy does so itself, unless its task is cancelled while it waits to hand an event to the layers.
     """
@@ -57,33 +57,33 @@ def close_sockets(handler: ConnectionHandler, *connections: Connection) -> None:
 
 
 class BulkProtocol(asyncio.StreamReaderProtocol):
-    """Hands what comes to its BulkReader, which need not be asked whether it is still there."""
+    """asyncio's StreamReaderProtocol, with a direct reference to its reader."""
 
     bulk: "BulkReader"
 
     @classmethod
     def take_over(cls, reader: "BulkReader") -> None:
-        """Stand between that reader and its transport."""
+        """Replace the protocol between `reader` and its transport, if it is asyncio's."""
         transport = reader._transport
         protocol = transport.get_protocol() if transport else None
         if transport and type(protocol) is asyncio.StreamReaderProtocol:
             protocol.__class__ = cls
             cast(BulkProtocol, protocol).bulk = reader
-            transport.set_protocol(protocol)  # It may remember which function of it to call.
+            transport.set_protocol(protocol)  # The transport may have cached a bound method of the old class.
 
     def data_received(self, data: bytes) -> None:
-        """As StreamReaderProtocol.data_received."""
+        """Do as StreamReaderProtocol.data_received."""
         self.bulk.feed_data(data)
 
 
 class BulkReader(asyncio.StreamReader):
-    """What mitmproxy reads a connection with: at once all that is there, where mitmproxy asks for 64 KB.
+    """The reader of mitmproxy's connections, changed to return all that has arrived, where mitmproxy asks for 64 KB.
 
-    What comes while mitmproxy waits for it may be taken ahead, without waking the task that waits.
+    While mitmproxy waits for data, `fast_path` may take what arrives without waking the waiting task.
     """
 
-    ahead: Callable[[bytes], int] | None = None
-    """Takes so many bytes at the start of what has come."""
+    fast_path: Callable[[bytes], int] | None = None
+    """Forwards as much of the start of the data as it can, and returns its length in bytes."""
     _transport: asyncio.Transport | None
     _waiter: asyncio.Future[None] | None
     _buffer: bytearray
@@ -95,7 +95,7 @@ class BulkReader(asyncio.StreamReader):
 
     @classmethod
     def take_over(cls, handler: ConnectionHandler, connection: Connection) -> "BulkReader | None":
-        """Read this connection, if it is one of asyncio's."""
+        """Turn the reader of this connection into a BulkReader, and return it; None if it is not one of asyncio's."""
         io = handler.transports.get(connection)
         reader = io.reader if io else None
         if type(reader) is asyncio.StreamReader:
@@ -105,16 +105,16 @@ class BulkReader(asyncio.StreamReader):
         return reader if isinstance(reader, cls) else None
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override] # Transports hand bytes on.
-        """As StreamReader.feed_data, for what is left."""
-        if self.ahead and self._waiter and not self._waiter.done() and not self._buffer:
-            taken = self.ahead(data)
+        """Do as StreamReader.feed_data, with what the fast path leaves."""
+        if self.fast_path and self._waiter and not self._waiter.done() and not self._buffer:
+            taken = self.fast_path(data)
             if taken == len(data):
                 return
             data = data[taken:]
         super().feed_data(data)
 
     async def read(self, n: int = -1) -> bytes:
-        """As StreamReader.read, but for how much."""
+        """Do as StreamReader.read, but return all there is, whatever `n`."""
         if self._exception is not None:
             raise self._exception
         if not self._buffer and not self._eof:

@@ -14,7 +14,14 @@ from mitmproxy.proxy.server import ConnectionHandler
 
 from ollama_auth.exchange import Exchange
 from ollama_auth.proxy import connections as module
-from ollama_auth.proxy.connections import LAST_WORD, QUIET, ClientConnection, Connections, Expire, network
+from ollama_auth.proxy.connections import (
+    EXPIRY_GRACE_SECONDS,
+    WARNING_INTERVAL,
+    ClientConnection,
+    Connections,
+    Expire,
+    network,
+)
 
 MADE_ROOM = "connections without a request were closed to make room for new ones"
 
@@ -83,7 +90,7 @@ class FakeProtocol:
     def __init__(self, *, idle: bool = True) -> None:
         self.idle = idle
 
-    def throttle(self, stream_id: int, server: Connection) -> None:
+    def apply_backpressure(self, stream_id: int, server: Connection) -> None:
         """Nobody answers here."""
 
 
@@ -92,8 +99,8 @@ def peer_from(
 ) -> ClientConnection:
     client = Client(peername=(address, 1), sockname=("10.0.0.2", 8081), timestamp_start=0)
     peer = ClientConnection(client, cast(ConnectionHandler, FakeHandler(client)), deadline)
-    peer.protocol = FakeProtocol(idle=not busy)
-    peer.known = known
+    peer.http_server = FakeProtocol(idle=not busy)
+    peer.authenticated_before = known
     return peer
 
 
@@ -201,7 +208,7 @@ def test_where_there_is_no_stranger_the_oldest_that_is_idle_makes_room() -> None
 
 def test_a_connection_that_has_not_said_a_word_makes_room() -> None:
     silent = peer_from()
-    silent.protocol = None
+    silent.http_server = None
     assert filled(silent).add(peer_from(), 1, 0)
     assert was_cut(silent)
 
@@ -307,7 +314,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(module, "SWEEP", 0)
+    monkeypatch.setattr(module, "SWEEP_SECONDS", 0)
     return clock
 
 
@@ -331,8 +338,8 @@ async def test_after_its_deadline_a_connection_may_say_a_last_word_and_is_then_c
     found = filled(peer := peer_from(deadline=clock.now - 1))
     await swept(found)
     assert [type(event) for event in fake(peer).told] == [Expire]
-    assert (was_cut(peer), peer.deadline) == (False, clock.now + LAST_WORD)
-    clock.now += LAST_WORD + 0.1
+    assert (was_cut(peer), peer.deadline) == (False, clock.now + EXPIRY_GRACE_SECONDS)
+    clock.now += EXPIRY_GRACE_SECONDS + 0.1
     await swept(found)
     assert was_cut(peer)
     assert len(fake(peer).told) == 1
@@ -340,7 +347,7 @@ async def test_after_its_deadline_a_connection_may_say_a_last_word_and_is_then_c
 
 async def test_a_connection_that_can_say_nothing_is_cut_at_once(clock: Clock) -> None:
     peer = peer_from(deadline=clock.now - 1)
-    peer.protocol = None
+    peer.http_server = None
     await swept(filled(peer))
     assert was_cut(peer)
 
@@ -357,7 +364,7 @@ async def test_a_connection_that_can_not_be_ended_does_not_save_the_others(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken, other = peer_from(deadline=clock.now - 1), peer_from(deadline=clock.now - 1)
-    broken.protocol = other.protocol = None
+    broken.http_server = other.http_server = None
     fake(broken).task.error = RuntimeError("sk-ollama-in-a-message")
     await swept(filled(broken, other))
     assert was_cut(other)
@@ -367,9 +374,9 @@ async def test_a_connection_that_can_not_be_ended_does_not_save_the_others(
 def test_a_connection_whose_socket_is_gone_can_be_cut() -> None:
     peer = peer_from()
     fake(peer).transports.clear()
-    peer.cut()
-    peer.hold(peer.client, "me")
-    peer.release(peer.client, "me")
+    peer.close_now()
+    peer.hold_reading(peer.client, "me")
+    peer.release_reading(peer.client, "me")
 
 
 # Trouble that may come a thousand times a second.
@@ -381,10 +388,10 @@ async def test_a_trouble_is_told_at_once_and_then_counted(clock: Clock, caplog: 
         found.warn_rate_limited("it rains")
     await swept(found)
     assert caplog.messages == ["it rains"]
-    clock.now += QUIET
+    clock.now += WARNING_INTERVAL
     await swept(found)
     assert caplog.messages == ["it rains", "it rains (999 more times in 10 seconds)"]
-    clock.now += QUIET
+    clock.now += WARNING_INTERVAL
     await swept(found)
     assert len(caplog.messages) == 2
 
@@ -393,7 +400,7 @@ async def test_a_trouble_that_came_once_is_told_once(clock: Clock, caplog: pytes
     found = Connections()
     for _ in range(3):
         found.warn_rate_limited("it rains")
-        clock.now += QUIET
+        clock.now += WARNING_INTERVAL
         await swept(found)
     assert caplog.messages == ["it rains"] * 3
 
@@ -426,42 +433,42 @@ def transport_of(peer: ClientConnection) -> FakeTransport:
 
 def test_a_client_waits_until_all_that_held_it_released_it() -> None:
     peer = peer_from()
-    peer.hold(peer.client, "one")
-    peer.hold(peer.client, "two")
-    peer.hold(peer.client, "two")
-    peer.release(peer.client, "two")
+    peer.hold_reading(peer.client, "one")
+    peer.hold_reading(peer.client, "two")
+    peer.hold_reading(peer.client, "two")
+    peer.release_reading(peer.client, "two")
     assert not transport_of(peer).reading
-    peer.release(peer.client, "one")
+    peer.release_reading(peer.client, "one")
     assert transport_of(peer).reading
 
 
 def test_who_holds_nothing_releases_nothing() -> None:
     peer = peer_from()
-    peer.hold(peer.client, "one")
-    peer.release(peer.client, "two")
+    peer.hold_reading(peer.client, "one")
+    peer.release_reading(peer.client, "two")
     assert not transport_of(peer).reading
 
 
 def test_a_server_that_waits_does_not_make_the_client_wait() -> None:
     peer, server = peer_from(), peer_from().client
     fake(peer).socket_of(server)
-    peer.hold(server, "one")
+    peer.hold_reading(server, "one")
     assert transport_of(peer).reading
-    peer.release(peer.client, "one")
+    peer.release_reading(peer.client, "one")
     assert not cast(FakeTransport, peer.transport(server)).reading
 
 
 def test_a_connection_that_is_closing_is_not_read_again() -> None:
     peer = peer_from()
-    peer.hold(peer.client, "one")
+    peer.hold_reading(peer.client, "one")
     transport_of(peer).closing = True
-    peer.release(peer.client, "one")
+    peer.release_reading(peer.client, "one")
     assert not transport_of(peer).reading
 
 
 def test_a_reader_that_is_full_resumes_by_itself() -> None:
     peer = peer_from()
-    peer.hold(peer.client, "one")
+    peer.hold_reading(peer.client, "one")
     fake(peer).socket_of(peer.client).reader._paused = True
-    peer.release(peer.client, "one")
+    peer.release_reading(peer.client, "one")
     assert not transport_of(peer).reading

@@ -42,8 +42,8 @@ mitmproxy.proxy.layers.http
     705fed26f72e GetHttpConnection                              layer.GateLayer.get_connection
     9892a5f6b47b HttpStream.__init__                            layer.GateStream
     e3cbfef7310a HttpStream._handle_event                       layer.GateStream._handle_event
-    3706d5d5ce01 HttpStream.state_wait_for_request_headers      layer.GateStream._go
-    45459c1bbd8b HttpStream.state_consume_request_body          layer.GateStream._go
+    3706d5d5ce01 HttpStream.state_wait_for_request_headers      layer.GateStream._start_upstream
+    45459c1bbd8b HttpStream.state_consume_request_body          layer.GateStream._start_upstream
     46f03368a2a5 HttpStream.start_request_stream                layer.GateStream.start_request_stream
     c98f7f715cef HttpStream.state_stream_request_body           layer.GateStream.state_stream_request_body
     10e32e91b294 HttpStream.state_wait_for_response_headers     layer.GateStream.state_wait_for_response_headers
@@ -63,7 +63,7 @@ mitmproxy.proxy.layers.http._base
 mitmproxy.proxy.layers.http._events
     0275818f0142 RequestHeaders                                 events.ParsedRequestHeaders
     1345b2457dd6 ResponseProtocolError                          events.Failure
-    b0ab2fe20d6f ErrorCode                                      layer.trouble
+    b0ab2fe20d6f ErrorCode                                      layer.describe_failure
 mitmproxy.proxy.layers.http._http1
     cc218a1337c0 Http1Server.send                               fast_path.LayerFastPath
     35d961e20d48 Http1Client.send                               fast_path.LayerFastPath
@@ -79,7 +79,7 @@ mitmproxy.proxy.layers.http._http1
     94fd7ea388c8 Http1Server.mark_done                          http1.BoundedHttp1Server.mark_done
     35d961e20d48 Http1Client.send                               http1.BoundedHttp1Client.send
     415454c5fa8b Http1Client.read_headers                       http1.BoundedHttp1Client.read_head
-    9b076acda459 make_body_reader                               http1.BoundedHttp1Server.arrive
+    9b076acda459 make_body_reader                               http1.BoundedHttp1Server.handle_head
 mitmproxy.proxy.layers.http._http2
     1614b5711609 Http2Connection.__init__                       http2.BoundedHttp2Server
     26e8192aca68 Http2Connection.is_closed                      http2.BoundedHttp2Server.stop_reading
@@ -123,13 +123,13 @@ mitmproxy.proxy.server
     41e033f7debf TimeoutWatchdog.register_activity              fast_path.SocketFastPath
     ffb8e6c9e6c6 ConnectionHandler.__init__                     addon.Gate.client_connected
     01f1b7cc991c ConnectionHandler.handle_client                addon.Gate.client_disconnected
-    5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.ClientConnection.connect_within
+    5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.ClientConnection.limit_connect_time
     95c3f93e9824 ConnectionHandler.handle_connection            transport.close_sockets
-    6b5743460456 ConnectionHandler.drain_writers                connections.ClientConnection.hold
-    0d1e6b0aa6e4 ConnectionHandler.on_timeout                   connections.ClientConnection.cut
+    6b5743460456 ConnectionHandler.drain_writers                connections.ClientConnection.hold_reading
+    0d1e6b0aa6e4 ConnectionHandler.on_timeout                   connections.ClientConnection.close_now
     9ac797016052 ConnectionHandler.hook_task                    transport.close_sockets
-    a2b42657ebe8 ConnectionHandler.server_event                 connections.ClientConnection.tell
-    c0d10cc05dd6 ConnectionHandler.close_connection             connections.ClientConnection.cut
+    a2b42657ebe8 ConnectionHandler.server_event                 connections.ClientConnection.send_event
+    c0d10cc05dd6 ConnectionHandler.close_connection             connections.ClientConnection.close_now
     f498a46ab1b0 ConnectionIO                                   transport.transport_of
 mitmproxy.proxy.mode_servers
     10e340d70b3f ProxyConnectionHandler                         addon.Gate.client_connected
@@ -143,7 +143,7 @@ mitmproxy.addonmanager
     bad3d9f88bdf traverse                                       hook_dispatch.HookDispatcher
     b763c59bc499 AddonManager.trigger_event                     hook_dispatch.HookDispatcher.trigger_event
     350b419ab728 AddonManager._iter_hooks                       hook_dispatch.HookDispatcher.trigger_event
-    38c97e792d1d AddonManager.handle_lifecycle                  hook_dispatch.NAMES
+    38c97e792d1d AddonManager.handle_lifecycle                  hook_dispatch.REQUEST_HOOK_NAMES
     b710a0ed043c Loader.add_option                              addon.Gate.load
     2b4388ba83ec,9dcb0a92bd9a Loader.add_command                             flows.FlowViews.load
     bad3d9f88bdf traverse                                       flows.FlowViews
@@ -173,50 +173,50 @@ mitmproxy.contentviews
 mitmproxy.addons.script
     f6f07b85c252 Script                                         addon.OllamaAuth
 mitmproxy.addons.anticache
-    b48d2e8a6a56 AntiCache.request                              hook_dispatch.IDLE
+    b48d2e8a6a56 AntiCache.request                              hook_dispatch.IDLE_WHEN
 mitmproxy.addons.anticomp
-    b0d9e97431ce AntiComp.request                               hook_dispatch.IDLE
+    b0d9e97431ce AntiComp.request                               hook_dispatch.IDLE_WHEN
 mitmproxy.addons.blocklist
-    b57fd28ef285 BlockList.request                              hook_dispatch.IDLE
+    b57fd28ef285 BlockList.request                              hook_dispatch.IDLE_WHEN
 mitmproxy.addons.disable_h2c
-    6e899d77f8c2 DisableH2C                                     hook_dispatch.IDLE
+    6e899d77f8c2 DisableH2C                                     hook_dispatch.IDLE_WHEN
 mitmproxy.addons.dumper
-    ae4f996a70cc Dumper.match                                   hook_dispatch.IDLE
-    958cbd998d73 Dumper.response                                hook_dispatch.IDLE
+    ae4f996a70cc Dumper.match                                   hook_dispatch.IDLE_WHEN
+    958cbd998d73 Dumper.response                                hook_dispatch.IDLE_WHEN
 mitmproxy.addons.maplocal
-    4c6bf038aa47 MapLocal.request                               hook_dispatch.IDLE
+    4c6bf038aa47 MapLocal.request                               hook_dispatch.IDLE_WHEN
 mitmproxy.addons.mapremote
-    e7caae41db68 MapRemote.request                              hook_dispatch.IDLE
+    e7caae41db68 MapRemote.request                              hook_dispatch.IDLE_WHEN
 mitmproxy.addons.modifybody
-    42b8f3e2fd33 ModifyBody                                     hook_dispatch.IDLE
+    42b8f3e2fd33 ModifyBody                                     hook_dispatch.IDLE_WHEN
 mitmproxy.addons.modifyheaders
-    14c80253c6a1 ModifyHeaders                                  hook_dispatch.IDLE
+    14c80253c6a1 ModifyHeaders                                  hook_dispatch.IDLE_WHEN
 mitmproxy.addons.onboarding
-    f6e48a4764c8 Onboarding.request                             hook_dispatch.IDLE
+    f6e48a4764c8 Onboarding.request                             hook_dispatch.IDLE_WHEN
 mitmproxy.addons.asgiapp
-    4f7a8f8411d5 ASGIApp.should_serve                           hook_dispatch.IDLE
+    4f7a8f8411d5 ASGIApp.should_serve                           hook_dispatch.IDLE_WHEN
 mitmproxy.addons.proxyauth
-    27acaafec846 ProxyAuth.requestheaders                       hook_dispatch.IDLE
+    27acaafec846 ProxyAuth.requestheaders                       hook_dispatch.IDLE_WHEN
 mitmproxy.addons.save
-    5b91fa004612 Save.request                                   hook_dispatch.IDLE
-    1cc915d5098b Save.response                                  hook_dispatch.IDLE
-    eba6fbbeeca0 Save.save_flow                                 hook_dispatch.IDLE
+    5b91fa004612 Save.request                                   hook_dispatch.IDLE_WHEN
+    1cc915d5098b Save.response                                  hook_dispatch.IDLE_WHEN
+    eba6fbbeeca0 Save.save_flow                                 hook_dispatch.IDLE_WHEN
 mitmproxy.addons.savehar
-    ce22fda770ac SaveHar.response                               hook_dispatch.IDLE
-    c5d5f275ff36 SaveHar._save_flow                             hook_dispatch.IDLE
+    ce22fda770ac SaveHar.response                               hook_dispatch.IDLE_WHEN
+    c5d5f275ff36 SaveHar._save_flow                             hook_dispatch.IDLE_WHEN
 mitmproxy.addons.serverplayback
-    e39ec867c40b ServerPlayback.request                         hook_dispatch.IDLE
+    e39ec867c40b ServerPlayback.request                         hook_dispatch.IDLE_WHEN
 mitmproxy.addons.stickyauth
-    76b0bbaeb506 StickyAuth.request                             hook_dispatch.IDLE
+    76b0bbaeb506 StickyAuth.request                             hook_dispatch.IDLE_WHEN
 mitmproxy.addons.stickycookie
-    d57c78803120 StickyCookie.request                           hook_dispatch.IDLE
-    2cd0720d69af StickyCookie.response                          hook_dispatch.IDLE
+    d57c78803120 StickyCookie.request                           hook_dispatch.IDLE_WHEN
+    2cd0720d69af StickyCookie.response                          hook_dispatch.IDLE_WHEN
 mitmproxy.addons.tlsconfig
-    84c6d74b564d,4979371e5dca TlsConfig.request                              hook_dispatch.IDLE
+    84c6d74b564d,4979371e5dca TlsConfig.request                              hook_dispatch.IDLE_WHEN
 mitmproxy.addons.update_alt_svc
-    25ce1b89275c UpdateAltSvc.responseheaders                   hook_dispatch.IDLE
+    25ce1b89275c UpdateAltSvc.responseheaders                   hook_dispatch.IDLE_WHEN
 mitmproxy.addons.upstream_auth
-    922226802465 UpstreamAuth.requestheaders                    hook_dispatch.IDLE
+    922226802465 UpstreamAuth.requestheaders                    hook_dispatch.IDLE_WHEN
 mitmproxy.hooks
     314edf62e53f Hook                                           hook_dispatch.HookDispatcher.trigger_event
 mitmproxy.log
@@ -260,7 +260,7 @@ h11._readers
 h11._receivebuffer
     108c4355eb3b ReceiveBuffer                                  http1.BoundedHttp1Server
 h2.frame_buffer
-    22fe5e16e85f,660a8b118b91 FrameBuffer                       http2.BoundedHttp2Server.hoards
+    22fe5e16e85f,660a8b118b91 FrameBuffer                       http2.BoundedHttp2Server.buffers_too_much
 """
 """Digests of the source, what it is, what of ours leans on it; below the module it is in."""
 
