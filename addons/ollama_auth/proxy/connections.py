@@ -107,6 +107,10 @@ class ClientConnection:
         """The local address that the client connected to."""
         return self.client.sockname
 
+    def await_request(self, head_timeout: float, idle_timeout: float) -> None:
+        """Set the deadline for the next request; a client that never authenticated gets no more time than at first."""
+        self.deadline = time.monotonic() + (idle_timeout if self.authenticated_before else head_timeout)
+
     def send_event(self, event: events.Event) -> None:
         """Hand an event to the layers of this connection, from a task of its own."""
         asyncio_utils.create_task(

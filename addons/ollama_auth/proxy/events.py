@@ -72,6 +72,8 @@ class Refuse(HttpEvent):
     """Tells the client's side to send this answer, and to read no more of the request."""
 
     answer: Answer
+    keep_alive: bool = False
+    """Go on with the next request; only for a request without a body."""
 
 
 class Failure(ResponseProtocolError):

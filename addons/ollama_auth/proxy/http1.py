@@ -103,6 +103,8 @@ class BoundedHttp1Server(Body, Http1Server):
         self.head: Head | None = None
         self.closing = False
         """The connection ends with the response to the current request."""
+        self.resuming = False
+        """A Resume event is on its way; until then what arrives is only added to the buffer."""
         self.linger_budget = LINGER_BYTES
         self.trailers: http.Headers | None = None
         self.response_size: int | None = None
@@ -120,10 +122,11 @@ class BoundedHttp1Server(Body, Http1Server):
         elif isinstance(event, Drain):
             yield from self.drain()
         elif isinstance(event, Resume):
-            if self.state == self.read_headers and self.buf:
-                yield from self.state(events.DataReceived(self.conn, b""))
+            yield from self.resume()
         elif self.state in (self.linger, self.done):
             yield from self.state(event)
+        elif isinstance(event, events.DataReceived) and self.resuming:
+            self.buf += event.data
         elif isinstance(event, events.DataReceived) and self.state == self.wait:
             if len(self.buf) + len(event.data) > MAX_PIPELINED:
                 self.closing = True  # Once something was dropped, the rest can't be parsed.
@@ -161,16 +164,14 @@ class BoundedHttp1Server(Body, Http1Server):
         self.peer.deadline, self.peer.expiry_sent = None, False
         exchange, verdict = decision = self.lifecycle.authorize(head, self.peer)
         if isinstance(verdict, Refusal) and not self.lifecycle.watched():
-            yield from self.send_final_answer(verdict.answer.to(head.method))
+            yield from self.refuse(verdict.answer.to(head.method), verdict.keep_alive and head.body == 0)
             self.lifecycle.finish(exchange, self.peer)
             return
         self.request = request_of(head)
-        length = None if head.body == CHUNKED else head.body
-        yield ReceiveHttp(
-            ParsedRequestHeaders(self.stream_id, self.request, head.body == 0, head=head, decision=decision)
-        )
-        if self.state == self.read_headers:
-            self.body_reader = make_body_reader(length)
+        stream_id = self.stream_id
+        yield ReceiveHttp(ParsedRequestHeaders(stream_id, self.request, head.body == 0, head=head, decision=decision))
+        if self.state == self.read_headers and self.stream_id == stream_id:  # The request has not been refused.
+            self.body_reader = make_body_reader(None if head.body == CHUNKED else head.body)
             self.state = self.read_body
             yield from self.state(events.DataReceived(self.conn, b""))
 
@@ -193,9 +194,9 @@ class BoundedHttp1Server(Body, Http1Server):
         if event.stream_id != self.stream_id:
             return  # It belongs to an earlier request, which has been answered.
         if isinstance(event, Failure) and not self.response:
-            yield from self.send_failure(event.answer)
+            yield from self.refuse(event.answer, self.request_done)
         elif isinstance(event, Refuse) and not self.response:
-            yield from self.send_final_answer(event.answer)
+            yield from self.refuse(event.answer, event.keep_alive)
         elif isinstance(event, (Refuse, ResponseProtocolError)):
             if self.response and self.response_size == -1:
                 self.peer.reset()  # An orderly end of the connection would look like the end of the body.
@@ -258,19 +259,30 @@ class BoundedHttp1Server(Body, Http1Server):
         self.request = self.response = self.trailers = None
         self.stream_id += 2
         self.state = self.read_headers
-        self.peer.deadline = time.monotonic() + self.lifecycle.idle_timeout
+        self.peer.await_request(self.lifecycle.head_timeout, self.lifecycle.idle_timeout)
         if self.buf:
-            # Not now: the layer of the upstream may still be handling the event that ended the response.
+            # Not now: the layer of the upstream may still be handling the event that ended the response. Read no more
+            # meanwhile, so that a client that sends faster than it is answered fills its own buffers, and not ours.
+            self.resuming = True
+            self.peer.hold_reading(self.peer.client, self)
             self.peer.send_event(Resume())
         yield from ()
 
-    def send_failure(self, answer: Answer) -> Commands:
-        """Answer an admitted request that failed; keep the connection if the request was read to its end."""
-        if self.closing or not self.request_done:
-            yield from self.send_final_answer(answer)
-        else:
+    def resume(self) -> Commands:
+        """Read the next request from what has already arrived, one per event."""
+        self.resuming = False
+        if self.state == self.read_headers and self.buf:
+            yield from self.state(events.DataReceived(self.conn, b""))
+        if not self.resuming:
+            self.peer.release_reading(self.peer.client, self)
+
+    def refuse(self, answer: Answer, keep_alive: bool) -> Commands:
+        """Send an answer of our own; then close the connection, or go on if all of the request was read."""
+        if keep_alive and not self.closing:
             yield commands.SendData(self.conn, render(answer, close=False))
             yield from self.next_request()
+        else:
+            yield from self.send_final_answer(answer)
 
     # Ending.
 

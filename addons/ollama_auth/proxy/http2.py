@@ -80,7 +80,7 @@ class BoundedHttp2Server(Http2Server):
         elif isinstance(event, EventHandled):
             yield from self.after_event()
         elif isinstance(event, Refuse) or (isinstance(event, Failure) and self.unanswered(event.stream_id)):
-            yield from self.refuse(event.stream_id, event.answer)
+            yield from self.refuse(event.stream_id, event.answer, isinstance(event, Refuse) and event.keep_alive)
         else:
             if isinstance(event, ResponseTrailers):  # Names are in lower case in HTTP/2.
                 event.trailers.fields = tuple((name.lower(), value) for name, value in event.trailers.fields)
@@ -119,9 +119,12 @@ class BoundedHttp2Server(Http2Server):
         stream = self.h2_conn.streams.get(stream_id)
         return self.is_open_for_us(stream_id) and stream is not None and not stream.state_machine.headers_sent
 
-    def refuse(self, stream_id: int, answer: Answer) -> Commands:
+    def refuse(self, stream_id: int, answer: Answer, keep_alive: bool) -> Commands:
         """Send an answer of our own, and stop the request if more of it may come."""
-        self.refusals += 1
+        if not keep_alive:
+            self.refusals += 1
+        elif self.peer.deadline is not None and not self.closing:
+            self.peer.await_request(self.lifecycle.head_timeout, self.lifecycle.idle_timeout)
         if self.unanswered(stream_id):
             head = [(b":status", b"%d" % answer.status), *answer.fields]
             self.h2_conn.send_headers(stream_id, head, end_stream=False)
@@ -171,7 +174,7 @@ class BoundedHttp2Server(Http2Server):
         ):  # Who opens no window for a refusal has less time for it.
             self.peer.deadline = min(self.peer.deadline or math.inf, time.monotonic() + LINGER_SECONDS)
         elif self.peer.deadline is None or (self.unsent and self.peer.authenticated_before and not self.closing):
-            self.peer.deadline = time.monotonic() + self.lifecycle.idle_timeout
+            self.peer.await_request(self.lifecycle.head_timeout, self.lifecycle.idle_timeout)
 
     def close_gracefully(self) -> Commands:
         """Send GOAWAY and linger, so that the client can read its responses."""

@@ -377,7 +377,8 @@ class GateStream(HttpStream):
 
     def _refuse(self, event: RequestHeaders, head: Head, refusal: Refusal) -> Commands:
         self.client_state = self.server_state = self.state_errored
-        yield SendHttp(Refuse(self.stream_id, refusal.answer.to(head.method)), self.context.client)
+        refuse = Refuse(self.stream_id, refusal.answer.to(head.method), refusal.keep_alive and head.body == 0)
+        yield SendHttp(refuse, self.context.client)
         self.lifecycle.finish(self.exchange, self.parent.peer)
         if self.lifecycle.watched():
             flow = refused_flow(self.context, event.request, head, self.exchange, refusal, self.lifecycle.find_key)
