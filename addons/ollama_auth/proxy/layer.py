@@ -360,13 +360,20 @@ class GateStream(HttpStream):
             self._abandon()
             return
         body, self.pending_body = self.exchange.amended or bytes(self.pending_body), bytearray()
-        self.exchange.bytes_in = 0  # Counted again as it goes upstream.
         yield from self._apply_verdict(verdict, *self.pending_head)
         if whole and self.admission:
-            if body:
-                yield from self.client_state(RequestData(self.stream_id, body))
-            yield from self.client_state(RequestEndOfMessage(self.stream_id))
+            yield from self._send_pending_body(body)
         self.exchange.amended = None
+
+    def _send_pending_body(self, body: bytes) -> Commands:
+        """Handle a body that was kept as if it arrived now; `bytes_in` is still what the client sent of it."""
+        received, self.exchange.bytes_in = self.exchange.bytes_in, 0  # Counted again, if it is sent.
+        if body:
+            yield from self.client_state(RequestData(self.stream_id, body))
+        self.exchange.bytes_in = received
+        if self.exchange.amended is not None:
+            self.length = CHUNKED  # The length upstream is not the one the client announced.
+        yield from self.client_state(RequestEndOfMessage(self.stream_id))
 
     def _abandon(self) -> None:
         """End a request whose client left before anything went upstream."""
