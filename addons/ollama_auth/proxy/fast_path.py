@@ -15,15 +15,16 @@ from asyncio import WriteTransport
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import time
-from typing import Protocol
 
 from h11._readers import ChunkedReader, ContentLengthReader
 from mitmproxy import http
 from mitmproxy.connection import Connection
+from mitmproxy.proxy.layer import Layer
 from mitmproxy.proxy.layers.http import HttpStream
 
 from .connections import ClientConnection
 from .http1 import BoundedHttp1Client, BoundedHttp1Server
+from .transport import BulkReader
 
 CHUNK = re.compile(rb"([1-9a-f][0-9a-f]{0,6})\r\n")
 """The header of a chunk (RFC 9112 section 7.1) without extension, as `%x` writes it."""
@@ -95,29 +96,53 @@ class LayerFastPath:
         return len(data)
 
 
-class GateLayerProtocol(Protocol):
-    """What SocketFastPath needs of GateLayer, which imports this module."""
+class FastPaths:
+    """The fast paths of one client connection: at most one from the client, and one from each upstream connection."""
 
-    event_count: int
-    """Changes whenever the layers were handed an event, and so may be in another state."""
-    deferred_error: Exception | None
+    def __init__(self, layer: Layer, peer: ClientConnection) -> None:
+        """`layer` handles all events of the client connection."""
+        self._layer = layer
+        self._peer = peer
+        self.by_source: dict[Connection, LayerFastPath] = {}
+        self.event_count = 0
+        """Incremented per event of the layers. The fast path re-validates only when this has changed."""
+        self.deferred_error: Exception | None = None
+        """Raised in SocketFastPath, outside of the layers; they handle it with the next data."""
 
     @property
-    def paused(self) -> bool: ...
-    def fast_path_from(self, source: Connection) -> LayerFastPath | None: ...
+    def paused(self) -> bool:
+        """Tell whether the layers wait for something, so that events are queued."""
+        return self._layer._paused is not None
+
+    def start(self, source: Connection, fast_path: LayerFastPath) -> None:
+        """Let a body take the fast path, past the reader task as well if both sides allow that."""
+        self.by_source[source] = fast_path
+        # Only now: before admission we keep mitmproxy's 64 KB reads to bound memory.
+        reader = BulkReader.take_over(self._peer.handler, source)
+        transport = self._peer.transport(fast_path.target)
+        if reader and transport and not self._peer.client.tls:
+            reader.fast_path = SocketFastPath(fast_path, self, self._peer, transport)
+
+    def end(self, stream: HttpStream) -> None:
+        """Remove the fast paths of a stream that has ended."""
+        for source in (stream.context.client, stream.context.server):
+            if source in self.by_source and self.by_source[source].stream is stream:
+                del self.by_source[source]
+                if reader := BulkReader.take_over(self._peer.handler, source):
+                    reader.fast_path = None
 
 
 class SocketFastPath:
     """The fast path from socket to socket, taken while nothing received earlier is still unsent."""
 
-    __slots__ = ("_checked_at", "_descriptor", "_fast_path", "_layers", "_peer", "_transport", "_watchdog")
+    __slots__ = ("_checked_at", "_descriptor", "_fast_path", "_paths", "_peer", "_transport", "_watchdog")
 
     def __init__(
-        self, fast_path: LayerFastPath, layers: GateLayerProtocol, peer: ClientConnection, transport: WriteTransport
+        self, fast_path: LayerFastPath, paths: FastPaths, peer: ClientConnection, transport: WriteTransport
     ) -> None:
         """`transport` is that of `fast_path.target`."""
         self._fast_path = fast_path
-        self._layers = layers
+        self._paths = paths
         self._peer = peer
         self._watchdog = peer.handler.timeout_watchdog
         self._transport = transport
@@ -128,8 +153,8 @@ class SocketFastPath:
 
     def __call__(self, data: bytes) -> int:
         """Forward as much of the start of `data` as possible, and return its length in bytes. Never raises."""
-        layers, transport = self._layers, self._transport
-        if layers.event_count != self._checked_at and not self._recheck():
+        paths, transport = self._paths, self._transport
+        if paths.event_count != self._checked_at and not self._recheck():
             return 0
         if self._peer.closed or transport.is_closing() or transport.get_write_buffer_size():
             return 0  # mitmproxy waits for a target that does not read.
@@ -139,8 +164,8 @@ class SocketFastPath:
                 self._watchdog.last_activity = time()  # As its register_activity.
                 self._send(data if taken == len(data) else data[:taken])
         except Exception as error:
-            layers.deferred_error = error
-            layers.event_count += 1
+            paths.deferred_error = error
+            paths.event_count += 1
             return 0
         return taken
 
@@ -154,12 +179,12 @@ class SocketFastPath:
 
     def _recheck(self) -> bool:
         """Tell whether the fast path is open. What this reads changes only with an event, so check once an event."""
-        layers, fast_path = self._layers, self._fast_path
-        if layers.paused or layers.deferred_error:
+        paths, fast_path = self._paths, self._fast_path
+        if paths.paused or paths.deferred_error:
             return False
-        if layers.fast_path_from(fast_path.source.conn) is not fast_path or not fast_path.open:
+        if paths.by_source.get(fast_path.source.conn) is not fast_path or not fast_path.open:
             return False
-        self._checked_at = layers.event_count
+        self._checked_at = paths.event_count
         return True
 
 

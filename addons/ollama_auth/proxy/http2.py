@@ -169,9 +169,8 @@ class BoundedHttp2Server(Http2Server):
             self.peer.deadline, self.peer.expiry_sent = None, False
         elif not self.unsent and (self.closing or (self.refusals and not self.peer.authenticated_before)):
             yield from self.close_gracefully()
-        elif (
-            self.refusals and not self.peer.authenticated_before
-        ):  # Who opens no window for a refusal has less time for it.
+        elif self.refusals and not self.peer.authenticated_before:
+            # A refusal is unsent, because the client opens no window for it.
             self.peer.deadline = min(self.peer.deadline or math.inf, time.monotonic() + LINGER_SECONDS)
         elif self.peer.deadline is None or (self.unsent and self.peer.authenticated_before and not self.closing):
             self.peer.await_request(self.lifecycle.head_timeout, self.lifecycle.idle_timeout)

@@ -70,11 +70,10 @@ from .events import (
     Refuse,
     Reservation,
 )
-from .fast_path import LayerFastPath, SocketFastPath, find_fast_path
+from .fast_path import FastPaths, LayerFastPath, find_fast_path
 from .hook_dispatch import FLOW_HOOKS, FlowHook, HookDispatcher
 from .http1 import BoundedHttp1Client, BoundedHttp1Server
 from .http2 import BoundedHttp2Server, EventHandled
-from .transport import BulkReader
 
 CLIENT_DISCONNECTED = "client disconnected"
 """The error that mitmproxy reports for an upstream connection whose client has left."""
@@ -90,18 +89,13 @@ class GateLayer(HttpLayer):
         self.hooks = hooks
         self.request_counts: dict[Connection, int] = {}
         """How many requests each upstream connection has been given."""
-        self.fast_paths: dict[Connection, LayerFastPath] = {}
-        """Fast paths of running bodies, by the connection they come from."""
-        self.event_count = 0
-        """Incremented per event. The fast path re-validates only when this has changed."""
-        self.deferred_error: Exception | None = None
-        """Raised in SocketFastPath, outside of the layers; handled with the next data."""
+        self.fast_paths = FastPaths(self, peer)
 
     def handle_event(self, event: events.Event) -> Commands:
-        self.event_count += 1
+        self.fast_paths.event_count += 1
         left: events.Event | None = event
-        if isinstance(event, events.DataReceived) and event.connection in self.fast_paths:
-            left = yield from self._forward(event, self.fast_paths[event.connection])
+        if isinstance(event, events.DataReceived) and (fast_path := self.fast_paths.by_source.get(event.connection)):
+            left = yield from self._forward(event, fast_path)
         if left:
             yield from super().handle_event(left)
 
@@ -110,8 +104,8 @@ class GateLayer(HttpLayer):
     ) -> layer.CommandGenerator[events.Event | None]:
         """Send on what the fast path takes; return an event with the rest, if any."""
         try:
-            if self.deferred_error:
-                raise self.deferred_error
+            if self.fast_paths.deferred_error:
+                raise self.fast_paths.deferred_error
             taken = fast_path.take(event.data) if fast_path.open else 0
         except Exception as error:
             yield from self._crash(error)
@@ -148,7 +142,7 @@ class GateLayer(HttpLayer):
     def _crash(self, error: Exception) -> Commands:
         """Fail closed: answer the client if no answer has begun, and close all connections."""
         self._handle_event = self._dead  # type: ignore[assignment,method-assign]
-        self.fast_paths.clear()
+        self.fast_paths.by_source.clear()
         answer = self.lifecycle.internal_error(error)
         protocol = self.connections.get(self.context.client)
         if isinstance(protocol, (BoundedHttp1Server, BoundedHttp2Server)):
@@ -169,29 +163,7 @@ class GateLayer(HttpLayer):
         ends = [(client, self.connections[client]), (server, inner)]
         (conn, source), (_, target) = ends if isinstance(message, http.Request) else reversed(ends)
         if found := find_fast_path(source, target, stream, message, on_data):
-            self.fast_paths[conn] = found
-            # Only now: before admission we keep mitmproxy's 64 KB reads to bound memory.
-            reader = BulkReader.take_over(self.peer.handler, conn)
-            transport = self.peer.transport(found.target)
-            if reader and transport and not client.tls:
-                reader.fast_path = SocketFastPath(found, self, self.peer, transport)
-
-    def end_fast_path(self, stream: "GateStream") -> None:
-        """Remove the fast paths of a stream that has ended."""
-        for conn in (self.context.client, stream.context.server):
-            if conn in self.fast_paths and self.fast_paths[conn].stream is stream:
-                del self.fast_paths[conn]
-                if reader := BulkReader.take_over(self.peer.handler, conn):
-                    reader.fast_path = None
-
-    @property
-    def paused(self) -> bool:
-        """Tell whether the layers wait for something, so that events are queued."""
-        return self._paused is not None
-
-    def fast_path_from(self, source: Connection) -> LayerFastPath | None:
-        """Return the fast path of the body that comes from this connection, if any."""
-        return self.fast_paths.get(source)
+            self.fast_paths.start(conn, found)
 
     def make_stream(self, stream_id: int) -> Commands:
         self.streams[stream_id] = GateStream(self.context.fork(), stream_id, self)
@@ -269,7 +241,7 @@ class GateStream(HttpStream):
             if self.flow.error and not self.exchange.reason:
                 killed = self.flow.error.msg == self.flow.error.KILLED_MESSAGE
                 self.exchange.reason = "killed" if killed else "client left"
-            self.parent.end_fast_path(self)
+            self.parent.fast_paths.end(self)
             self.lifecycle.finish(self.exchange, self.parent.peer)
         if self.parent.streams.get(self.stream_id) is not self:
             self._release_references()

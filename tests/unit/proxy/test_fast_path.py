@@ -355,7 +355,11 @@ class Ends:
         self.source = SimpleNamespace(conn=None)
         self.sockets[0].setblocking(False)
 
-    def fast_path_from(self, source: object) -> object:
+    @property
+    def by_source(self) -> "Ends":
+        return self
+
+    def get(self, source: object) -> object:
         return self
 
     @property
