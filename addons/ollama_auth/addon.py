@@ -191,7 +191,7 @@ class Gate:
         where = " and ".join({human.format_address(address) for server in servers for address in server.listen_addrs})
         if self.settings and self.settings.metrics_listen:
             status_page = url.hostport("http", *self.settings.metrics_listen)
-            logger.log(ALERT, "ollama_auth: who uses it, and how fast it is, is shown at http://%s/", status_page)
+            logger.log(ALERT, "ollama_auth: the status page is at http://%s/", status_page)
         logger.log(ALERT, "ollama_auth: guarding %s, listening on %s", self.upstream, where or "nothing")
         process.freeze_startup_objects()
         asyncio_utils.create_task(
@@ -305,8 +305,8 @@ class Gate:
     def server_connect(self, data: ServerConnectionHookData) -> None:
         """Refuse a connection to the upstream for a client none of whose requests was admitted.
 
-        This is the second lock: GateStream.make_server_connection is the first. A client that mitmproxy's proxy server
-        does not know is an operator who replays a request, who may.
+        This is the second lock; GateStream.make_server_connection is the first. Exempt are connections of clients that
+        mitmproxy's proxy server does not know: they replay a request on behalf of the operator.
         """
         peer = self.connections.get(data.client.id)
         ours = data.client.id in ctx.master.addons.get("proxyserver").connections

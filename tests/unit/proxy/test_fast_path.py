@@ -337,7 +337,7 @@ async def test_what_the_fast_path_takes_is_not_read() -> None:
 
 @dataclass
 class Ends:
-    """What an SocketFastPath stands between: layers at rest, an open fast path, and the socket of a client."""
+    """All that a SocketFastPath depends on: idle layers, an open LayerFastPath, and the socket of a client."""
 
     event_count: int = 0
     deferred_error: Exception | None = None

@@ -1,4 +1,4 @@
-"""Nobody is asked who would do nothing; whoever would do something is, also one who came while the gate ran."""
+"""Addons that would do nothing are not called; all others are, also those added at run time."""
 
 import asyncio
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ async def default_addons() -> list[object]:
 
 
 def test_all_of_mitmproxys_addons_were_looked_at() -> None:
-    """Each that hears of a request says when it does nothing."""
+    """IDLE_WHEN lists each addon of mitmproxy with a method for the hooks of a request."""
     hearing = {type(a) for a in asyncio.run(default_addons()) if any(hasattr(a, name) for name in REQUEST_HOOK_NAMES)}
     assert hearing == {kind for kind in IDLE_WHEN if kind.__module__.startswith("mitmproxy.")}
 
@@ -149,8 +149,7 @@ def test_alt_svc_still_names_the_port_of_the_gate(shared_upstream: Upstream) -> 
     elsewhere.stop()
 
 
-async def test_the_chain_is_looked_at_anew() -> None:
-    """Whenever it is another one: nothing is remembered of an addon that has gone."""
+async def test_a_removed_addon_is_forgotten() -> None:
     master = DumpMaster(options.Options(), with_termlog=False)
     dispatcher = HookDispatcher(master.addons, master.options)
     before = list(dispatcher.listeners("request").all)

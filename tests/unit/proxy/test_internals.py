@@ -1,9 +1,9 @@
-"""What the edge leans on inside mitmproxy, h11 and h2, and which of our lines to look at again when it changes.
+"""Pins of the internals of mitmproxy, h11, h2 and asyncio that proxy/ depends on, and which of our code uses each.
 
-A release that changes a line of this fails here before it can fail at the door. Read the change (`git diff` between
-the two releases), review what stands on the right, then add the new digests to the table:
+A release that changes one of them fails here before it can open the gate. Read the change (`git diff` between the two
+releases), review our code in the right column, then add the new digests to the table:
 `PYTHONPATH=addons python tests/unit/proxy/test_internals.py`.
-A line keeps the digests of all releases that pyproject.toml takes.
+A line keeps the digests of all releases that pyproject.toml allows.
 """
 
 import asyncio
@@ -24,9 +24,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import ollama_auth
-from ollama_auth.proxy import connections, http1, http2, tls, transport
-from ollama_auth.proxy import events as messages
-from ollama_auth.proxy import layer as edge
+from ollama_auth.proxy import connections, events, http1, http2, layer, tls, transport
 
 TABLE = """
 mitmproxy.proxy.layers.http
@@ -262,7 +260,7 @@ h11._receivebuffer
 h2.frame_buffer
     22fe5e16e85f,660a8b118b91 FrameBuffer                       http2.BoundedHttp2Server.buffers_too_much
 """
-"""Digests of the source, what it is, what of ours leans on it; below the module it is in."""
+"""Per module: digests of the source, the name in that module, and our code that depends on it."""
 
 ATTRIBUTES = """
 mitmproxy.connection:Client id peername sockname proxy_mode transport_protocol state error alpn alpn_offers sni tls
@@ -308,7 +306,7 @@ tls_version_client_max tls_version_client_min tls_version_server_max tls_version
 upstream_cert validate_inbound_headers view_filter view_order view_order_reversed web_columns web_debug web_host
 web_open_browser web_password web_port web_static_viewer web_theme websocket
 """
-"""What mitmdump and mitmweb can be told; settings.py refuses what opens the door."""
+"""The options of mitmdump and mitmweb; settings.py refuses values that would open the gate."""
 
 
 class Row(NamedTuple):
@@ -328,7 +326,7 @@ def table() -> Iterator[Row]:
 
 
 MODULES = {found.name.rpartition(".")[2]: found.name for found in walk_packages(ollama_auth.__path__, "ollama_auth.")}
-"""By their names without packages."""
+"""Full names of our modules by their last part."""
 
 
 def find(name: str) -> Any:
@@ -360,7 +358,7 @@ def test_it_is_what_it_was(row: Row) -> None:
 
 @pytest.mark.parametrize("row", list(table()), ids=lambda row: row.theirs)
 def test_what_leans_on_it_is_there(row: Row) -> None:
-    """The right side of the table is kept, too."""
+    """The right column names code that exists."""
     module, _, path = row.ours.partition(".")
     attrgetter(path)(import_module(MODULES[module]))
 
@@ -380,7 +378,7 @@ def test_attributes(line: str) -> None:
 
 @pytest.mark.parametrize("program", ["mitmdump", "mitmweb"])
 def test_each_option_was_thought_of(program: str, tmp_path: Path) -> None:
-    """A new one may be a new door: look what it does, refuse it in settings.py if it is, then add it above."""
+    """A new option may open the gate: check what it does, refuse it in settings.py if so, then add it above."""
     command = [str(Path(sys.executable).parent / program), "--options", "--set", f"confdir={tmp_path}"]
     told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     assert {*re.findall(r"^(\w+):", told, re.MULTILINE)} <= {*OPTIONS.split()}
@@ -388,7 +386,7 @@ def test_each_option_was_thought_of(program: str, tmp_path: Path) -> None:
 
 OURS = [
     member
-    for module in (connections, edge, http1, http2, messages, tls, transport)
+    for module in (connections, events, http1, http2, layer, tls, transport)
     for member in vars(module).values()
     if isinstance(member, type) and member.__module__ == module.__name__
 ]
@@ -409,7 +407,7 @@ def overridden() -> Iterator[tuple[str, FunctionType, FunctionType, str]]:
 
 @pytest.mark.parametrize("case", list(overridden()), ids=lambda case: case[0])
 def test_each_method_that_is_overridden_is_in_the_table(case: tuple[str, FunctionType, FunctionType, str]) -> None:
-    """And takes what theirs takes, under the same names."""
+    """It also has the same parameters."""
     name, ours, theirs, where = case
     rows = {row.theirs for row in table()}
     assert where in rows or where.rpartition(".")[0] in rows, f"{name} overrides {where}: put that into the table"
