@@ -57,9 +57,9 @@ def test_pipelined(page_gate: Gate, upstream: Upstream) -> None:
             assert [wire.read_response().status for _ in range(6)] == [204, 200, 204, 204, 204, 200]
 
 
-@pytest.mark.parametrize("count", [300, 3000])
-def test_many_pipelined(page_gate: Gate, upstream: Upstream, count: int) -> None:
-    """All are answered in order, and what waits is bounded."""
+def test_many_pipelined(page_gate: Gate, upstream: Upstream) -> None:
+    """More than is kept of a client that has to wait."""
+    count = 1000
     with upstream.untouched(), logged(page_gate, count), Wire(page_gate.port, timeout=60) as wire:
         wire.send(PREFLIGHT * count)
         for _ in range(count):
