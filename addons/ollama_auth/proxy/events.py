@@ -10,7 +10,7 @@ from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._events import RequestHeaders, ResponseProtocolError
 
 from ..auth.redaction import KeyLookup
-from ..exchange import Admission, Exchange, Refusal, UpstreamRequest
+from ..exchange import Admission, Exchange, Refusal, Verdict
 from ..http.head import Bounds, Head, HeadError
 from ..http.responses import Answer
 from .connections import ClientConnection
@@ -39,15 +39,13 @@ class Lifecycle(Protocol):
     def watched(self) -> Callable[[], bool]: ...
     @property
     def find_key(self) -> KeyLookup | None: ...
-    def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Admission | UpstreamRequest | Refusal]:
+    def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Verdict]:
         """Decide on a request head. An UpstreamRequest has to wait for its body, or for `ollama_reserve`, or for both.
 
-        An exchange that was not refused must be passed to `finish` at its end.
+        Whatever the verdict, the exchange must be passed to `finish` at its end.
         """
 
-    def authorize_body(
-        self, exchange: Exchange, body: bytes, peer: ClientConnection
-    ) -> Admission | UpstreamRequest | Refusal:
+    def authorize_body(self, exchange: Exchange, body: bytes, peer: ClientConnection) -> Verdict:
         """Decide on the body. An UpstreamRequest has still to wait: see OllamaReserveHook."""
 
     def rewrite_response(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None: ...
@@ -64,7 +62,7 @@ class ParsedRequestHeaders(RequestHeaders):
     """A request head with the parts that mitmproxy's Request lacks, and the decision on it."""
 
     head: Head | None = None
-    decision: tuple[Exchange, Admission | UpstreamRequest | Refusal] | None = None
+    decision: tuple[Exchange, Verdict] | None = None
 
 
 @dataclass
