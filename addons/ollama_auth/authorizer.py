@@ -115,7 +115,7 @@ class Authorizer:
     def authorize(self, head: Head, request: ParsedRequest, peer: Peer) -> Decision:
         """Decide by the head alone. Raises nothing that a client can bring about."""
         if answer := cors.preflight(head.method, head.fields, self.settings.cors_origins):
-            return Decision(Refusal("preflight", answer))
+            return Decision(Refusal("preflight", answer, keep_alive=True))
         key: str | None = None
         stripped: tuple[str, ...] = ()
         try:

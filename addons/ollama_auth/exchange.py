@@ -65,6 +65,8 @@ class Refusal:
 
     reason: str
     answer: Answer
+    keep_alive: bool = False
+    """The connection may stay open: only for an answer that a client must get before it may show its credential."""
 
 
 type Verdict = Admission | UpstreamRequest | Refusal

@@ -136,7 +136,7 @@ class RequestLifecycle:
         decision = authorizer.authorize(head, request, peer)
         exchange.path, exchange.key, exchange.stripped = request.path, decision.key, decision.stripped
         exchange.suppress_log = decision.suppress_log
-        peer.known |= exchange.identified
+        peer.authenticated_before |= exchange.identified
         if isinstance(decision.verdict, Refusal):
             return decision.verdict
         exchange.upstream_request = decision.verdict
@@ -190,7 +190,7 @@ class RequestLifecycle:
                 raise replayed()
             granted = await limiter.enter(request.principal, exchange.lease)
         except StorageUnavailableError as error:
-            self.connections.trouble(f"the storage of limits does not answer ({error})")
+            self.connections.warn_rate_limited(f"the storage of limits does not answer ({error})")
             if settings.limits_unavailable == "closed":
                 retry = retry_after(RETRY_SECONDS)
                 raise RefusedError("limits unavailable", 503, "limits can't be counted now", retry) from None
@@ -304,7 +304,7 @@ class RequestLifecycle:
         if exchange.holds_lease or charged:
             asyncio_utils.create_task(self._settle(exchange), name="limits", keep_ref=True)
         if exchange.suppress_log:
-            self.connections.trouble(f"wrong keys from {exchange.client} are not looked at any more")
+            self.connections.warn_rate_limited(f"wrong keys from {exchange.client} are not looked at any more")
         else:
             self.config.log.write(exchange)
 
@@ -328,7 +328,7 @@ class RequestLifecycle:
                 prompt = exchange.bytes_in // BYTES_PER_TOKEN if used.prompt_tokens is None else used.prompt_tokens
                 await limiter.spend(request.principal, prompt + (used.completion_tokens or 0))
         except StorageUnavailableError as error:
-            self.connections.trouble(f"the storage of limits does not answer ({error})")
+            self.connections.warn_rate_limited(f"the storage of limits does not answer ({error})")
         finally:
             with suppress(StorageUnavailableError):
                 await limiter.leave(request.principal, exchange.lease)

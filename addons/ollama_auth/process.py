@@ -1,38 +1,135 @@
-"""When Python looks for objects that only hold each other: in small steps while requests run, and else at leisure.
+"""Settings of the process that mitmproxy runs in: version, option defaults, file limit, accept queue, exit status,
+garbage collection, and where readable log lines go.
 
-By default it walks over all that is new whenever 20,000 objects more are there: with a hundred chats that begin at
-once, that was most of what the latest of their tokens were late by.
+Nothing here reads mitmproxy's `ctx`: addon.py passes what is needed.
+
+Garbage collection. CPython frees most objects by reference count; its collector looks for those that only refer to each
+other. It sorts objects by age: *young* ones are new since the last young collection, *middle* ones have survived one,
+and *old* ones have survived a middle collection. A collection stops the whole process for a time proportional to the
+objects it looks at. With Python's defaults middle collections come every 10 young ones; when a hundred chats begin at
+once, they caused most of the delay of the slowest tokens. So young collections are made small, middle and full ones are
+left for moments without a request, and what mitmproxy allocated at the start is never looked at again.
 """
 
 import asyncio
+import atexit
 import gc
-from collections.abc import Callable
+import logging
+import os
+import sys
+from collections.abc import Callable, Container, Iterable
+from contextlib import suppress
+from typing import Any
 
-from . import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
+from mitmproxy.log import ALERT
+from mitmproxy.proxy.mode_servers import ServerInstance
 
-STEP = 1_000
-"""Objects that are new at a step, and looked over at once."""
-STEPS = 100
-"""Steps until all that is new since the last such time is looked over, if no leisure comes before."""
-ENOUGH = 10
-"""Steps that make it worth while when nothing is to be done."""
-FULL = 5
-"""How often all that is new is looked over until all that is old is, too, at leisure."""
-LOOK = 0.1
-"""Seconds between two looks for leisure."""
+from .settings import SettingsError
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 4096
+"""Connections that may wait to be accepted; the kernel's own limit (`net.core.somaxconn`) may be lower."""
+
+# What makes mitmproxy safe and correct as a gateway, unless the user has set it.
+DEFAULTS: dict[str, Any] = {
+    "connection_strategy": "lazy",  # Open no connection to Ollama before a request is admitted.
+    "block_global": False,  # Clients with public addresses are what authentication is for.
+    "tcp_timeout": 24 * 60 * 60,  # A model that loads, or a response that does not stream, may be silent for hours.
+    "keep_host_header": False,  # Ollama rejects host names it does not know.
+}
+MITMDUMP_DEFAULTS: dict[str, Any] = {
+    "flow_detail": 0,  # mitmdump's own lines contain whole URLs; ours don't.
+    "termlog_verbosity": "alert",  # Log no line for each TCP connection.
+}
+
+YOUNG_THRESHOLD = 1_000
+"""New objects that start a young collection."""
+MIDDLE_THRESHOLD = 100
+"""Young collections that start a middle one, if no idle moment comes first."""
+IDLE_MIDDLE_THRESHOLD = 10
+"""Young collections that make a middle one worth its time when no request is running."""
+IDLE_FULL_THRESHOLD = 5
+"""Middle collections after which the next idle moment is used for a full one."""
+IDLE_CHECK_SECONDS = 0.1
 
 
-def freeze() -> None:
-    """What is there at the start stays: no need to walk over all of mitmproxy again and again."""
+def check_version(version: str) -> None:
+    """Raise SettingsError for a mitmproxy that this addon does not support.
+
+    Older versions have vulnerabilities of their own (CVE-2025-57804); newer ones may have changed the internals that
+    proxy/ depends on.
+    """
+    numbers = tuple(int(part) if part.isdigit() else 0 for part in version.split(".")[:3])
+    if not (12, 2, 2) <= numbers < (13,):
+        raise SettingsError(
+            f"this is mitmproxy {version}, and at least 12.2.2 and less than 13 is needed: "
+            "pip install 'mitmproxy>=12.2.2,<13' with Python 3.12 or newer"
+        )
+
+
+def option_defaults(known: Container[str], web_columns: list[str]) -> dict[str, Any]:
+    """Return our defaults for the program that has the options `known`; `web_columns` are those of mitmweb's list."""
+    mitmdump = MITMDUMP_DEFAULTS if "flow_detail" in known else {}
+    mitmweb = {"web_columns": web_columns} if "web_columns" in known else {}
+    return DEFAULTS | mitmdump | mitmweb
+
+
+def raise_file_limit() -> None:
+    """Raise the soft limit of open files to the hard one: each request takes two sockets, and shells often set 1024."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def widen_backlog(instances: Iterable[ServerInstance[Any]]) -> None:
+    """Let BACKLOG connections wait to be accepted; with asyncio's 100, others in a burst retry after a second."""
+    for instance in instances:
+        for server in instance._servers:  # type: ignore[attr-defined]
+            with suppress(AttributeError, OSError):
+                for listener in server.sockets:
+                    with listener.dup() as own:
+                        own.listen(BACKLOG)
+
+
+def force_exit_status(status: int) -> None:
+    """End the process with this status when Python exits, before it unloads its modules.
+
+    For an https endpoint mitmproxy also listens on UDP, in threads that are not Python's; while these stop, they often
+    crash the interpreter (mitmproxy_rs 0.12; seen without this addon as well).
+    """
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+    atexit.register(leave)
+
+
+def access_log_output(*, full_screen: bool, quiet: bool) -> Callable[[str], None] | None:
+    """Return what takes readable lines of the access log; None means standard output.
+
+    The full-screen mitmproxy owns the terminal, so its event log takes them; `mitmdump --quiet` shows none.
+    """
+    if full_screen:
+        return lambda line: logger.log(ALERT, "%s", line)
+    return (lambda _: None) if quiet else None
+
+
+def freeze_startup_objects() -> None:
+    """Exempt all objects that exist now from garbage collection, and set the thresholds from here on."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(STEP, STEPS, gc.get_threshold()[2])
+    gc.set_threshold(YOUNG_THRESHOLD, MIDDLE_THRESHOLD, gc.get_threshold()[2])
 
 
-async def tidy(idle: Callable[[], bool]) -> None:
-    """Look over what is new while `idle()`, for ever."""
+async def collect_when_idle(idle: Callable[[], bool]) -> None:
+    """Collect garbage whenever `idle()` is true and enough has gathered; runs until cancelled."""
     while True:
-        await asyncio.sleep(LOOK)
-        _, steps, times = gc.get_count()
-        if steps >= ENOUGH and idle():
-            gc.collect(2 if times >= FULL else 1)
+        await asyncio.sleep(IDLE_CHECK_SECONDS)
+        _, young_collections, middle_collections = gc.get_count()  # Each since the last collection of the next age.
+        if young_collections >= IDLE_MIDDLE_THRESHOLD and idle():
+            gc.collect(2 if middle_collections >= IDLE_FULL_THRESHOLD else 1)

@@ -1,7 +1,7 @@
 """All that must hold before a change goes in; the arguments are pytest's, whose summary comes last.
 
-Without arguments the tests of the gate itself run three times: on uvloop, as scripts/serve has it; without the short
-way that streams take; and, with all others, as mitmdump runs it.
+Without arguments the tests of the gate itself run three times: on uvloop, as scripts/serve has it; without the fast
+path that streams take; and, with all others, as mitmdump runs it.
 """
 
 import os
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LINTERS = (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",))
 # A file of tests to a process, two at a time: most of them wait for programs to start.
 PYTEST = ("pytest", "-n", "2", "--dist", "loadfile")
-WAYS = ({"TEST_ON": "uvloop"}, {"OLLAMA_SPLICE": "off"})
+WAYS = ({"TEST_ON": "uvloop"}, {"TEST_ON": "no-fast-path"})
 OF_THE_GATE = ("gate", "edge", "drain", "fail_closed", "http2", "upstream_errors", "clients")
 
 

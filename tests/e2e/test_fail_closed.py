@@ -274,7 +274,7 @@ def test_the_script_option_emptied(controlled: Controlled, upstream: Upstream) -
         "ctx.master.addons.remove(ctx.master.addons.get('ollama_gate'))",
         "ctx.master.addons.chain.remove(ctx.master.addons.get('ollama_gate'))",
         "gate = ctx.master.addons.get('ollama_gate'); gate.config.settings = None",
-        "gate = ctx.master.addons.get('ollama_gate'); gate.holders.clear()",
+        "gate = ctx.master.addons.get('ollama_gate'); gate.loaded_scripts.clear()",
     ],
 )
 def test_the_gate_taken_out(controlled: Controlled, upstream: Upstream, removal: str) -> None:

@@ -340,7 +340,7 @@ def test_filters(web: Mitmweb) -> None:
 
 def test_where_nobody_looks_there_is_nothing_to_do(web: Mitmweb, upstream: Upstream, tmp_path: Path) -> None:
     """No list to filter, and no hook of a request to call."""
-    silent = "result = ctx.master.addons.get('ollama_gate').audience.silent()"
+    silent = "result = ctx.master.addons.get('ollama_gate').hooks.request_hooks_idle()"
     with Controlled(upstream.url) as gate:
         assert "run mitmweb" in gate.do("ctx.master.commands.execute('ollama.refused')")
         assert gate.do(silent) == "True"

@@ -23,6 +23,7 @@ from scripts.tools.demo_upstream import DemoUpstream, SeenRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 AUTH = ROOT / "addons" / "auth.py"
+NO_FAST_PATH = ROOT / "tests" / "harness" / "no_fast_path.py"
 KEY = "sk-ollama-0123456789abcdef0123456789abcdef"
 BEARER = f"Authorization: Bearer {KEY}"
 PATIENCE = 10.0
@@ -132,15 +133,15 @@ class Gate:
         cwd: Path | str = "/",
         port: int | None = None,
     ) -> None:
-        if program == "mitmdump" and os.environ.get("TEST_ON") == "uvloop":  # As scripts/test has it, once.
+        way = os.environ.get("TEST_ON")  # scripts/test runs the tests of the gate in each of these ways.
+        if program == "mitmdump" and way == "uvloop":
             program = str(ROOT / "scripts" / "tools" / "mitmdump.py")
+        if way == "no-fast-path":
+            args = (*args, "-s", str(NO_FAST_PATH))
         self.port = port or free_port()
         self.dir = tempfile.TemporaryDirectory(prefix="gate-")
         self._out = open(Path(self.dir.name, "out"), "wb")  # noqa: SIM115
-        kept = {"OLLAMA_SPLICE"}  # scripts/test says so, to have all of it the long way too.
-        variables = {
-            name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_") or name in kept
-        }
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
         variables |= {"OLLAMA_API_KEY": key} if key is not None else {}
         command = [
             *([sys.executable] if program.endswith(".py") else []),

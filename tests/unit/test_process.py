@@ -1,4 +1,4 @@
-"""Requests leave nothing behind that only a search for garbage could find, and that search waits for leisure."""
+"""Requests leave no cyclic garbage, and garbage is collected in idle moments."""
 
 import asyncio
 import gc
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ollama_auth import process as garbage
+from ollama_auth import process
 from tests.harness.support import BEARER, Controlled, Upstream, Wire, ask, chat, head
 
 COUNT = """
@@ -36,27 +36,29 @@ def gate(shared_upstream: Upstream) -> Iterator[Controlled]:
     ("method", "path", "body"), [("GET", "/api/version", b""), ("POST", "/api/chat", chat()), ("GET", "/api/tags", b"")]
 )
 def test_a_request_leaves_nothing(gate: Controlled, upstream: Upstream, method: str, path: str, body: bytes) -> None:
-    """Its memory is free when its last reference is, so that thousands a second need no search."""
+    """Its memory is freed by reference counting, so that thousands of requests a second need no garbage collection."""
     request = head(method, path, BEARER, f"Content-Length: {len(body)}") + body
     with Wire(gate.port) as wire:
         gate.do(COUNT)
         for _ in range(10):
             wire.send(request)
             wire.read_until(b"0\r\n\r\n" if body else b"}")
-        ask(gate.port, "GET", "/api/version")  # What came last may still be held by who reads the connection.
+        ask(gate.port, "GET", "/api/version")  # The reader of a connection may still hold the last request.
         assert gate.do(FOUND) == "(0, 0, 0, 0)"
 
 
-def test_small_steps(gate: Controlled) -> None:
-    assert gate.do("import gc; result = gc.get_threshold()[:2]") == str((garbage.STEP, garbage.STEPS))
+def test_thresholds(gate: Controlled) -> None:
+    assert gate.do("import gc; result = gc.get_threshold()[:2]") == str(
+        (process.YOUNG_THRESHOLD, process.MIDDLE_THRESHOLD)
+    )
 
 
-async def test_what_is_new_is_looked_over_at_leisure(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_collections_in_idle_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     counts, idle = [0, 0, 0], [False]
     monkeypatch.setattr(gc, "get_count", lambda: tuple(counts))
     monkeypatch.setattr(gc, "collect", asked.append)
-    monkeypatch.setattr(garbage, "LOOK", 0.0)
+    monkeypatch.setattr(process, "IDLE_CHECK_SECONDS", 0.0)
 
     async def after(young: int, times: int, *, leisure: bool) -> list[int]:
         counts[1:], idle[0] = [young, times], leisure
@@ -65,9 +67,9 @@ async def test_what_is_new_is_looked_over_at_leisure(monkeypatch: pytest.MonkeyP
             await asyncio.sleep(0)
         return asked[:1]
 
-    tidying = asyncio.create_task(garbage.tidy(lambda: idle[0]))
-    assert await after(garbage.ENOUGH, 0, leisure=False) == []
-    assert await after(garbage.ENOUGH - 1, 0, leisure=True) == []
-    assert await after(garbage.ENOUGH, 0, leisure=True) == [1]
-    assert await after(garbage.ENOUGH, garbage.FULL, leisure=True) == [2]
+    tidying = asyncio.create_task(process.collect_when_idle(lambda: idle[0]))
+    assert await after(process.IDLE_MIDDLE_THRESHOLD, 0, leisure=False) == []
+    assert await after(process.IDLE_MIDDLE_THRESHOLD - 1, 0, leisure=True) == []
+    assert await after(process.IDLE_MIDDLE_THRESHOLD, 0, leisure=True) == [1]
+    assert await after(process.IDLE_MIDDLE_THRESHOLD, process.IDLE_FULL_THRESHOLD, leisure=True) == [2]
     tidying.cancel()

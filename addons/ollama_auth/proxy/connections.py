@@ -1,17 +1,15 @@
-"""The client connections: how many, whose, and until when each may wait.
+"""The registry of client connections: how many there may be, how many of one network, and how long each may wait.
 
-One sweep over all of them, four times a second, instead of a timer for each: a connection costs a float.
+One sweep over all connections, four times a second, replaces a timer for each: a deadline costs one float.
 """
 
 import asyncio
 import ipaddress
 import logging
-import socket
-import struct
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Protocol, cast
+from collections.abc import Iterator
+from typing import Protocol
 
 from mitmproxy.connection import Client, Connection, Server
 from mitmproxy.proxy import events
@@ -19,42 +17,41 @@ from mitmproxy.proxy.server import ConnectionHandler
 from mitmproxy.utils import asyncio_utils
 
 from ..exchange import Exchange
+from . import transport
 
 logger = logging.getLogger(__name__)
 
-SWEEP = 0.25
-"""Seconds between two looks at the deadlines."""
-LAST_WORD = 2.0
-"""Seconds a connection has to end by itself once it was told to, before it is cut."""
+SWEEP_SECONDS = 0.25
+"""Time between two checks of the deadlines."""
+EXPIRY_GRACE_SECONDS = 2.0
+"""Time a connection has to end by itself after an Expire event, before it is cancelled."""
 CONNECT_TIMEOUT = "connect timeout"
-"""What mitmproxy then says is wrong with a connection to a server that was given up."""
-BULK = 256 * 1024
-"""Bytes that are kept of a connection before it is told to wait; about what one read of asyncio brings."""
-QUIET = 10.0
-"""Seconds between two lines of the log about the same trouble."""
+"""The error that mitmproxy then reports for a connection to the upstream that was given up."""
+WARNING_INTERVAL = 10.0
+"""Seconds between two log lines with the same warning."""
 
 
 class Expire(events.Event):
-    """For the layer that speaks to the client: your deadline has passed."""
+    """Tells the layer that serves the client that its deadline has passed."""
 
 
 class Drain(events.Event):
-    """For the layer that speaks to the client: the gate is being stopped, begin nothing new."""
+    """Tells the layer that serves the client to begin nothing new, because the gateway is being stopped."""
 
 
 class Resume(events.Event):
-    """For the layer that speaks to the client: go on with what has come already."""
+    """Tells the layer that serves the client to continue with what it has already received."""
 
 
-class ClientProtocol(Protocol):
-    """The layer that speaks to the client, as its connection needs to know it."""
+class BoundedServer(Protocol):
+    """What a client connection needs of BoundedHttp1Server and BoundedHttp2Server, which import this module."""
 
     @property
     def idle(self) -> bool:
-        """No request is under way."""
+        """Tell whether no request is running."""
 
-    def throttle(self, stream_id: int, server: Connection) -> None:
-        """Something of the answer to that request came from `server`: enough for now?"""
+    def apply_backpressure(self, stream_id: int, server: Connection) -> None:
+        """Stop reading from `server` if the client does not read the response of that stream."""
 
 
 class ClientConnection:
@@ -63,17 +60,17 @@ class ClientConnection:
     __slots__ = (
         "address",
         "admitted",
+        "authenticated_before",
         "client",
+        "closed",
         "connecting",
         "deadline",
         "exchanges",
-        "gone",
+        "expiry_sent",
         "handler",
-        "holders",
-        "known",
+        "http_server",
         "network",
-        "protocol",
-        "told",
+        "read_holds",
     )
 
     def __init__(self, client: Client, handler: ConnectionHandler, deadline: float) -> None:
@@ -82,187 +79,116 @@ class ClientConnection:
         self.address = str(client.peername[0]) if client.peername else "unknown"
         self.network = network(self.address)
         self.deadline: float | None = deadline
-        """By `time.monotonic`; None while a request is under way."""
-        self.protocol: ClientProtocol | None = None
+        """In terms of `time.monotonic`; None while a request is running."""
+        self.expiry_sent = False
+        """The deadline has passed, and an Expire event was sent."""
+        self.http_server: BoundedServer | None = None
+        """None until the first byte has arrived, or the TLS handshake is done."""
         self.admitted = False
-        """A request of this connection was admitted: without that it may not have a connection upstream."""
-        self.known = False
-        """A request of this connection came from somebody with a key, whatever became of it: no stranger."""
+        """A request of this connection was admitted; until then it may have no connection to the upstream."""
+        self.authenticated_before = False
+        """A request of this connection had a valid credential, even if it was refused for another reason."""
         self.exchanges: dict[int, Exchange] = {}
-        """Admitted requests that have not ended, by Python's id: a client may give two of them the same of its own."""
-        self.told = False
-        self.gone = False
+        """Requests that were not refused and have not ended, by Python's id; the ids of clients are not unique."""
+        self.closed = False
         """It has ended, or is about to: nothing more goes upstream for it."""
-        self.holders: dict[Connection, set[object]] = {}
+        self.read_holds: dict[Connection, set[object]] = {}
+        """Who has paused reading from the client or a server of it."""
         self.connecting: dict[str, asyncio.TimerHandle] = {}
-        """What ends an attempt to connect upstream, by server id."""
+        """Timers that end an attempt to connect to the upstream, by server id."""
 
     @property
     def idle(self) -> bool:
-        """No request is under way, so that nothing is lost if it is closed."""
-        return not self.exchanges and (self.protocol is None or self.protocol.idle)
+        """Tell whether no request is running, so that nothing is lost by closing the connection."""
+        return not self.exchanges and (self.http_server is None or self.http_server.idle)
 
     @property
     def sockname(self) -> tuple[str, int] | None:
-        """The address of ours that the client connected to."""
+        """The local address that the client connected to."""
         return self.client.sockname
 
-    def tell(self, event: events.Event) -> None:
-        """Hand an event to the layers of this connection."""
+    def await_request(self, head_timeout: float, idle_timeout: float) -> None:
+        """Set the deadline for the next request; a client that never authenticated gets no more time than at first."""
+        self.deadline = time.monotonic() + (idle_timeout if self.authenticated_before else head_timeout)
+
+    def send_event(self, event: events.Event) -> None:
+        """Hand an event to the layers of this connection, from a task of its own."""
         asyncio_utils.create_task(
             self.handler.server_event(event), name="gate event", keep_ref=True, client=self.client.peername
         )
 
-    def hold(self, connection: Connection, who: object) -> None:
-        """Read nothing more from `connection`, the client or a server of it, until `who` releases it."""
-        self.holders.setdefault(connection, set()).add(who)
-        transport = self.transport(connection)
-        if transport and transport.is_reading():
-            transport.pause_reading()
+    def hold_reading(self, connection: Connection, holder: object) -> None:
+        """Read nothing more from `connection`, the client or a server of it, until all holders have released it."""
+        self.read_holds.setdefault(connection, set()).add(holder)
+        transport.pause_reading(self.handler, connection)
 
-    def release(self, connection: Connection, who: object) -> None:
-        """Take back a hold, if there is one."""
-        holders = self.holders.get(connection)
-        if holders is None or who not in holders:
+    def release_reading(self, connection: Connection, holder: object) -> None:
+        """Undo hold_reading, if this holder called it."""
+        holders = self.read_holds.get(connection)
+        if holders is None or holder not in holders:
             return
-        holders.discard(who)
+        holders.discard(holder)
         if not holders:
-            del self.holders[connection]
-            transport = self.transport(connection)
-            # A reader that is full has paused its transport itself, and resumes it when it is not.
-            if transport and not transport.is_closing() and not self.handler.transports[connection].reader._paused:  # type: ignore[union-attr]
-                transport.resume_reading()
+            del self.read_holds[connection]
+            transport.resume_reading(self.handler, connection)
 
     def transport(self, connection: Connection | None = None) -> asyncio.Transport | None:
-        """The socket's side of asyncio of the client or one of its servers, while there is one."""
-        io = self.handler.transports.get(connection or self.client)
-        return io.writer.transport if io and isinstance(io.writer, asyncio.StreamWriter) else None  # type: ignore[return-value]
+        """Return asyncio's transport of the client or of a server of it, while there is one."""
+        return transport.transport_of(self.handler, connection or self.client)
 
-    def connect_within(self, seconds: float, server: Server) -> None:
-        """Give up a connection to `server` that has not been made by then, in TLS if it is one."""
-        timer = asyncio.get_running_loop().call_later(seconds, self._give_up, server)
+    def limit_connect_time(self, seconds: float, server: Server) -> None:
+        """Give up an attempt to connect to `server` after that time, which includes the TLS handshake."""
+        timer = asyncio.get_running_loop().call_later(seconds, self._abort_connect, server)
         self.connecting[server.id] = timer
 
-    def connect_ended(self, server: Server) -> None:
-        """It was made, or came to nothing."""
+    def connect_finished(self, server: Server) -> None:
+        """Stop the timer of limit_connect_time: the connection is made, or has failed."""
         timer = self.connecting.pop(server.id, None)
         if timer:
             timer.cancel()
 
-    def _give_up(self, server: Server) -> None:
+    def _abort_connect(self, server: Server) -> None:
         del self.connecting[server.id]
         io = self.handler.transports.get(server)
         if io and io.handler:
             io.handler.cancel(CONNECT_TIMEOUT)
 
-    def cut(self) -> None:
-        """Close it now, whatever it does: mitmproxy's own way to end an inactive connection."""
+    def close_now(self) -> None:
+        """Close it whatever it is doing, as mitmproxy ends an inactive connection."""
         transport = self.handler.transports.get(self.client)
         if transport and transport.handler:
             transport.handler.cancel("closed by the gate")
 
     def reset(self) -> None:
-        """Break it off, visibly for the client: TCP tells it of an error, and not of an end."""
-        transport = self.transport()
-        if transport:
-            own = transport.get_extra_info("socket")
-            own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            transport.abort()
+        """End it with a TCP reset, so that the client sees an error and not an end."""
+        if own := self.transport():
+            transport.reset(own)
 
     def drain(self) -> None:
-        """Begin nothing new: end it where nothing has begun, or tell the layers."""
-        if self.protocol is None:
-            self.cut()
+        """Let running requests end, and begin no new ones; close it if none has begun."""
+        if self.http_server is None:
+            self.close_now()
         else:
-            self.tell(Drain())
+            self.send_event(Drain())
 
     def expire(self, now: float) -> None:
-        """End it: with a word where somebody can say it, the hard way where not, or where the word did not help."""
-        if self.protocol is None or self.told:
+        """Act on a passed deadline: let the HTTP layer end the connection, or close it if that is not possible."""
+        if self.http_server is None or self.expiry_sent:
             self.deadline = None
-            self.cut()
+            self.close_now()
         else:
-            self.told = True
-            self.deadline = now + LAST_WORD
-            self.tell(Expire())
-
-
-class BulkProtocol(asyncio.StreamReaderProtocol):
-    """Hands what comes to its BulkReader, which need not be asked whether it is still there."""
-
-    bulk: "BulkReader"
-
-    @classmethod
-    def take_over(cls, reader: "BulkReader") -> None:
-        """Stand between that reader and its transport."""
-        transport = reader._transport
-        protocol = transport.get_protocol() if transport else None
-        if transport and type(protocol) is asyncio.StreamReaderProtocol:
-            protocol.__class__ = cls
-            cast(BulkProtocol, protocol).bulk = reader
-            transport.set_protocol(protocol)  # It may remember which function of it to call.
-
-    def data_received(self, data: bytes) -> None:
-        """As StreamReaderProtocol.data_received."""
-        self.bulk.feed_data(data)
-
-
-class BulkReader(asyncio.StreamReader):
-    """What mitmproxy reads a connection with: at once all that is there, where mitmproxy asks for 64 KB.
-
-    What comes while mitmproxy waits for it may be taken ahead, without waking the task that waits.
-    """
-
-    ahead: Callable[[bytes], int] | None = None
-    """Takes so many bytes at the start of what has come."""
-    _transport: asyncio.Transport | None
-    _waiter: asyncio.Future[None] | None
-    _buffer: bytearray
-    _eof: bool
-    _exception: BaseException | None
-    _limit: int
-    _wait_for_data: Callable[[str], Awaitable[None]]
-    _maybe_resume_transport: Callable[[], None]
-
-    @classmethod
-    def take_over(cls, handler: ConnectionHandler, connection: Connection) -> "BulkReader | None":
-        """Read this connection, if it is one of asyncio's."""
-        io = handler.transports.get(connection)
-        reader = io.reader if io else None
-        if type(reader) is asyncio.StreamReader:
-            reader.__class__ = cls
-            reader._limit = BULK // 2  # type: ignore[attr-defined]
-            BulkProtocol.take_over(cast(BulkReader, reader))
-        return reader if isinstance(reader, cls) else None
-
-    def feed_data(self, data: bytes) -> None:  # type: ignore[override] # Transports hand bytes on.
-        """As StreamReader.feed_data, for what is left."""
-        if self.ahead and self._waiter and not self._waiter.done() and not self._buffer:
-            taken = self.ahead(data)
-            if taken == len(data):
-                return
-            data = data[taken:]
-        super().feed_data(data)
-
-    async def read(self, n: int = -1) -> bytes:
-        """As StreamReader.read, but for how much."""
-        if self._exception is not None:
-            raise self._exception
-        if not self._buffer and not self._eof:
-            await self._wait_for_data("read")
-        data = bytes(self._buffer)
-        self._buffer.clear()
-        self._maybe_resume_transport()
-        return data
+            self.expiry_sent = True
+            self.deadline = now + EXPIRY_GRACE_SECONDS
+            self.send_event(Expire())
 
 
 class Connections:
-    """All client connections, the oldest first."""
+    """All client connections, oldest first."""
 
     def __init__(self) -> None:
         self._by_client: dict[str, ClientConnection] = {}
         self._networks: Counter[str] = Counter()
-        self._troubles: dict[str, tuple[float, int]] = {}
+        self._warnings: dict[str, tuple[float, int]] = {}
 
     def __len__(self) -> int:
         return len(self._by_client)
@@ -271,13 +197,13 @@ class Connections:
         return iter(list(self._by_client.values()))
 
     def get(self, client_id: str) -> ClientConnection | None:
-        """The connection of that mitmproxy client id."""
+        """Return the connection with that id of mitmproxy's Client."""
         return self._by_client.get(client_id)
 
     def add(self, peer: ClientConnection, most: int, most_per_network: int) -> bool:
-        """Take a new connection in; where there are too many, one that waits with no request makes room for it.
+        """Register a new connection; if there are too many, close one without a running request to make room.
 
-        Returns False where all others are at work. `most_per_network` 0 is no limit.
+        Returns False if all others have running requests. A `most_per_network` of 0 means no limit.
         """
         if most_per_network and self._networks[peer.network] >= most_per_network and not self._evict(peer.network):
             return False
@@ -288,82 +214,71 @@ class Connections:
         return True
 
     def remove(self, client_id: str) -> ClientConnection | None:
-        """Forget a connection that has ended, or is about to."""
+        """Remove a connection that has ended, or is about to."""
         peer = self._by_client.pop(client_id, None)
         if peer:
-            peer.gone = True
+            peer.closed = True
             self._networks[peer.network] -= 1
             if not self._networks[peer.network]:
                 del self._networks[peer.network]
         return peer
 
     def _evict(self, of_network: str | None) -> bool:
-        """Close the oldest connection without a request; those that were never let in go first."""
+        """Close the oldest idle connection, preferably one that never authenticated; False if there is none."""
 
-        def oldest(*, strangers: bool) -> ClientConnection | None:
+        def oldest(*, authenticated: bool) -> ClientConnection | None:
             return next(
                 (
                     peer
                     for peer in self._by_client.values()
-                    if (not strangers or not peer.known)
+                    if (authenticated or not peer.authenticated_before)
                     and (of_network is None or peer.network == of_network)
                     and peer.idle
                 ),
                 None,
             )
 
-        victim = oldest(strangers=True) or oldest(strangers=False)
+        victim = oldest(authenticated=False) or oldest(authenticated=True)
         if victim is None:
             return False
         self.remove(victim.client.id)
-        victim.cut()
-        self.trouble("connections without a request were closed to make room for new ones")
+        victim.close_now()
+        self.warn_rate_limited("connections without a request were closed to make room for new ones")
         return True
 
     async def sweep(self) -> None:
-        """End what is overdue, for ever."""
+        """End connections whose deadline has passed; runs until cancelled."""
         while True:
-            await asyncio.sleep(SWEEP)
+            await asyncio.sleep(SWEEP_SECONDS)
             now = time.monotonic()
             for peer in self:
                 if peer.deadline is not None and now > peer.deadline:
                     try:
                         peer.expire(now)
                     except Exception as error:
-                        self.trouble(f"a connection could not be ended: {type(error).__name__}")
+                        self.warn_rate_limited(f"a connection could not be ended: {type(error).__name__}")
             self._summarize(now)
 
-    def trouble(self, what: str) -> None:
-        """Log a trouble that may come a thousand times a second: at once, then as a count every QUIET seconds."""
+    def warn_rate_limited(self, message: str) -> None:
+        """Log a warning that may occur a thousand times a second: at once, then as a count per WARNING_INTERVAL."""
         now = time.monotonic()
-        since, count = self._troubles.get(what, (0.0, 0))
+        since, count = self._warnings.get(message, (0.0, 0))
         if not since:
-            logger.warning("%s", what)
-            self._troubles[what] = (now, 0)
+            logger.warning("%s", message)
+            self._warnings[message] = (now, 0)
         else:
-            self._troubles[what] = (since, count + 1)
+            self._warnings[message] = (since, count + 1)
 
     def _summarize(self, now: float) -> None:
-        for what, (since, count) in list(self._troubles.items()):
-            if now - since >= QUIET:
-                del self._troubles[what]
+        for message, (since, count) in list(self._warnings.items()):
+            if now - since >= WARNING_INTERVAL:
+                del self._warnings[message]
                 if count:
-                    logger.warning("%s (%d more times in %d seconds)", what, count, int(QUIET))
-
-
-def close_left(handler: ConnectionHandler, *connections: Connection) -> None:
-    """Close the sockets of these connections, which have ended.
-
-    mitmproxy does so itself, unless its task is cancelled while it waits to hand an event to the layers.
-    """
-    for connection in connections:
-        writer = handler.transports[connection].writer
-        if writer:
-            writer.close()
+                    logger.warning("%s (%d more times in %d seconds)", message, count, int(WARNING_INTERVAL))
 
 
 def network(address: str) -> str:
-    """Whose connections count together: one IPv4 address, one /64 network in IPv6, where a host owns all of it."""
+    """Return what connections are counted by: an IPv4 address, or the /64 network that an IPv6 host usually owns."""
     if ":" not in address:
         return address
     parsed = ipaddress.IPv6Address(address.partition("%")[0])

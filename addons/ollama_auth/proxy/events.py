@@ -1,4 +1,4 @@
-"""What the layers of the edge and the gate tell each other."""
+"""Events and the hook that the layers of this package exchange, and the interface to the request lifecycle."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._events import RequestHeaders, ResponseProtocolError
 
 from ..auth.redaction import KeyLookup
-from ..exchange import Admission, Exchange, Refusal, UpstreamRequest
+from ..exchange import Admission, Exchange, Refusal, Verdict
 from ..http.head import Bounds, Head, HeadError
 from ..http.responses import Answer
 from .connections import ClientConnection
@@ -18,11 +18,14 @@ from .connections import ClientConnection
 type Commands = layer.CommandGenerator[None]
 
 MALFORMED_BODY = "malformed request body"
-"""The message of the RequestProtocolError of a body whose framing is broken."""
+"""The message of the RequestProtocolError for a body whose framing is broken."""
 
 
 class Lifecycle(Protocol):
-    """What the edge asks of the gate. None of it may raise; where it does, the connection is closed."""
+    """What the layers need of RequestLifecycle (lifecycle.py), which imports this package; see there for each method.
+
+    None of the methods may raise; if one does, the connection is closed.
+    """
 
     @property
     def bounds(self) -> Bounds: ...
@@ -33,73 +36,59 @@ class Lifecycle(Protocol):
     @property
     def draining(self) -> bool: ...
     @property
-    def watched(self) -> Callable[[], bool]:
-        """Somebody looks at flows, so that those refused are worth building."""
-
+    def watched(self) -> Callable[[], bool]: ...
     @property
-    def find_key(self) -> KeyLookup | None:
-        """Says whose a secret is, to mask it."""
+    def find_key(self) -> KeyLookup | None: ...
+    def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Verdict]:
+        """Decide on a request head. An UpstreamRequest has to wait for its body, or for `ollama_reserve`, or for both.
 
-    def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Admission | UpstreamRequest | Refusal]:
-        """May this request go upstream? A UpstreamRequest waits for its body, or for its turn, or for both."""
+        Whatever the verdict, the exchange must be passed to `finish` at its end.
+        """
 
-    def authorize_body(
-        self, exchange: Exchange, body: bytes, peer: ClientConnection
-    ) -> Admission | UpstreamRequest | Refusal:
-        """The body of a UpstreamRequest is here. A UpstreamRequest that is left waits for its turn: see ReserveHook."""
+    def authorize_body(self, exchange: Exchange, body: bytes, peer: ClientConnection) -> Verdict:
+        """Decide on the body. An UpstreamRequest has still to wait: see OllamaReserveHook."""
 
-    def rewrite_response(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
-        """A response that was read whole is about to be sent: make it what its reader may see, or another one."""
-
-    def refuse_malformed(self, error: HeadError, peer: ClientConnection | None) -> Answer:
-        """The answer to a head that is none."""
-
-    def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
-        """An admitted request is about to go upstream."""
-
-    def response_started(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
-        """The head of its response is here."""
-
-    def failed(self, exchange: Exchange, reason: str, status: int) -> Answer:
-        """There will be no (whole) response; the answer for the client that has seen nothing of one."""
-
-    def finish(self, exchange: Exchange, peer: ClientConnection | None) -> None:
-        """An exchange is over, however it ended."""
-
-    def internal_error(self, error: Exception) -> Answer:
-        """One of our own lines raised."""
+    def rewrite_response(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None: ...
+    def refuse_malformed(self, error: HeadError, peer: ClientConnection | None) -> Answer: ...
+    def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None: ...
+    def response_started(self, exchange: Exchange, flow: http.HTTPFlow) -> None: ...
+    def failed(self, exchange: Exchange, reason: str, status: int) -> Answer: ...
+    def finish(self, exchange: Exchange, peer: ClientConnection | None) -> None: ...
+    def internal_error(self, error: Exception) -> Answer: ...
 
 
 @dataclass
 class ParsedRequestHeaders(RequestHeaders):
-    """A request head, with all of it that mitmproxy's Request does not tell, and what became of it."""
+    """A request head with the parts that mitmproxy's Request lacks, and the decision on it."""
 
     head: Head | None = None
-    verdict_given: tuple[Exchange, Admission | UpstreamRequest | Refusal] | None = None
+    decision: tuple[Exchange, Verdict] | None = None
 
 
 @dataclass
 class Refuse(HttpEvent):
-    """To the client's side: answer this and read no further."""
+    """Tells the client's side to send this answer, and to read no more of the request."""
 
     answer: Answer
+    keep_alive: bool = False
+    """Go on with the next request; only for a request without a body."""
 
 
 class Failure(ResponseProtocolError):
-    """A ResponseProtocolError that knows what to tell the client."""
+    """A ResponseProtocolError with the answer for a client that has received nothing yet."""
 
     def __init__(self, event: ResponseProtocolError, answer: Answer) -> None:
         super().__init__(event.stream_id, event.message, event.code)
         self.answer = answer
 
 
-class Dead(ResponseProtocolError):
-    """The server closed the connection before a byte of its answer."""
+class ClosedBeforeResponse(ResponseProtocolError):
+    """The upstream closed the connection before it sent a byte of the response."""
 
 
 @dataclass
 class Reservation:
-    """A UpstreamRequest that waits for its turn; unanswered it is refused."""
+    """An UpstreamRequest that waits for the storage of limits; without a verdict it is refused."""
 
     exchange: Exchange
     peer: ClientConnection
@@ -108,6 +97,6 @@ class Reservation:
 
 @dataclass
 class OllamaReserveHook(commands.StartHook):
-    """Asks the gate, which may have to wait for a storage: `ollama_reserve`."""
+    """A hook of our own, `ollama_reserve`, that fills in the verdict: layers can't await, but a hook may."""
 
     reservation: Reservation

@@ -1,9 +1,12 @@
-"""The short way of a body that streams: what came goes on as it came, past the layers that read and write HTTP.
+"""The fast path of a streaming body: forward received bytes as they are, past the layers that parse and write HTTP.
 
-It keeps no state of its own. Those layers stay in charge, and are passed by only for data of which they would make the
-very same bytes: whole chunks, each written the way we write them, while their reader stands between two chunks; or
-what is surely not the last of a body whose length is known. Everything else (half a chunk, an extension, the end, what
-is no chunk at all) they get themselves, and so does whatever follows until the short way is open again.
+There are two stages. `LayerFastPath` skips mitmproxy's HTTP layers: GateLayer forwards the bytes it is handed.
+`SocketFastPath` also skips asyncio's reader task: it writes what one socket received straight to the other.
+
+Neither keeps state of its own. The layers stay in charge and are skipped only for data which they would forward byte by
+byte: whole chunks, framed exactly as we frame them, while their body reader is at the start of a chunk; or, if the
+length of the body is known, anything that is not its end. All else (half a chunk, a chunk extension, the end, broken
+framing) goes through the layers, and so does everything after it until the fast path is open again.
 """
 
 import os
@@ -12,163 +15,193 @@ from asyncio import WriteTransport
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import time
-from typing import Protocol
 
 from h11._readers import ChunkedReader, ContentLengthReader
 from mitmproxy import http
 from mitmproxy.connection import Connection
+from mitmproxy.proxy.layer import Layer
 from mitmproxy.proxy.layers.http import HttpStream
 
 from .connections import ClientConnection
 from .http1 import BoundedHttp1Client, BoundedHttp1Server
+from .transport import BulkReader
 
-ENABLED = os.environ.get("OLLAMA_SPLICE") != "off"
-"""For tests and measurements: the long way for everything."""
 CHUNK = re.compile(rb"([1-9a-f][0-9a-f]{0,6})\r\n")
-"""The head of a chunk (RFC 9112 section 7.1) without extension, as `%x` writes it."""
+"""The header of a chunk (RFC 9112 section 7.1) without extension, as `%x` writes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerFastPath:
-    """From one connection in HTTP/1 to another, for one body."""
+    """The fast path of one body, from one HTTP/1 connection to another."""
 
     source: BoundedHttp1Server | BoundedHttp1Client
     target: Connection
     chunked: bool
-    """How the target is told where the body ends; else it has a length."""
+    """The body is framed in chunks; otherwise its length is known."""
     stream: HttpStream
     message: http.Message
-    content: Callable[[bytes], bytes]
-    """What counts and reads the body, and passes it on unchanged."""
+    on_data: Callable[[bytes], bytes]
+    """Counts and inspects the content, and returns it unchanged."""
 
     @property
     def open(self) -> bool:
-        """What comes now would go through all layers, and come out as it is."""
+        """Tell whether data that comes now would pass all layers unchanged."""
         source, stream = self.source, self.stream
-        going = (
+        streaming = (
             stream.server_state == stream.state_stream_response_body
             if isinstance(source, BoundedHttp1Client)
             else stream.client_state == stream.state_stream_request_body
         )
         return (
-            going
+            streaming
             and stream._paused is None
             and source.state == source.read_body
             and not source.buf
-            and self.message.stream == self.content
-            and self._between
+            and self.message.stream == self.on_data  # No addon has replaced it.
+            and self._at_boundary
         )
 
     @property
-    def _between(self) -> bool:
-        """The reader stands where what comes next can be told from what it would make of it."""
+    def _at_boundary(self) -> bool:
+        """Tell whether the body reader's position allows us to parse what comes next without it."""
         reader = self.source.body_reader
         if isinstance(reader, ChunkedReader):
             return self.chunked and not (reader._bytes_in_chunk or reader._bytes_to_discard or reader._reading_trailer)
         return isinstance(reader, ContentLengthReader) and not self.chunked
 
     def take(self, data: bytes) -> int:
-        """While this is open: how many bytes at the start of `data` take the short way. Who reads them gets them."""
+        """Return how many bytes at the start of `data` may be forwarded, and pass their content to `on_data`.
+
+        To be called only while this is open. Raises what `on_data` raises.
+        """
         if not self.chunked:
-            return self._part(data)
+            return self._take_of_known_length(data)
         at = 0
         while head := CHUNK.match(data, at):
             start = head.end()
             end = start + int(head[1], 16)
             if data[end : end + 2] != b"\r\n":
                 break
-            self.content(data[start:end])
+            self.on_data(data[start:end])
             at = end + 2
         return at
 
-    def _part(self, data: bytes) -> int:
+    def _take_of_known_length(self, data: bytes) -> int:
         reader = self.source.body_reader
         assert isinstance(reader, ContentLengthReader)
         if len(data) >= reader._remaining:
             return 0
         reader._remaining -= len(data)
-        self.content(data)
+        self.on_data(data)
         return len(data)
 
 
-class Layers(Protocol):
-    """Those of a client connection, as the shortest way has to know them."""
+class FastPaths:
+    """The fast paths of one client connection: at most one from the client, and one from each upstream connection."""
 
-    turn: int
-    """Another one whenever they were handed anything, and so may be in another state."""
-    fault: Exception | None
+    def __init__(self, layer: Layer, peer: ClientConnection) -> None:
+        """`layer` handles all events of the client connection."""
+        self._layer = layer
+        self._peer = peer
+        self.by_source: dict[Connection, LayerFastPath] = {}
+        self.event_count = 0
+        """Incremented per event of the layers. The fast path re-validates only when this has changed."""
+        self.deferred_error: Exception | None = None
+        """Raised in SocketFastPath, outside of the layers; they handle it with the next data."""
 
     @property
     def paused(self) -> bool:
-        """They wait for something, and what comes meanwhile is queued."""
+        """Tell whether the layers wait for something, so that events are queued."""
+        return self._layer._paused is not None
 
-    def splice_from(self, source: Connection) -> LayerFastPath | None:
-        """The body from there, if it takes the short way."""
+    def start(self, source: Connection, fast_path: LayerFastPath) -> None:
+        """Let a body take the fast path, past the reader task as well if both sides allow that."""
+        self.by_source[source] = fast_path
+        # Only now: before admission we keep mitmproxy's 64 KB reads to bound memory.
+        reader = BulkReader.take_over(self._peer.handler, source)
+        transport = self._peer.transport(fast_path.target)
+        if reader and transport and not self._peer.client.tls:
+            reader.fast_path = SocketFastPath(fast_path, self, self._peer, transport)
+
+    def end(self, stream: HttpStream) -> None:
+        """Remove the fast paths of a stream that has ended."""
+        for source in (stream.context.client, stream.context.server):
+            if source in self.by_source and self.by_source[source].stream is stream:
+                del self.by_source[source]
+                if reader := BulkReader.take_over(self._peer.handler, source):
+                    reader.fast_path = None
 
 
 class SocketFastPath:
-    """The shortest way of all: from the one socket to the other, while nothing waits before it."""
+    """The fast path from socket to socket, taken while nothing received earlier is still unsent."""
 
-    __slots__ = ("_descriptor", "_layers", "_peer", "_splice", "_transport", "_turn", "_watchdog")
+    __slots__ = ("_checked_at", "_descriptor", "_fast_path", "_paths", "_peer", "_transport", "_watchdog")
 
     def __init__(
-        self, splice: LayerFastPath, layers: Layers, peer: ClientConnection, transport: WriteTransport
+        self, fast_path: LayerFastPath, paths: FastPaths, peer: ClientConnection, transport: WriteTransport
     ) -> None:
-        self._splice = splice
-        self._layers = layers
+        """`transport` is that of `fast_path.target`."""
+        self._fast_path = fast_path
+        self._paths = paths
         self._peer = peer
         self._watchdog = peer.handler.timeout_watchdog
         self._transport = transport
-        self._turn = -1  # of the layers, in which this was open
+        self._checked_at = -1
+        """The event count of the layers at which the fast path was last found open."""
         own = transport.get_extra_info("socket") if os.name == "posix" else None
         self._descriptor: int | None = own.fileno() if own else None
 
     def __call__(self, data: bytes) -> int:
-        """How many bytes at the start of this went on. Never raises."""
-        layers, transport = self._layers, self._transport
-        if layers.turn != self._turn and not self._reopens():
+        """Forward as much of the start of `data` as possible, and return its length in bytes. Never raises."""
+        paths, transport = self._paths, self._transport
+        if paths.event_count != self._checked_at and not self._recheck():
             return 0
-        if self._peer.gone or transport.is_closing() or transport.get_write_buffer_size():
-            return 0  # mitmproxy waits for who does not read.
+        if self._peer.closed or transport.is_closing() or transport.get_write_buffer_size():
+            return 0  # mitmproxy waits for a target that does not read.
         try:
-            taken = self._splice.take(data)
+            taken = self._fast_path.take(data)
             if taken:
                 self._watchdog.last_activity = time()  # As its register_activity.
                 self._send(data if taken == len(data) else data[:taken])
         except Exception as error:
-            layers.fault = error
-            layers.turn += 1
+            paths.deferred_error = error
+            paths.event_count += 1
             return 0
         return taken
 
     def _send(self, data: bytes) -> None:
-        try:  # At once: uvloop's transport would first read what has come for all the others.
+        try:  # At once: uvloop's transport would first read from all other sockets.
             sent = os.write(self._descriptor, data) if self._descriptor is not None else 0
         except OSError:
-            sent = 0  # Full, or broken: the transport finds out itself.
+            sent = 0  # Full or broken: the transport finds out itself.
         if sent < len(data):
             self._transport.write(data[sent:])
 
-    def _reopens(self) -> bool:
-        """All that is looked at here changes only with an event, so it needs no second look before the next one."""
-        layers, splice = self._layers, self._splice
-        if layers.paused or layers.fault or layers.splice_from(splice.source.conn) is not splice or not splice.open:
+    def _recheck(self) -> bool:
+        """Tell whether the fast path is open. What this reads changes only with an event, so check once an event."""
+        paths, fast_path = self._paths, self._fast_path
+        if paths.paused or paths.deferred_error:
             return False
-        self._turn = layers.turn
+        if paths.by_source.get(fast_path.source.conn) is not fast_path or not fast_path.open:
+            return False
+        self._checked_at = paths.event_count
         return True
 
 
-def splice(
-    source: object, target: object, stream: HttpStream, message: http.Message, content: Callable[[bytes], bytes]
+def find_fast_path(
+    source: object, target: object, stream: HttpStream, message: http.Message, on_data: Callable[[bytes], bytes]
 ) -> LayerFastPath | None:
-    """Where the body of this message may take the short way: nobody looks at it, or changes it."""
+    """Return the fast path of the body of `message`, or None where something inspects or reframes it.
+
+    `source` and `target` are the layers that read and write it.
+    """
     ours = BoundedHttp1Server | BoundedHttp1Client
-    if not (ENABLED and isinstance(source, ours) and isinstance(target, ours)):
+    if not (isinstance(source, ours) and isinstance(target, ours)):
         return None
-    if message.stream != content or stream.context.options.store_streamed_bodies:
+    if message.stream != on_data or stream.context.options.store_streamed_bodies:
         return None
     sent = target.response if isinstance(target, BoundedHttp1Server) else message  # To HTTP/1.0 it is another one.
     coding = sent.headers.get("transfer-encoding", "").lower() if sent else "none"
     if coding not in ("", "chunked"):
         return None
-    return LayerFastPath(source, target.conn, coding == "chunked", stream, message, content)
+    return LayerFastPath(source, target.conn, coding == "chunked", stream, message, on_data)

@@ -1,9 +1,10 @@
-"""Who hears of a hook. mitmproxy asks each of some forty addons at each hook, and by default none of them does anything
-at those of a request: that was more than half of what a request cost.
+"""Hook dispatch: replace `AddonManager.trigger_event` so that only addons with a method for a hook are called.
 
-`HookDispatcher` asks only those that have a method for it, in the same order and with the same consequences, and can
-tell beforehand that nobody would do anything: then the edge need not call at all. Nothing is taken out of mitmproxy: an
-option that is set while it runs, a script that is loaded, an addon that is added are heard from the next request on.
+mitmproxy asks each of some forty addons at each hook, and by default none of them does anything at those of a request;
+that took more than half of the time of a request. `HookDispatcher` calls only the addons that have a method for the
+hook, in the same order and with the same error handling. It can also tell in advance that no addon would do anything,
+so that the layers need not call a hook at all. Nothing is removed from mitmproxy: an option that is set, a script that
+is loaded or an addon that is added at run time takes effect with the next request.
 """
 
 import logging
@@ -45,17 +46,16 @@ from mitmproxy.proxy.layers.http._hooks import (
 
 from ..mitmweb.flows import FlowViews
 
-CONNECTIONS = logging.getLogger("mitmproxy.proxy.server")
-LIFECYCLE = ("load", "configure", "running", "done")
-"""These change the addons while they are called: left to mitmproxy."""
+CONNECTION_LOGGER = logging.getLogger("mitmproxy.proxy.server")
+LIFECYCLE_HOOKS = ("load", "configure", "running", "done")
+"""Hooks that change the addons while they are called: left to mitmproxy."""
 type FlowHook = HttpRequestHeadersHook | HttpRequestHook | HttpResponseHeadersHook | HttpResponseHook
 FLOW_HOOKS = (HttpRequestHeadersHook, HttpRequestHook, HttpResponseHeadersHook, HttpResponseHook)
-NAMES = (*(hook.name for hook in FLOW_HOOKS), "update")
-"""What is called at them: each, and `update` after it."""
+REQUEST_HOOK_NAMES = (*(hook.name for hook in FLOW_HOOKS), "update")
+"""The hooks of a request; mitmproxy calls `update` after each of the others."""
 
-
-type Idle = Callable[[Any, Any], bool]
-"""Of an addon, and the options."""
+type IdleTest = Callable[[Any, Any], bool]
+"""(addon, options) -> the addon would do nothing at any hook of a request."""
 
 
 def always(_: Any, __: Any) -> bool:
@@ -66,16 +66,16 @@ def never(_: Any, __: Any) -> bool:
     return False
 
 
-IDLE: Mapping[type, Idle] = {
+IDLE_WHEN: Mapping[type, IdleTest] = {
     anticache.AntiCache: lambda _, options: not options.anticache,
     anticomp.AntiComp: lambda _, options: not options.anticomp,
     blocklist.BlockList: lambda addon, _: not addon.items,
-    disable_h2c.DisableH2C: always,  # `head` and the headers that are forwarded leave nothing to disable.
+    disable_h2c.DisableH2C: always,  # http/head.py and the allow-list of header fields leave nothing to disable.
     maplocal.MapLocal: lambda addon, _: not addon.replacements,
     mapremote.MapRemote: lambda addon, _: not addon.replacements,
     modifybody.ModifyBody: lambda addon, _: not addon.replacements,
     modifyheaders.ModifyHeaders: lambda addon, _: not addon.replacements,
-    # For the host mitm.it, which no request has whose Host we set.
+    # It serves the host mitm.it; no request names that unless the client's Host is kept.
     onboarding.Onboarding: lambda _, options: not (options.onboarding and options.keep_host_header),
     proxyauth.ProxyAuth: lambda addon, _: addon.validator is None,
     save.Save: lambda addon, _: addon.stream is None,
@@ -83,49 +83,49 @@ IDLE: Mapping[type, Idle] = {
     serverplayback.ServerPlayback: lambda addon, _: not addon.flowmap,
     stickyauth.StickyAuth: lambda addon, _: addon.flt is None,
     stickycookie.StickyCookie: lambda addon, _: addon.flt is None,
-    tlsconfig.TlsConfig: always,  # It serves the revocation list of certificates that a gate does not make.
-    update_alt_svc.UpdateAltSvc: always,  # But see edge.GateStream.is_silent.
+    tlsconfig.TlsConfig: always,  # It serves the revocation list of certificates which a gateway does not issue.
+    update_alt_svc.UpdateAltSvc: always,  # GateStream.is_idle makes an exception for responses with Alt-Svc.
     upstream_auth.UpstreamAuth: lambda addon, _: addon.auth is None,
     dumper.Dumper: lambda _, options: options.flow_detail == 0,
     FlowViews: lambda addon, _: not addon.watched(),
 }
-"""Addons that have methods for the hooks of a request: when these do nothing."""
+"""When an addon that has methods for the hooks of a request does nothing at them; addons not listed never are idle."""
 
 
 class HookDispatcher:
-    """The addons of a mitmproxy, by what they have methods for."""
+    """The addons of a mitmproxy by the hooks they have methods for."""
 
     def __init__(self, addons: AddonManager, options: Any) -> None:
         self.addons = addons
         self.options = options
-        self._whole = addons.trigger_event
+        self._original_trigger_event = addons.trigger_event
         self._chain: list[Any] = []
-        self._hearing: dict[tuple[str, ...], Listeners] = {}
-        self.guard: Any = None
-        """Is told by its `done` when it is not in the chain, however it got out of it, and puts itself back."""
+        self._listeners: dict[tuple[str, ...], Listeners] = {}
+        self.guarded: Any = None
+        """An addon whose `done` is called when it is found missing from the chain; it re-inserts itself."""
 
     def install(self) -> None:
-        """From here on mitmproxy asks only those who listen."""
+        """Let mitmproxy call hooks through this dispatcher."""
         self.addons.trigger_event = self.trigger_event  # type: ignore[method-assign]
 
-    def hearing(self, *names: str) -> "Listeners":
-        """Those of the chain who may have a method of such a name, themselves or one of their sub-addons."""
+    def listeners(self, *names: str) -> "Listeners":
+        """Return the addons that may have a method for one of these hooks, themselves or in a sub-addon."""
         if self.addons.chain != self._chain:
-            if self.guard and not any(addon is self.guard for addon in self.addons.chain):
-                self.guard.done()
+            if self.guarded and not any(addon is self.guarded for addon in self.addons.chain):
+                self.guarded.done()
             self._chain = list(self.addons.chain)
-            self._hearing.clear()
-        found = self._hearing.get(names)
+            self._listeners.clear()
+        found = self._listeners.get(names)
         if found is None:
-            found = self._hearing[names] = hearing(self._chain, names)
+            found = self._listeners[names] = find_listeners(self._chain, names)
         return found
 
     async def trigger_event(self, event: Hook) -> None:
-        """As AddonManager.trigger_event."""
-        if event.name in LIFECYCLE:
-            await self._whole(event)
+        """Call a hook as AddonManager.trigger_event does."""
+        if event.name in LIFECYCLE_HOOKS:
+            await self._original_trigger_event(event)
             return
-        for addon in self.hearing(event.name).all:
+        for addon in self.listeners(event.name).all:
             try:
                 await self.addons.invoke_addon(addon, event)
             except exceptions.AddonHalt:
@@ -134,23 +134,23 @@ class HookDispatcher:
                 with safecall():
                     raise
 
-    def quieten(self) -> None:
-        """mitmproxy's lines about connections, several a request, are made only where somebody shows them."""
+    def set_log_level(self) -> None:
+        """Let mitmproxy format its log lines about connections, several a request, only if something shows them."""
         root = logging.getLogger()
         shown = any(one.level <= logging.INFO and not isinstance(one, LegacyLogEvents) for one in root.handlers)
-        level = logging.NOTSET if shown or self._acts("add_log") else ALERT
-        if CONNECTIONS.level != level:
-            CONNECTIONS.setLevel(level)
+        level = logging.NOTSET if shown or self._any_active("add_log") else ALERT
+        if CONNECTION_LOGGER.level != level:
+            CONNECTION_LOGGER.setLevel(level)
 
-    def silent(self) -> bool:
-        """Nobody would do anything at a hook of a request that begins now."""
-        return not self._acts(*NAMES)
+    def request_hooks_idle(self) -> bool:
+        """Tell whether no addon would do anything at the hooks of a request that begins now."""
+        return not self._any_active(*REQUEST_HOOK_NAMES)
 
-    def _acts(self, *names: str) -> bool:
-        """Somebody would do something at one of these hooks."""
-        found, options = self.hearing(*names), self.options
-        return any(not idle(addon, options) for addon, idle in found.known) or any(
-            not IDLE.get(type(one), never)(one, options)
+    def _any_active(self, *names: str) -> bool:
+        """Tell whether an addon would do something at one of these hooks."""
+        found, options = self.listeners(*names), self.options
+        return any(not idle(addon, options) for addon, idle in found.builtin) or any(
+            not IDLE_WHEN.get(type(one), never)(one, options)
             for one in traverse(found.others)
             if any(hasattr(one, name) for name in names)
         )
@@ -158,27 +158,28 @@ class HookDispatcher:
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """Addons in their order."""
+    """The addons that may have a method for a hook, in their order: all, and the same in two groups."""
 
     all: list[Any]
-    known: list[tuple[Any, Idle]]
-    """Of them: mitmproxy's own, whose methods do not come and go, and when they do nothing."""
+    builtin: list[tuple[Any, IdleTest]]
+    """mitmproxy's own; their methods do not change at run time."""
     others: list[Any]
+    """Scripts and addons with sub-addons, whose methods may change at run time."""
 
 
-def hearing(chain: list[Any], names: tuple[str, ...]) -> Listeners:
-    """Those of the chain who may have a method of such a name."""
-    found = [addon for addon in chain if any(may_hear(addon, name) for name in names)]
-    known = [addon for addon in found if is_own(addon)]
-    idle = [(addon, IDLE.get(type(addon), never)) for addon in known]
-    return Listeners(found, idle, [addon for addon in found if addon not in known])
+def find_listeners(chain: list[Any], names: tuple[str, ...]) -> Listeners:
+    """Find the addons of the chain that may have a method of one of these names."""
+    found = [addon for addon in chain if any(may_have_method(addon, name) for name in names)]
+    builtin = [addon for addon in found if is_builtin(addon)]
+    idle_tests = [(addon, IDLE_WHEN.get(type(addon), never)) for addon in builtin]
+    return Listeners(found, idle_tests, [addon for addon in found if addon not in builtin])
 
 
-def is_own(addon: Any) -> bool:
-    """It is one of mitmproxy's, without sub-addons."""
+def is_builtin(addon: Any) -> bool:
+    """Tell whether this is an addon of mitmproxy's own without sub-addons."""
     return type(addon).__module__.startswith("mitmproxy.") and not hasattr(addon, "addons")
 
 
-def may_hear(addon: Any, name: str) -> bool:
-    """Not if it is one of mitmproxy's own, whose methods are those of its class."""
-    return not is_own(addon) or hasattr(type(addon), name) or name in vars(addon)
+def may_have_method(addon: Any, name: str) -> bool:
+    """Tell whether the addon may have this method now or later; built-in addons have those of their class only."""
+    return not is_builtin(addon) or hasattr(type(addon), name) or name in vars(addon)

@@ -1,4 +1,4 @@
-"""HTTP/1 on both sides of the gate: mitmproxy's, with bounds, strict heads and a lingering close."""
+"""HTTP/1 with the client and with the upstream: mitmproxy's, with bounds, strict heads and a lingering close."""
 
 import time
 
@@ -26,35 +26,36 @@ from ..exchange import Refusal
 from ..http.head import CHUNKED, Head, HeadError, bare, parse_head, take_head
 from ..http.responses import Answer, render
 from .connections import ClientConnection, Drain, Expire, Resume
-from .events import MALFORMED_BODY, Commands, Dead, Failure, Lifecycle, ParsedRequestHeaders, Refuse
+from .events import MALFORMED_BODY, ClosedBeforeResponse, Commands, Failure, Lifecycle, ParsedRequestHeaders, Refuse
 
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 256 * 1024
-"""How long, and how much of what still comes, is read and dropped after a last answer: with unread data in its
-buffer the kernel would reset the connection, and the client might lose the answer (RFC 9112 section 9.6)."""
+"""How long, and how many bytes, to read and drop after the last answer of a connection: if data were left unread, the
+kernel would reset the connection, and the client might lose the answer (RFC 9112 section 9.6)."""
 MAX_LINE = 16 * 1024
-"""Bytes of a chunk header or of trailers, which nothing else bounds."""
+"""Bytes of a chunk header, or of trailers; h11 has no such bound."""
 MAX_PIPELINED = 64 * 1024
-"""Bytes kept of requests that were sent before the one at work was answered."""
+"""Bytes kept of further requests that arrive before the running one is answered."""
 MAX_RESPONSE_HEAD = 256 * 1024
+"""Bytes of the head of a response of the upstream."""
 
 
 class RequestData(http.RequestData):
-    """Without a check of the type of each field: of both heads that was a tenth of a request's time (cProfile)."""
+    """mitmproxy's, without the type check of each field, which took a tenth of the time of a request (cProfile)."""
 
     def __post_init__(self) -> None:
         pass
 
 
 class ResponseData(http.ResponseData):
-    """As RequestData."""
+    """See RequestData."""
 
     def __post_init__(self) -> None:
         pass
 
 
 class Body(Http1Connection):
-    """Reading a body: mitmproxy's own crashes on trailers and keeps a chunk header of any length."""
+    """The reading of a body; mitmproxy's own crashes on trailers, and keeps a chunk header of any length."""
 
     stream_id: int
 
@@ -64,7 +65,7 @@ class Body(Http1Connection):
                 part = self.next_part(event)
                 if part is None:
                     if len(self.buf) > MAX_LINE or bare(bytes(self.buf)):
-                        raise h11.RemoteProtocolError("a line of the chunked framing is too long, or ends in half")
+                        raise h11.RemoteProtocolError("a line of the chunked framing is too long, or has no CRLF")
                     return
                 if isinstance(part, h11.EndOfMessage):
                     break
@@ -76,18 +77,18 @@ class Body(Http1Connection):
         yield from self.end_of_body(part)
 
     def next_part(self, event: events.Event) -> h11.Data | h11.EndOfMessage | None:
-        """What can be read of the body now. Raises h11.ProtocolError."""
+        """Return the next part of the body, or None until more has arrived. Raises h11.ProtocolError."""
         closed = isinstance(event, events.ConnectionClosed)
         return self.body_reader.read_eof() if closed else self.body_reader(self.buf)
 
     def end_of_body(self, end: h11.EndOfMessage) -> Commands:
-        """The body is whole. Trailers of a request are dropped here, as RFC 9110 section 6.5.1 allows."""
+        """Handle the end of the body. Trailers of a request are dropped, as RFC 9110 section 6.5.1 allows."""
         yield ReceiveHttp(self.ReceiveEndOfMessage(self.stream_id))
         server = isinstance(self, Http1Server)
         yield from self.mark_done(request=server, response=not server)
 
     def broken_body(self, event: events.Event) -> Commands:
-        """The framing is broken, or the peer left in the middle."""
+        """Handle broken framing, or a peer that closed the connection before the end of the body."""
         yield commands.CloseConnection(self.conn)
         yield ReceiveHttp(self.ReceiveProtocolError(self.stream_id, "broken body", self.ReceiveProtocolError.code))
 
@@ -100,17 +101,19 @@ class BoundedHttp1Server(Body, Http1Server):
         self.lifecycle = lifecycle
         self.peer = peer
         self.head: Head | None = None
-        self.last = False
-        """The connection ends with the response at work."""
-        self.budget = LINGER_BYTES
+        self.closing = False
+        """The connection ends with the response to the current request."""
+        self.resuming = False
+        """A Resume event is on its way; until then what arrives is only added to the buffer."""
+        self.linger_budget = LINGER_BYTES
         self.trailers: http.Headers | None = None
-        self.size: int | None = None
-        """Bytes of body that the head of the response announced: None is chunked, -1 until the connection ends."""
-        peer.protocol = self
+        self.response_size: int | None = None
+        """Bytes of body that the response head announced; None: chunked, -1: until the connection ends."""
+        peer.http_server = self
 
     @property
     def idle(self) -> bool:
-        """No request is under way."""
+        """Tell whether no request is running."""
         return self.state in (self.start, self.read_headers, self.linger, self.done)
 
     def _handle_event(self, event: events.Event) -> Commands:
@@ -119,13 +122,14 @@ class BoundedHttp1Server(Body, Http1Server):
         elif isinstance(event, Drain):
             yield from self.drain()
         elif isinstance(event, Resume):
-            if self.state == self.read_headers and self.buf:
-                yield from self.state(events.DataReceived(self.conn, b""))
+            yield from self.resume()
         elif self.state in (self.linger, self.done):
             yield from self.state(event)
+        elif isinstance(event, events.DataReceived) and self.resuming:
+            self.buf += event.data
         elif isinstance(event, events.DataReceived) and self.state == self.wait:
             if len(self.buf) + len(event.data) > MAX_PIPELINED:
-                self.last = True  # What is dropped can't be parsed from here on: this response is the last one.
+                self.closing = True  # Once something was dropped, the rest can't be parsed.
             else:
                 self.buf += event.data
         else:
@@ -143,33 +147,31 @@ class BoundedHttp1Server(Body, Http1Server):
             raw = take_head(self.buf, bounds)
             if raw is None:
                 if self.buf and self.peer.deadline is not None and self.head:
-                    self.head = None  # The first bytes of a further request: from now on it may not dawdle.
+                    self.head = None  # The first bytes of a further request: its head has a deadline of its own.
                     self.peer.deadline = time.monotonic() + self.lifecycle.head_timeout
                 return
             head = parse_head(raw, bounds)
         except HeadError as error:
             self.head = None
-            yield from self.end_with(self.lifecycle.refuse_malformed(error, self.peer))
+            yield from self.send_final_answer(self.lifecycle.refuse_malformed(error, self.peer))
             return
-        yield from self.arrive(head)
+        yield from self.handle_head(head)
 
-    def arrive(self, head: Head) -> Commands:
-        """Decide on a head; give it a stream unless it is refused, and go on with its body."""
+    def handle_head(self, head: Head) -> Commands:
+        """Decide on a request head; unless it is refused, create a stream for it and read its body."""
         self.head = head
-        self.last = head.close or self.lifecycle.draining
-        self.peer.deadline, self.peer.told = None, False
-        exchange, verdict = verdict_given = self.lifecycle.authorize(head, self.peer)
+        self.closing = head.close or self.lifecycle.draining
+        self.peer.deadline, self.peer.expiry_sent = None, False
+        exchange, verdict = decision = self.lifecycle.authorize(head, self.peer)
         if isinstance(verdict, Refusal) and not self.lifecycle.watched():
-            yield from self.end_with(verdict.answer.to(head.method))
+            yield from self.refuse(verdict.answer.to(head.method), verdict.keep_alive and head.body == 0)
             self.lifecycle.finish(exchange, self.peer)
             return
         self.request = request_of(head)
-        length = None if head.body == CHUNKED else head.body
-        yield ReceiveHttp(
-            ParsedRequestHeaders(self.stream_id, self.request, head.body == 0, head=head, verdict_given=verdict_given)
-        )
-        if self.state == self.read_headers:
-            self.body_reader = make_body_reader(length)
+        stream_id = self.stream_id
+        yield ReceiveHttp(ParsedRequestHeaders(stream_id, self.request, head.body == 0, head=head, decision=decision))
+        if self.state == self.read_headers and self.stream_id == stream_id:  # The request has not been refused.
+            self.body_reader = make_body_reader(None if head.body == CHUNKED else head.body)
             self.state = self.read_body
             yield from self.state(events.DataReceived(self.conn, b""))
 
@@ -184,20 +186,20 @@ class BoundedHttp1Server(Body, Http1Server):
             yield commands.CloseConnection(self.conn)
             self.state = self.done
         else:
-            yield from self.end_with(answer)
+            yield from self.send_final_answer(answer)
 
     # Answering.
 
     def send(self, event: HttpEvent) -> Commands:
         if event.stream_id != self.stream_id:
-            return  # It was late: that request has had its answer, and this is no answer to another one.
+            return  # It belongs to an earlier request, which has been answered.
         if isinstance(event, Failure) and not self.response:
-            yield from self.fail(event.answer)
+            yield from self.refuse(event.answer, self.request_done)
         elif isinstance(event, Refuse) and not self.response:
-            yield from self.end_with(event.answer)
+            yield from self.refuse(event.answer, event.keep_alive)
         elif isinstance(event, (Refuse, ResponseProtocolError)):
-            if self.response and self.size == -1:
-                self.peer.reset()  # A mere end of the connection would end the body well.
+            if self.response and self.response_size == -1:
+                self.peer.reset()  # An orderly end of the connection would look like the end of the body.
             yield commands.CloseConnection(self.conn)
             self.state = self.done
         elif isinstance(event, ResponseHeaders):
@@ -215,17 +217,17 @@ class BoundedHttp1Server(Body, Http1Server):
             return
         response = event.response
         if self.head and self.head.version == b"HTTP/1.0" and "transfer-encoding" in response.headers:
-            response = response.copy()  # HTTP/1.0 knows no chunks: the end of the connection ends the body.
+            response = response.copy()  # HTTP/1.0 has no chunks: the end of the connection ends the body.
             del response.headers["transfer-encoding"]
-        if self.last:
+        if self.closing:
             response = response.copy()
             response.headers["Connection"] = "close"
         assert self.request
-        self.size = http1.expected_http_body_size(self.request, response)
+        self.response_size = http1.expected_http_body_size(self.request, response)
         yield from super().send(ResponseHeaders(event.stream_id, response, event.end_stream))
 
     def end_of_response(self) -> Commands:
-        if self.size is None:
+        if self.response_size is None:
             yield commands.SendData(self.conn, b"0\r\n" + bytes(self.trailers or b"") + b"\r\n")
         yield from self.mark_done(response=True)
 
@@ -233,18 +235,22 @@ class BoundedHttp1Server(Body, Http1Server):
         self.request_done |= request
         self.response_done |= response
         if self.state in (self.linger, self.done):
-            return  # Refused when its body had been read.
+            return  # The request was refused after its body had been read.
         if not self.response_done:
             self.state = self.wait
             if len(self.buf) > MAX_PIPELINED:
-                self.last = True
+                self.closing = True
                 self.buf = ReceiveBuffer()
             return
         assert self.response
         if not self.request_done:
-            yield from self.hang_up()
-        elif self.last or self.size == -1 or http1.connection_close(self.response.http_version, self.response.headers):
-            yield from self.hang_up(read_on=bool(self.buf))
+            yield from self.end_connection()
+        elif (
+            self.closing
+            or self.response_size == -1
+            or http1.connection_close(self.response.http_version, self.response.headers)
+        ):
+            yield from self.end_connection(read_on=bool(self.buf))
         else:
             yield from self.next_request()
 
@@ -253,39 +259,50 @@ class BoundedHttp1Server(Body, Http1Server):
         self.request = self.response = self.trailers = None
         self.stream_id += 2
         self.state = self.read_headers
-        self.peer.deadline = time.monotonic() + self.lifecycle.idle_timeout
+        self.peer.await_request(self.lifecycle.head_timeout, self.lifecycle.idle_timeout)
         if self.buf:
-            # Not now: the layer upstream may be in the middle of the event that ended the response.
-            self.peer.tell(Resume())
+            # Not now: the layer of the upstream may still be handling the event that ended the response. Read no more
+            # meanwhile, so that a client that sends faster than it is answered fills its own buffers, and not ours.
+            self.resuming = True
+            self.peer.hold_reading(self.peer.client, self)
+            self.peer.send_event(Resume())
         yield from ()
 
-    def fail(self, answer: Answer) -> Commands:
-        """Nothing came of an admitted request; the connection may go on if all of it was read."""
-        if self.last or not self.request_done:
-            yield from self.end_with(answer)
-        else:
+    def resume(self) -> Commands:
+        """Read the next request from what has already arrived, one per event."""
+        self.resuming = False
+        if self.state == self.read_headers and self.buf:
+            yield from self.state(events.DataReceived(self.conn, b""))
+        if not self.resuming:
+            self.peer.release_reading(self.peer.client, self)
+
+    def refuse(self, answer: Answer, keep_alive: bool) -> Commands:
+        """Send an answer of our own; then close the connection, or go on if all of the request was read."""
+        if keep_alive and not self.closing:
             yield commands.SendData(self.conn, render(answer, close=False))
             yield from self.next_request()
+        else:
+            yield from self.send_final_answer(answer)
 
     # Ending.
 
-    def throttle(self, stream_id: int, server: Connection) -> None:
-        """TCP itself slows a server down for a client that does not read."""
+    def apply_backpressure(self, stream_id: int, server: Connection) -> None:
+        """Do nothing: mitmproxy stops reading from the upstream while the client's transport is full."""
 
-    def end_with(self, answer: Answer) -> Commands:
-        """Send a last answer of our own."""
+    def send_final_answer(self, answer: Answer) -> Commands:
+        """Send an answer of our own, and close the connection."""
         yield commands.SendData(self.conn, render(answer))
         unread = bool(self.buf) or self.head is None or (self.head.body != 0 and not self.request_done)
-        yield from self.hang_up(read_on=unread)
+        yield from self.end_connection(read_on=unread)
 
-    def last_words(self, answer: Answer) -> Commands:
-        """Something broke on our side: answer, where no answer has begun. The caller closes the connection."""
+    def answer_crash(self, answer: Answer) -> Commands:
+        """Send the answer to an internal error, if no other has begun. The caller closes the connection."""
         if not self.response and self.state not in (self.linger, self.done):
             yield commands.SendData(self.conn, render(answer))
         self.state = self.done
 
-    def hang_up(self, *, read_on: bool = True) -> Commands:
-        """Close; where the client may still be sending, our half first, and drop what comes for a while."""
+    def end_connection(self, *, read_on: bool = True) -> Commands:
+        """Close the connection; if the client may still be sending, close our half first and linger."""
         self.buf = ReceiveBuffer()
         if not read_on:
             yield commands.CloseConnection(self.conn)
@@ -296,9 +313,10 @@ class BoundedHttp1Server(Body, Http1Server):
         self.peer.deadline = time.monotonic() + LINGER_SECONDS
 
     def linger(self, event: events.Event) -> Commands:
+        """Drop what still arrives, up to the budget, until the client closes."""
         if isinstance(event, events.DataReceived):
-            self.budget -= len(event.data)
-        if isinstance(event, events.ConnectionClosed) or self.budget < 0:
+            self.linger_budget -= len(event.data)
+        if isinstance(event, events.ConnectionClosed) or self.linger_budget < 0:
             yield commands.CloseConnection(self.conn)
             self.state = self.done
 
@@ -306,7 +324,7 @@ class BoundedHttp1Server(Body, Http1Server):
         yield from ()
 
     def expire(self) -> Commands:
-        """A deadline has passed: of a head, of an idle connection, or of a lingering close."""
+        """Act on a passed deadline: that of a request head, an idle connection or a lingering close."""
         if self.state == self.read_headers and self.buf:
             late = HeadError(408, "the request head took too long")
             self.head = None
@@ -316,18 +334,19 @@ class BoundedHttp1Server(Body, Http1Server):
             self.state = self.done
 
     def drain(self) -> Commands:
-        self.last = True
+        """Close the connection after the current response, or now if it is idle."""
+        self.closing = True
         if self.state == self.read_headers and not self.buf:
             yield commands.CloseConnection(self.conn)
             self.state = self.done
 
 
 class BoundedHttp1Client(Body, Http1Client):
-    """HTTP/1 with Ollama."""
+    """HTTP/1 with the upstream."""
 
     def send(self, event: HttpEvent) -> Commands:
         if isinstance(event, RequestHeaders) and not event.end_stream:
-            # HTTP/2 has a body end without saying where; here it would run into the next request.
+            # An HTTP/2 client need not announce the length of a body; in HTTP/1 its end must be marked.
             headers = event.request.headers
             if "content-length" not in headers and "transfer-encoding" not in headers:
                 event.request.headers["Transfer-Encoding"] = "chunked"
@@ -344,12 +363,14 @@ class BoundedHttp1Client(Body, Http1Client):
         elif isinstance(event, events.ConnectionClosed) and self.stream_id and not self.buf:
             if self.conn.state & ConnectionState.CAN_WRITE:
                 yield commands.CloseConnection(self.conn)
-            yield ReceiveHttp(Dead(self.stream_id, "closed before it answered", ErrorCode.GENERIC_SERVER_ERROR))
+            yield ReceiveHttp(
+                ClosedBeforeResponse(self.stream_id, "closed before it answered", ErrorCode.GENERIC_SERVER_ERROR)
+            )
         else:
             yield from super().read_headers(event)
 
     def read_head(self, event: events.DataReceived) -> Commands:
-        """As Http1Client.read_headers where the head is whole, and a response is due."""
+        """Do as Http1Client.read_headers when a response is due, once its head is complete."""
         lines = self.buf.maybe_extract_lines()
         if not lines:
             return
@@ -366,7 +387,7 @@ class BoundedHttp1Client(Body, Http1Client):
         yield from self.state(event)
 
     def skip_informational(self) -> None:
-        """1xx responses but 101 announce the real one (RFC 9110 section 15.2): nobody here waits for them."""
+        """Drop 1xx responses except 101: they precede the final one (RFC 9110 section 15.2), and nothing needs them."""
         data = bytes(self.buf)
         while data[:10] in (b"HTTP/1.1 1", b"HTTP/1.0 1") and data[10:12] != b"01":
             end = data.find(b"\r\n\r\n")
@@ -382,7 +403,7 @@ class BoundedHttp1Client(Body, Http1Client):
 
 
 def request_of(head: Head) -> http.Request:
-    """mitmproxy's request of a head; where it goes is filled in once it may go anywhere."""
+    """Return mitmproxy's Request for a head; host and port are filled in once it is admitted."""
     request = http.Request.__new__(http.Request)
     request.data = RequestData(
         host="",
@@ -402,7 +423,7 @@ def request_of(head: Head) -> http.Request:
 
 
 def response_of(lines: list[bytes]) -> http.Response:
-    """mitmproxy's response of the lines of a head. Raises ValueError."""
+    """Return mitmproxy's Response for the lines of a head. Raises ValueError."""
     version, status, reason = _read_response_line(lines[0])
     response = http.Response.__new__(http.Response)
     response.data = ResponseData(

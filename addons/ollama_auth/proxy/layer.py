@@ -1,9 +1,15 @@
-"""mitmproxy's HTTP layers, bounded: the decision falls on the head of a request, before its body and before any
-connection upstream; what is refused is answered at once and read no further.
+"""mitmproxy's HTTP layers, bounded: decide on the head of a request, before its body and before any connection to the
+upstream; answer what is refused at once, and read no more of it.
 
 One GateLayer serves a client connection, through a BoundedHttp1Server or a BoundedHttp2Server. Each request is a
-GateStream. A BoundedHttp1Client (or mitmproxy's own HTTP/2 client) talks to the upstream. What these lean on inside
-mitmproxy is pinned by tests/unit/proxy/test_internals.py.
+GateStream. A BoundedHttp1Client (or mitmproxy's own HTTP/2 client) talks to the upstream. The parts of mitmproxy that
+these depend on are pinned by tests/unit/proxy/test_internals.py.
+
+Rules
+1. Only GateStream.make_server_connection opens a connection to the upstream, and it raises without an Admission.
+2. An exception in any layer ends in GateLayer._crash: an answer if none has begun, then all connections close.
+3. Until a request is admitted, what is kept of it is bounded: its head by Bounds, its body by the limits of the key.
+4. `finish` of the lifecycle is called once for each exchange, however it ends.
 """
 
 from collections.abc import Callable
@@ -12,7 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mitmproxy import http
-from mitmproxy.connection import Connection, ConnectionState, Server
+from mitmproxy.connection import Connection, Server
 from mitmproxy.net.http import url
 from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import commands, events, layer, tunnel
@@ -46,18 +52,17 @@ from mitmproxy.proxy.layers.http._hooks import (
     HttpResponseHook,
 )
 from mitmproxy.proxy.layers.http._http2 import Http2Client
-from OpenSSL import SSL
 
 from ..auth.forwarding import FORWARDED
 from ..auth.redaction import KeyLookup, mask_path
 from ..exchange import Admission, Exchange, Refusal, UpstreamRequest
 from ..http.head import CHUNKED, Head, values
 from ..mitmweb.flows import label_refused
-from .connections import CONNECT_TIMEOUT, BulkReader, ClientConnection, Drain, Expire, Resume
+from .connections import CONNECT_TIMEOUT, ClientConnection, Drain, Expire, Resume
 from .events import (
     MALFORMED_BODY,
+    ClosedBeforeResponse,
     Commands,
-    Dead,
     Failure,
     Lifecycle,
     OllamaReserveHook,
@@ -65,58 +70,49 @@ from .events import (
     Refuse,
     Reservation,
 )
-from .fast_path import LayerFastPath, SocketFastPath, splice
+from .fast_path import FastPaths, LayerFastPath, find_fast_path
 from .hook_dispatch import FLOW_HOOKS, FlowHook, HookDispatcher
 from .http1 import BoundedHttp1Client, BoundedHttp1Server
-from .http2 import BoundedHttp2Server, Settle
-
-MAX_CLIENT_HELLO = 64 * 1024
-"""Bytes before TLS has begun, where mitmproxy would take 16 MB."""
-
+from .http2 import BoundedHttp2Server, EventHandled
 
 CLIENT_DISCONNECTED = "client disconnected"
-"""How mitmproxy words the end of a connection upstream whose client has left."""
+"""The error that mitmproxy reports for an upstream connection whose client has left."""
 
 
 class GateLayer(HttpLayer):
     """All HTTP of one client connection."""
 
-    def __init__(
-        self, context: Context, lifecycle: Lifecycle, peer: ClientConnection, audience: HookDispatcher
-    ) -> None:
+    def __init__(self, context: Context, lifecycle: Lifecycle, peer: ClientConnection, hooks: HookDispatcher) -> None:
         super().__init__(context, HTTPMode.transparent)
         self.lifecycle = lifecycle
         self.peer = peer
-        self.audience = audience
-        self.uses: dict[Connection, int] = {}
-        """How many requests each connection upstream has been given."""
-        self.splices: dict[Connection, LayerFastPath] = {}
-        """The bodies that take the short way, by the connection they come from."""
-        self.turn = 0
-        """Counts what these layers were handed: between two of them they stay as they are."""
-        self.fault: Exception | None = None
-        """What was raised where it could not be handled."""
+        self.hooks = hooks
+        self.request_counts: dict[Connection, int] = {}
+        """How many requests each upstream connection has been given."""
+        self.fast_paths = FastPaths(self, peer)
 
     def handle_event(self, event: events.Event) -> Commands:
-        self.turn += 1
+        self.fast_paths.event_count += 1
         left: events.Event | None = event
-        if isinstance(event, events.DataReceived) and event.connection in self.splices:
-            left = yield from self._relay(event, self.splices[event.connection])
+        if isinstance(event, events.DataReceived) and (fast_path := self.fast_paths.by_source.get(event.connection)):
+            left = yield from self._forward(event, fast_path)
         if left:
             yield from super().handle_event(left)
 
-    def _relay(self, event: events.DataReceived, splice: LayerFastPath) -> layer.CommandGenerator[events.Event | None]:
-        """Send on what may be sent as it is; what is left of the event."""
+    def _forward(
+        self, event: events.DataReceived, fast_path: LayerFastPath
+    ) -> layer.CommandGenerator[events.Event | None]:
+        """Send on what the fast path takes; return an event with the rest, if any."""
         try:
-            if self.fault:
-                raise self.fault
-            taken = splice.take(event.data) if splice.open else 0
+            if self.fast_paths.deferred_error:
+                raise self.fast_paths.deferred_error
+            taken = fast_path.take(event.data) if fast_path.open else 0
         except Exception as error:
             yield from self._crash(error)
             return None
         if not taken:
             return event
-        yield commands.SendData(splice.target, event.data[:taken])
+        yield commands.SendData(fast_path.target, event.data[:taken])
         return events.DataReceived(event.connection, event.data[taken:]) if taken < len(event.data) else None
 
     def _handle_event(self, event: events.Event) -> Commands:
@@ -128,77 +124,55 @@ class GateLayer(HttpLayer):
     def _dispatch(self, event: events.Event) -> Commands:
         client = self.context.client
         if isinstance(event, events.Start):
-            edge = BoundedHttp2Server if client.alpn == b"h2" else BoundedHttp1Server
-            self.connections[client] = edge(self.context.fork(), self.lifecycle, self.peer)
+            server = BoundedHttp2Server if client.alpn == b"h2" else BoundedHttp1Server
+            self.connections[client] = server(self.context.fork(), self.lifecycle, self.peer)
             yield from self.event_to_child(self.connections[client], event)
         elif isinstance(event, (Expire, Drain, Resume)):
             yield from self.event_to_child(self.connections[client], event)
         elif isinstance(event, events.ConnectionEvent) and event.connection not in self.connections:
-            # Of a connection that was dropped from the books when it was found closed, or half of it was.
+            # get_connection has already forgotten this connection, because it was closed or half-closed.
             if isinstance(event, events.ConnectionClosed):
                 yield commands.CloseConnection(event.connection)
             return
         else:
             yield from super()._handle_event(event)
         if client.alpn == b"h2":
-            yield from self.event_to_child(self.connections[client], Settle())
+            yield from self.event_to_child(self.connections[client], EventHandled())
 
     def _crash(self, error: Exception) -> Commands:
-        """Fail closed: whatever raised, the client gets an answer if none has begun, and the connection ends."""
+        """Fail closed: answer the client if no answer has begun, and close all connections."""
         self._handle_event = self._dead  # type: ignore[assignment,method-assign]
-        self.splices.clear()
+        self.fast_paths.by_source.clear()
         answer = self.lifecycle.internal_error(error)
         protocol = self.connections.get(self.context.client)
         if isinstance(protocol, (BoundedHttp1Server, BoundedHttp2Server)):
-            yield from protocol.last_words(answer)
+            yield from protocol.answer_crash(answer)
         for connection in list(self.connections):
             yield commands.CloseConnection(connection)
 
     def _dead(self, _: events.Event) -> Commands:
         yield from ()
 
-    def join(self, stream: "GateStream", message: http.Message, content: Callable[[bytes], bytes]) -> None:
-        """A body of a stream begins to pass: let it take the short way if it can."""
-        if not stream.unheard:  # Who hears of a request may change it at any time.
+    def start_fast_path(self, stream: "GateStream", message: http.Message, on_data: Callable[[bytes], bytes]) -> None:
+        """Let a body that begins to stream take the fast path, if possible."""
+        if not stream.hooks_idle:  # An addon that sees a request may change it at any time.
             return
         client, server = self.context.client, stream.context.server
         upstream = self.connections.get(server)
-        inner = upstream.child_layer if isinstance(upstream, Upstream) else None  # Not so in TLS.
+        inner = upstream.child_layer if isinstance(upstream, Upstream) else None  # With TLS it is another layer.
         ends = [(client, self.connections[client]), (server, inner)]
         (conn, source), (_, target) = ends if isinstance(message, http.Request) else reversed(ends)
-        if found := splice(source, target, stream, message, content):
-            self.splices[conn] = found
-            # Not before: what strangers send is kept in small measures.
-            reader = BulkReader.take_over(self.peer.handler, conn)
-            transport = self.peer.transport(found.target)
-            if reader and transport and not client.tls:
-                reader.ahead = SocketFastPath(found, self, self.peer, transport)
-
-    @property
-    def paused(self) -> bool:
-        """These wait for something, and what comes meanwhile is queued."""
-        return self._paused is not None
-
-    def splice_from(self, source: Connection) -> LayerFastPath | None:
-        """The body from there, if it takes the short way."""
-        return self.splices.get(source)
-
-    def part(self, stream: "GateStream") -> None:
-        """A stream has ended."""
-        for conn in (self.context.client, stream.context.server):
-            if conn in self.splices and self.splices[conn].stream is stream:
-                del self.splices[conn]
-                if reader := BulkReader.take_over(self.peer.handler, conn):
-                    reader.ahead = None
+        if found := find_fast_path(source, target, stream, message, on_data):
+            self.fast_paths.start(conn, found)
 
     def make_stream(self, stream_id: int) -> Commands:
         self.streams[stream_id] = GateStream(self.context.fork(), stream_id, self)
         yield from self.event_to_child(self.streams[stream_id], events.Start())
 
     def get_connection(self, event: GetHttpConnection, *, reuse: bool = True) -> Commands:
-        """A connection to the one upstream: a kept-alive one of this client, or a new one.
+        """Provide a connection to the upstream: a kept-alive one of this client, or a new one.
 
-        Unlike mitmproxy's, a failed attempt is not remembered: Ollama may be back for the next request.
+        Unlike mitmproxy, do not remember a failed attempt: Ollama may be back for the next request.
         """
         one_request_each = self.context.client.alpn == b"h2"
         for connection in list(self.connections):
@@ -209,10 +183,10 @@ class GateLayer(HttpLayer):
                     self.waiting_for_establishment[connection].append(event)
                     return
             elif not connection.connected:
-                # A stream that waits for something may not have heard yet that its connection is gone.
+                # A paused stream may not know yet that its connection is closed: keep it until it does.
                 if not any(stream.context.server is connection for stream in self.streams.values()):
                     del self.connections[connection]
-                    self.uses.pop(connection, None)
+                    self.request_counts.pop(connection, None)
             elif reuse and not (one_request_each and connection.alpn != b"h2"):
                 stream = self.command_sources.pop(event)
                 yield from self.event_to_child(stream, GetHttpConnectionCompleted(event, (connection, None)))
@@ -239,108 +213,115 @@ class GateStream(HttpStream):
         self.admission: Admission | None = None
         self.exchange: Exchange
         self.length = CHUNKED
-        """Bytes of body that the head of the request announced."""
-        self.repeatable = False
-        """It has no body, and sending it twice does no harm (RFC 9110 section 9.2.2)."""
-        self.wants_continue = self.continued = False
-        self.held: tuple[RequestHeaders, Head]
-        self.held_body = bytearray()
-        self.retriable = False
-        self.unheard: bool | None = None
+        """Bytes of body that the request head announced."""
+        self.resendable = False
+        """The request has no body, and sending it twice does no harm (RFC 9110 section 9.2.2)."""
+        self.on_reused_connection = False
+        self.awaits_continue = self.continued = False
+        self.pending_head: tuple[RequestHeaders, Head]
+        """The head of a request that waits for its body, or for a limit."""
+        self.pending_body = bytearray()
+        self.hooks_idle: bool | None = None
+        """No addon would do anything at the hooks of this request. None until its first hook."""
 
     def handle_event(self, event: events.Event) -> Commands:
-        """While this waits for a connection or a hook, the body that comes is queued: then the client has to wait."""
+        """Handle an event; while it must be queued (for a connection or a hook), read no more of the body."""
         peer = self.parent.peer
         if self._paused and isinstance(event, RequestData):
-            peer.hold(peer.client, self)
+            peer.hold_reading(peer.client, self)
         yield from super().handle_event(event)
         if not self._paused:
-            peer.release(peer.client, self)
+            peer.release_reading(peer.client, self)
 
     def _handle_event(self, event: events.Event) -> Commands:
-        if self.client_state is over:  # It was queued while a hook was waited for.
+        if self.client_state is ignore_event:  # The event was queued while a hook ran.
             return
-        yield from self._without_silent_hooks(super()._handle_event(event))
+        yield from self._skip_idle_hooks(super()._handle_event(event))
         if self.admission and not self.flow.live:
             if self.flow.error and not self.exchange.reason:
                 killed = self.flow.error.msg == self.flow.error.KILLED_MESSAGE
                 self.exchange.reason = "killed" if killed else "client left"
-            self.parent.part(self)
+            self.parent.fast_paths.end(self)
             self.lifecycle.finish(self.exchange, self.parent.peer)
         if self.parent.streams.get(self.stream_id) is not self:
-            self._let_go()
+            self._release_references()
 
-    def _let_go(self) -> None:
-        """It is over and out of the books: hold nothing that holds this, or it stays until garbage is looked for."""
-        self.client_state = self.server_state = over
-        self.held_body = bytearray()
+    def _release_references(self) -> None:
+        """Break the reference cycles of a stream that has ended, so that it is freed without a garbage collection."""
+        self.client_state = self.server_state = ignore_event
+        self.pending_body = bytearray()
         self.context.layers.clear()
 
-    def _without_silent_hooks(self, work: Commands) -> Commands:
-        """A hook at which nobody does anything is over at once."""
+    def _skip_idle_hooks(self, work: Commands) -> Commands:
+        """Run `work`, but answer a hook at which no addon does anything here, without passing it to mitmproxy.
+
+        `work` is a generator that yields commands; a blocking one, such as a hook, gets its reply as the value of the
+        `yield`. `yield from` would pass every command up, where a hook pauses all layers of the connection and costs a
+        task. So the generator is driven by hand: an idle hook is completed by sending None, the reply of every hook,
+        straight back; all other commands are passed up and their replies down, as `yield from` would.
+        """
         reply = None
         with suppress(StopIteration):
             while True:
                 command = work.send(reply)
-                reply = None if isinstance(command, FLOW_HOOKS) and self.is_silent(command) else (yield command)
+                reply = None if isinstance(command, FLOW_HOOKS) and self.is_idle(command) else (yield command)
 
-    def is_silent(self, hook: FlowHook) -> bool:
-        """Nobody would do anything at this hook. Decided once a request: who hears its begin hears its end."""
-        if self.unheard is None:
-            self.unheard = self.parent.audience.silent()
+    def is_idle(self, hook: FlowHook) -> bool:
+        """Tell whether no addon would do anything at this hook.
+
+        Decided once per request, so that an addon never sees a response without its request.
+        """
+        if self.hooks_idle is None:
+            self.hooks_idle = self.parent.hooks.request_hooks_idle()
         response = hook.flow.response
         alternatives = isinstance(hook, HttpResponseHeadersHook) and response and "alt-svc" in response.headers
-        return self.unheard and not alternatives  # mitmproxy puts the port of the gate into Alt-Svc.
+        return self.hooks_idle and not alternatives  # An addon of mitmproxy puts the gateway's port into Alt-Svc.
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> Commands:
         head = event.head if isinstance(event, ParsedRequestHeaders) and event.head else head_of(event)
-        verdict_given = event.verdict_given if isinstance(event, ParsedRequestHeaders) else None
-        self.exchange, verdict = verdict_given or self.lifecycle.authorize(head, self.parent.peer)
+        decision = event.decision if isinstance(event, ParsedRequestHeaders) else None
+        self.exchange, verdict = decision or self.lifecycle.authorize(head, self.parent.peer)
         if isinstance(verdict, UpstreamRequest):
-            yield from self._hold(event, head, verdict)
+            yield from self._wait_for_decision(event, head)
         else:
-            yield from self._follow(verdict, event, head)
+            yield from self._apply_verdict(verdict, event, head)
 
-    def _follow(self, verdict: Admission | Refusal, event: RequestHeaders, head: Head) -> Commands:
+    def _apply_verdict(self, verdict: Admission | Refusal, event: RequestHeaders, head: Head) -> Commands:
         if isinstance(verdict, Admission):
             self.admission = verdict
-            yield from self._go(event, head, verdict)
+            yield from self._start_upstream(event, head, verdict)
         else:
             self.exchange.reason, self.exchange.status = verdict.reason, verdict.answer.status
             yield from self._refuse(event, head, verdict)
 
-    def _hold(self, event: RequestHeaders, head: Head, upstream_request: UpstreamRequest) -> Commands:
-        """Nothing goes upstream yet: the key may not use every model, or may do only so much."""
-        self.held = event, head
-        self.held_body = bytearray()
-        if not upstream_request.needs_body or event.end_stream:
-            yield from self._decide()
+    def _wait_for_decision(self, event: RequestHeaders, head: Head) -> Commands:
+        """Send nothing upstream yet: the decision needs the body, or a limit has to be asked."""
+        self.pending_head = event, head
+        upstream_request = self.exchange.upstream_request
+        if event.end_stream or not (upstream_request and upstream_request.needs_body):
+            yield from self._decide_pending()
             return
         self.client_state = self.state_hold_request_body
         if expects_continue(head):
             yield from self._continue()
 
     def state_hold_request_body(self, event: Any) -> Commands:
-        """The body that is verdict_given is the body that is sent: kept whole, up to a bound, until it is here."""
-        upstream_request = self.exchange.upstream_request
+        """Keep the body up to the limit of the request: the body that is inspected is the body that is sent."""
         if isinstance(event, RequestEndOfMessage):
-            yield from self._decide()
+            yield from self._decide_pending()
         elif isinstance(event, RequestData):
             self.exchange.bytes_in += len(event.data)
-            if (
-                upstream_request
-                and upstream_request.max_body is not None
-                and self.exchange.bytes_in > upstream_request.max_body
-            ):
+            limit = self.exchange.upstream_request.max_body if self.exchange.upstream_request else 0
+            if limit is not None and self.exchange.bytes_in > limit:
                 answer = self.lifecycle.failed(self.exchange, "body too large", 413)
-                yield from self._follow(Refusal("body too large", answer), *self.held)
+                yield from self._apply_verdict(Refusal("body too large", answer), *self.pending_head)
             else:
-                self.held_body += event.data
+                self.pending_body += event.data
 
-    def _decide(self) -> Commands:
-        """The body is here, or none is needed: judge it, wait for a turn, and go or not."""
+    def _decide_pending(self) -> Commands:
+        """Decide on a request whose body, if it is needed, is here; wait for a limit; then send it or refuse it."""
         whole = self.client_state == self.state_hold_request_body
-        verdict = self.lifecycle.authorize_body(self.exchange, bytes(self.held_body), self.parent.peer)
+        verdict = self.lifecycle.authorize_body(self.exchange, bytes(self.pending_body), self.parent.peer)
         if isinstance(verdict, UpstreamRequest):
             reservation = Reservation(self.exchange, self.parent.peer)
             yield OllamaReserveHook(reservation)
@@ -348,19 +329,26 @@ class GateStream(HttpStream):
                 "error", self.lifecycle.internal_error(PermissionError("no verdict"))
             )
         if self.abandoned:
-            self._leave()
+            self._abandon()
             return
-        body, self.held_body = self.exchange.amended or bytes(self.held_body), bytearray()
-        self.exchange.bytes_in = 0  # Counted again as it goes upstream.
-        yield from self._follow(verdict, *self.held)
+        body, self.pending_body = self.exchange.amended or bytes(self.pending_body), bytearray()
+        yield from self._apply_verdict(verdict, *self.pending_head)
         if whole and self.admission:
-            if body:
-                yield from self.client_state(RequestData(self.stream_id, body))
-            yield from self.client_state(RequestEndOfMessage(self.stream_id))
+            yield from self._send_pending_body(body)
         self.exchange.amended = None
 
-    def _leave(self) -> None:
-        """The client has left before anything went upstream."""
+    def _send_pending_body(self, body: bytes) -> Commands:
+        """Handle a body that was kept as if it arrived now; `bytes_in` is still what the client sent of it."""
+        received, self.exchange.bytes_in = self.exchange.bytes_in, 0  # Counted again, if it is sent.
+        if body:
+            yield from self.client_state(RequestData(self.stream_id, body))
+        self.exchange.bytes_in = received
+        if self.exchange.amended is not None:
+            self.length = CHUNKED  # The length upstream is not the one the client announced.
+        yield from self.client_state(RequestEndOfMessage(self.stream_id))
+
+    def _abandon(self) -> None:
+        """End a request whose client left before anything went upstream."""
         self.client_state = self.server_state = self.state_errored
         self.exchange.reason = self.exchange.reason or "client left"
         self.lifecycle.finish(self.exchange, self.parent.peer)
@@ -368,7 +356,8 @@ class GateStream(HttpStream):
 
     def _refuse(self, event: RequestHeaders, head: Head, refusal: Refusal) -> Commands:
         self.client_state = self.server_state = self.state_errored
-        yield SendHttp(Refuse(self.stream_id, refusal.answer.to(head.method)), self.context.client)
+        refuse = Refuse(self.stream_id, refusal.answer.to(head.method), refusal.keep_alive and head.body == 0)
+        yield SendHttp(refuse, self.context.client)
         self.lifecycle.finish(self.exchange, self.parent.peer)
         if self.lifecycle.watched():
             flow = refused_flow(self.context, event.request, head, self.exchange, refusal, self.lifecycle.find_key)
@@ -377,7 +366,7 @@ class GateStream(HttpStream):
             flow.live = False
         yield DropStream(self.stream_id)
 
-    def _go(self, event: RequestHeaders, head: Head, admission: Admission) -> Commands:
+    def _start_upstream(self, event: RequestHeaders, head: Head, admission: Admission) -> Commands:
         self.flow = http.HTTPFlow(self.context.client, self.context.server)
         self.flow.live = True
         self.flow.request = request = event.request
@@ -386,8 +375,8 @@ class GateStream(HttpStream):
         if self.exchange.amended is not None:
             self.length = len(self.exchange.amended)
             request.headers["content-length"] = str(self.length)
-        self.repeatable = event.end_stream and head.method in (b"GET", b"HEAD", b"OPTIONS")
-        self.wants_continue = expects_continue(head) and not self.continued
+        self.resendable = event.end_stream and head.method in (b"GET", b"HEAD", b"OPTIONS")
+        self.awaits_continue = expects_continue(head) and not self.continued
         self.lifecycle.begin(self.exchange, self.flow)
         yield HttpRequestHeadersHook(self.flow)
         if (yield from self.check_killed(True)):
@@ -399,7 +388,7 @@ class GateStream(HttpStream):
             yield from self.start_request_stream()
 
     def _readdress(self, request: http.Request, admission: Admission) -> None:
-        """Make it a request to the upstream: its address, its name, origin form, and the headers that were admitted."""
+        """Address the request to the upstream: host and port, target in origin form, the admitted header fields."""
         host = request.host_header
         request.headers.fields = admission.request.fields
         request.data.path = admission.request.target
@@ -416,12 +405,12 @@ class GateStream(HttpStream):
 
     @property
     def abandoned(self) -> bool:
-        """The client has left, or cancelled this, while it waited for something."""
+        """Tell whether the client left, or cancelled the request, while the request waited for something."""
         queue = self._paused_event_queue
-        return self.parent.peer.gone or any(isinstance(event, RequestProtocolError) for event in queue)
+        return self.parent.peer.closed or any(isinstance(event, RequestProtocolError) for event in queue)
 
     def make_server_connection(self) -> layer.CommandGenerator[bool]:
-        """The only way upstream, and nobody goes it without an admission."""
+        """Get a connection to the upstream; nothing else does. Raises PermissionError without an admission."""
         if not isinstance(self.admission, Admission):
             raise PermissionError("a request without an admission was about to go upstream")
         if self.abandoned or not (yield from super().make_server_connection()):
@@ -429,40 +418,40 @@ class GateStream(HttpStream):
         if self.abandoned:
             yield commands.CloseConnection(self.context.server)
             return False
-        self.retriable = bool(self.parent.uses.get(self.context.server))
-        self.parent.uses[self.context.server] = self.parent.uses.get(self.context.server, 0) + 1
+        self.on_reused_connection = bool(self.parent.request_counts.get(self.context.server))
+        self.parent.request_counts[self.context.server] = self.parent.request_counts.get(self.context.server, 0) + 1
         return True
 
     def start_request_stream(self) -> Commands:
         if not (yield from self.make_server_connection()):
             self.client_state = self.state_errored
             return
-        if self.wants_continue:
+        if self.awaits_continue:
             yield from self._continue()
         yield SendHttp(RequestHeaders(self.stream_id, self.flow.request, end_stream=False), self.context.server)
         self.client_state = self.state_stream_request_body
         limit = self.admission.request.max_body if self.admission else 0
         if limit is None or 0 <= self.length <= limit:
-            self.parent.join(self, self.flow.request, self.exchange.request_chunk)
+            self.parent.start_fast_path(self, self.flow.request, self.exchange.request_chunk)
 
     def _continue(self) -> Commands:
         self.continued = True
-        go_on = http.Response.make(100)
-        go_on.headers.clear()
-        yield SendHttp(ResponseHeaders(self.stream_id, go_on), self.context.client)
+        response = http.Response.make(100)
+        response.headers.clear()
+        yield SendHttp(ResponseHeaders(self.stream_id, response), self.context.client)
 
     def state_stream_request_body(self, event: Any) -> Commands:
         limit = self.admission.request.max_body if self.admission else 0
-        limit = None if self.exchange.amended else limit  # What the client sent of it was within the limit.
+        limit = None if self.exchange.amended else limit  # The client's part of it was within the limit.
         if limit is not None and isinstance(event, RequestData) and self.exchange.bytes_in + len(event.data) > limit:
             yield from self._stop("body too large", 413)
         elif isinstance(event, RequestEndOfMessage) and self.length not in (CHUNKED, self.exchange.bytes_in):
-            yield from self._stop("malformed body", 400)  # HTTP/2 with trailers in place of what was announced.
+            yield from self._stop("malformed body", 400)  # HTTP/2 with trailers in place of the rest of the body.
         else:
             yield from super().state_stream_request_body(event)
 
     def _stop(self, reason: str, status: int) -> Commands:
-        """The body turned out to be what nobody could know before: over the limit, or not as announced."""
+        """End an admitted request whose body turned out to be over the limit, or not as announced."""
         answer = self.lifecycle.failed(self.exchange, reason, status)
         error = RequestProtocolError(self.stream_id, reason, ErrorCode.REQUEST_TOO_LARGE)
         yield from self.handle_protocol_error(error)
@@ -470,27 +459,27 @@ class GateStream(HttpStream):
         yield SendHttp(Refuse(self.stream_id, answer), self.context.client)
 
     def state_wait_for_response_headers(self, event: ResponseHeaders) -> Commands:
-        if not 200 <= event.response.status_code <= 999:  # An upgrade that nobody asked for, or what is no status.
+        if not 200 <= event.response.status_code <= 999:  # An upgrade, for which no request asks, or an invalid status.
             yield commands.CloseConnection(self.context.server)
             error = ResponseProtocolError(self.stream_id, "no status", ErrorCode.RESPONSE_VALIDATION_FAILED)
             yield from self.handle_protocol_error(error)
             self.client_state = self.state_errored
             return
         yield from super().state_wait_for_response_headers(event)
-        if self.server_state == self.state_errored:  # Killed in the hook, or the client left during it.
-            gone = RequestProtocolError(self.stream_id, "killed", ErrorCode.CANCEL)
-            yield SendHttp(gone, self.context.server)
+        if self.server_state == self.state_errored:  # The flow was killed in the hook, or the client left during it.
+            cancelled = RequestProtocolError(self.stream_id, "killed", ErrorCode.CANCEL)
+            yield SendHttp(cancelled, self.context.server)
 
     def start_response_stream(self) -> Commands:
         assert self.flow.response
         yield SendHttp(ResponseHeaders(self.stream_id, self.flow.response, end_stream=False), self.context.client)
         self.server_state = self.state_stream_response_body
-        self.parent.join(self, self.flow.response, self.exchange.response_chunk)
+        self.parent.start_fast_path(self, self.flow.response, self.exchange.response_chunk)
 
     def state_stream_response_body(self, event: events.Event) -> Commands:
         yield from super().state_stream_response_body(event)
-        if isinstance(event, ResponseData) and self.parent.peer.protocol:
-            self.parent.peer.protocol.throttle(self.stream_id, self.context.server)
+        if isinstance(event, ResponseData) and self.parent.peer.http_server:
+            self.parent.peer.http_server.apply_backpressure(self.stream_id, self.context.server)
 
     def send_response(self, already_streamed: bool = False) -> Commands:
         if not already_streamed and (answer := self.lifecycle.rewrite_response(self.exchange, self.flow)):
@@ -500,16 +489,16 @@ class GateStream(HttpStream):
             return
         yield from super().send_response(already_streamed)
         if self.server_state == self.state_done and self.client_state == self.state_stream_request_body:
-            # Answered before all of the request was sent: the answer is whole, and nobody wants the rest.
+            # The upstream answered before it had all of the request: it does not want the rest.
             self.client_state = self.state_errored
             self.flow.live = False
-            enough = RequestProtocolError(self.stream_id, "answered early", ErrorCode.CANCEL)
-            yield SendHttp(enough, self.context.server)
+            cancelled = RequestProtocolError(self.stream_id, "answered early", ErrorCode.CANCEL)
+            yield SendHttp(cancelled, self.context.server)
             yield DropStream(self.stream_id)
             yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
 
     def check_invalid(self, request: bool) -> layer.CommandGenerator[bool]:
-        """Requests were checked by `head`; a response that could be read in two ways is an error of the upstream."""
+        """Treat a response with ambiguous framing as an error of the upstream. Requests are checked in http/head.py."""
         if request:
             return False
         assert self.flow.response
@@ -526,13 +515,18 @@ class GateStream(HttpStream):
 
     def handle_protocol_error(self, event: RequestProtocolError | ResponseProtocolError) -> Commands:
         if self.admission is None:
-            self._leave()
+            self._abandon()
             return
-        if isinstance(event, Dead) and self.retriable and self.repeatable and not self.flow.response:
+        if (
+            isinstance(event, ClosedBeforeResponse)
+            and self.on_reused_connection
+            and self.resendable
+            and not self.flow.response
+        ):
             yield from self._retry()
             return
         if isinstance(event, ResponseProtocolError):
-            reason, status = ("client left", 0) if self.abandoned else trouble(event)
+            reason, status = ("client left", 0) if self.abandoned else describe_failure(event)
             answer = self.lifecycle.failed(self.exchange, reason, status)
             event = Failure(event, answer.to(self.flow.request.data.method))
         elif not self.exchange.reason:
@@ -543,16 +537,16 @@ class GateStream(HttpStream):
         yield from super().handle_protocol_error(event)
 
     def _retry(self) -> Commands:
-        """A kept-alive connection proved dead: once more, on another one."""
+        """Send the request once more, on another connection: the kept-alive one turned out to be closed."""
         self.parent.connections.pop(self.context.server, None)
         if (yield from self.make_server_connection()):
-            self.retriable = False
+            self.on_reused_connection = False
             yield SendHttp(RequestHeaders(self.stream_id, self.flow.request, end_stream=True), self.context.server)
             yield SendHttp(RequestEndOfMessage(self.stream_id), self.context.server)
 
 
 class Upstream(HttpClient):
-    """mitmproxy's HttpClient with our HTTP/1 in it."""
+    """mitmproxy's HttpClient with BoundedHttp1Client in place of Http1Client."""
 
     def _handle_event(self, event: events.Event) -> Commands:
         error = None if self.context.server.connected else (yield commands.OpenConnection(self.context.server))
@@ -564,71 +558,18 @@ class Upstream(HttpClient):
         yield RegisterHttpConnection(self.context.server, error)
 
 
-class ClientTls(tls.ClientTLSLayer):
-    """TLS with the client, that says goodbye (RFC 8446 section 6.1), and nothing after that or after an error."""
-
-    def receive_handshake_data(self, data: bytes) -> layer.CommandGenerator[tuple[bool, str | None]]:
-        if len(self.recv_buffer) + len(data) > MAX_CLIENT_HELLO:
-            return False, "ClientHello too long"
-        return (yield from super().receive_handshake_data(data))
-
-    def start_tls(self) -> Commands:
-        if b"h2" in self.conn.alpn_offers and self.context.options.http2:
-            self.conn.alpn = b"h2"  # mitmproxy takes what the client names first, and httpx names HTTP/1.1.
-        yield from super().start_tls()
-
-    def on_handshake_error(self, err: str) -> Commands:
-        # mitmproxy would log all that was sent.
-        yield from super().on_handshake_error("no ClientHello" if err.startswith("Cannot parse ClientHello") else err)
-
-    def tls_interact(self) -> Commands:
-        if self.conn.state & ConnectionState.CAN_WRITE:
-            yield from super().tls_interact()
-
-    def receive_data(self, data: bytes) -> Commands:
-        yield from super().receive_data(data)
-        if self.tls.get_state_string() == b"error":
-            yield commands.CloseConnection(self.conn)
-
-    def send_data(self, data: bytes) -> Commands:
-        try:
-            yield from super().send_data(data)
-        except SSL.Error:
-            yield commands.CloseConnection(self.conn)
-
-    def send_close(self, command: commands.CloseConnection) -> Commands:
-        with suppress(SSL.Error):
-            self.tls.shutdown()
-        yield from self.tls_interact()
-        yield from super().send_close(command)
-
-
-class CloseConnectionLayer(layer.Layer):
-    """Says one thing to a client that gets no other layer, and closes."""
-
-    def __init__(self, context: Context, words: bytes = b"") -> None:
-        super().__init__(context)
-        self.words = words
-
-    def _handle_event(self, event: events.Event) -> Commands:
-        if isinstance(event, events.Start):
-            if self.words:
-                yield commands.SendData(self.context.client, self.words)
-            yield commands.CloseConnection(self.context.client)
-
-
-def over(_: events.Event) -> Commands:
-    """The state of a stream that gets no more events."""
+def ignore_event(_: events.Event) -> Commands:
+    """Do nothing: the state of a stream that has ended."""
     yield from ()
 
 
 def expects_continue(head: Head) -> bool:
-    """The client waits for 100 Continue before it sends the body."""
+    """Tell whether the client waits for 100 Continue before it sends the body."""
     return head.version != b"HTTP/1.0" and bool(values(head.fields, b"expect"))
 
 
 def head_of(event: RequestHeaders) -> Head:
-    """The head of an HTTP/2 request."""
+    """Return the head of an HTTP/2 request, as parse_head does for HTTP/1."""
     request = event.request
     length = request.headers.get("content-length", "")
     body = 0 if event.end_stream else int(length) if length.isascii() and length.isdigit() else CHUNKED
@@ -640,14 +581,14 @@ def head_of(event: RequestHeaders) -> Head:
 def refused_flow(
     context: Context, request: http.Request, head: Head, exchange: Exchange, refusal: Refusal, known: KeyLookup | None
 ) -> http.HTTPFlow:
-    """A refused request as mitmweb and files of flows show it: without the headers that may hold a credential."""
+    """Return a flow of a refused request for mitmweb and flow files, without headers that may hold a credential."""
     flow = http.HTTPFlow(context.client, context.server)
     flow.request = request
     request.headers.fields = tuple((n, mask_path(v, known)) for n, v in head.fields if n.lower() in FORWARDED)
     request.data.path = quote(exchange.path or b"/", safe="/:@!$&'()*+,;=~").encode()
     request.data.method = exchange.method.encode("ascii", "replace")
     request.data.content = b""
-    request.data.authority = b""  # It is what a stranger sent.
+    request.data.authority = b""  # It may hold a credential, too.
     address = context.server.address
     if address:
         request.data.host, request.data.port = address[0], address[1]
@@ -659,8 +600,8 @@ def refused_flow(
     return flow
 
 
-def trouble(event: ResponseProtocolError) -> tuple[str, int]:
-    """(reason for the log, status for the client) of an error on the way to the upstream."""
+def describe_failure(event: ResponseProtocolError) -> tuple[str, int]:
+    """Return (reason for the log, status for the client) of an error with the upstream; status 0 means no answer."""
     if event.message == CLIENT_DISCONNECTED:
         return "client left", 0
     if event.code is ErrorCode.CONNECT_FAILED:

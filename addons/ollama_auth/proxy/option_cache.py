@@ -1,4 +1,4 @@
-"""mitmproxy's options as they are read many times a request: each was copied at each reading."""
+"""A cache of mitmproxy's options, which copies each value whenever it is read: several times a request."""
 
 from typing import Any
 
@@ -6,21 +6,21 @@ from mitmproxy.optmanager import OptManager
 
 from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
 
-PLAIN = (bool, int, float, str, type(None))
-"""What no reader can change for the others."""
+IMMUTABLE = (bool, int, float, str, type(None))
+"""Types of values that can be shared between readers."""
 
 
 class CachedOptions:
-    """Reads as the options it stands for do. A value is asked for once, and again when any of them has changed."""
+    """Read and write options like the OptManager behind it; a value is fetched once, and again after it has changed."""
 
     def __init__(self, options: OptManager) -> None:
         vars(self)["_options"] = options
         options.changed.connect(self._forget)
 
     def __getattr__(self, name: str) -> Any:
-        """Called for what is not remembered. Raises AttributeError for what is no option."""
+        """Fetch a value that is not cached. Raises AttributeError if there is no option of that name."""
         value = getattr(self._options, name)
-        if isinstance(value, PLAIN):
+        if isinstance(value, IMMUTABLE):
             vars(self)[name] = value
         return value
 

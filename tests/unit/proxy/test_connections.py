@@ -1,4 +1,4 @@
-"""How many connections there may be, whose, and until when each may wait."""
+"""The registry of client connections: limits, eviction, deadlines, pauses, and rate-limited warnings."""
 
 import asyncio
 from collections import Counter
@@ -14,13 +14,20 @@ from mitmproxy.proxy.server import ConnectionHandler
 
 from ollama_auth.exchange import Exchange
 from ollama_auth.proxy import connections as module
-from ollama_auth.proxy.connections import LAST_WORD, QUIET, ClientConnection, Connections, Expire, network
+from ollama_auth.proxy.connections import (
+    EXPIRY_GRACE_SECONDS,
+    WARNING_INTERVAL,
+    ClientConnection,
+    Connections,
+    Expire,
+    network,
+)
 
 MADE_ROOM = "connections without a request were closed to make room for new ones"
 
 
 class FakeTransport:
-    """The socket's side of asyncio: does it read?"""
+    """A transport of asyncio that notes whether it reads."""
 
     def __init__(self) -> None:
         self.reading = True
@@ -50,7 +57,7 @@ class FakeWriter(asyncio.StreamWriter):
 
 
 class FakeTask:
-    """What reads from a connection: was it cancelled, and does that raise?"""
+    """The task that reads from a connection; notes how it was cancelled, and may raise."""
 
     def __init__(self) -> None:
         self.cancelled: list[str] = []
@@ -63,11 +70,11 @@ class FakeTask:
 
 
 class FakeHandler:
-    """What a connection is to mitmproxy."""
+    """A ConnectionHandler of mitmproxy that notes the events it is given."""
 
     def __init__(self, client: Client) -> None:
         self.task = FakeTask()
-        self.told: list[events.Event] = []
+        self.sent: list[events.Event] = []
         self.transports: dict[Connection, Any] = {}
         self.socket_of(client).handler = self.task
 
@@ -76,24 +83,24 @@ class FakeHandler:
         return self.transports.setdefault(connection, SimpleNamespace(handler=None, reader=reader, writer=writer))
 
     async def server_event(self, event: events.Event) -> None:
-        self.told.append(event)
+        self.sent.append(event)
 
 
 class FakeProtocol:
     def __init__(self, *, idle: bool = True) -> None:
         self.idle = idle
 
-    def throttle(self, stream_id: int, server: Connection) -> None:
+    def apply_backpressure(self, stream_id: int, server: Connection) -> None:
         """Nobody answers here."""
 
 
 def peer_from(
-    address: str = "10.0.0.1", *, busy: bool = False, known: bool = False, deadline: float = 0
+    address: str = "10.0.0.1", *, busy: bool = False, authenticated: bool = False, deadline: float = 0
 ) -> ClientConnection:
     client = Client(peername=(address, 1), sockname=("10.0.0.2", 8081), timestamp_start=0)
     peer = ClientConnection(client, cast(ConnectionHandler, FakeHandler(client)), deadline)
-    peer.protocol = FakeProtocol(idle=not busy)
-    peer.known = known
+    peer.http_server = FakeProtocol(idle=not busy)
+    peer.authenticated_before = authenticated
     return peer
 
 
@@ -111,7 +118,7 @@ def filled(*peers: ClientConnection) -> Connections:
     return found
 
 
-# Whose connections count together.
+# What connections are counted by.
 
 
 @pytest.mark.parametrize(
@@ -185,7 +192,7 @@ def test_where_all_are_at_work_there_is_no_room() -> None:
 
 
 def test_the_oldest_stranger_makes_room() -> None:
-    worker, friend, old, young = peer_from(busy=True), peer_from(known=True), peer_from(), peer_from()
+    worker, friend, old, young = peer_from(busy=True), peer_from(authenticated=True), peer_from(), peer_from()
     found = filled(worker, friend, old, young)
     assert found.add(new := peer_from(), 4, 0)
     assert list(found) == [worker, friend, young, new]
@@ -193,7 +200,11 @@ def test_the_oldest_stranger_makes_room() -> None:
 
 
 def test_where_there_is_no_stranger_the_oldest_that_is_idle_makes_room() -> None:
-    worker, old, young = peer_from(busy=True, known=True), peer_from(known=True), peer_from(known=True)
+    worker, old, young = (
+        peer_from(busy=True, authenticated=True),
+        peer_from(authenticated=True),
+        peer_from(authenticated=True),
+    )
     found = filled(worker, old, young)
     assert found.add(peer_from(), 3, 0)
     assert [was_cut(peer) for peer in (worker, old, young)] == [False, True, False]
@@ -201,12 +212,12 @@ def test_where_there_is_no_stranger_the_oldest_that_is_idle_makes_room() -> None
 
 def test_a_connection_that_has_not_said_a_word_makes_room() -> None:
     silent = peer_from()
-    silent.protocol = None
+    silent.http_server = None
     assert filled(silent).add(peer_from(), 1, 0)
     assert was_cut(silent)
 
 
-def test_a_request_under_way_keeps_its_connection_whatever_the_speaker_says() -> None:
+def test_a_request_under_way_keeps_its_connection_whatever_the_http_layer_says() -> None:
     at_work = peer_from()
     at_work.exchanges[1] = Exchange("10.0.0.1")
     assert not filled(at_work).add(peer_from(), 1, 0)
@@ -265,14 +276,14 @@ steps = st.lists(
 def test_the_limits_hold_and_nobody_at_work_is_ever_cut(
     steps: list[tuple[str, bool, bool] | int], most: int, most_per_network: int
 ) -> None:
-    """Connections come, busy or not and known or not, and some of them go."""
+    """Connections come, busy or not and authenticated or not, and some of them go."""
     found, everybody = Connections(), list[ClientConnection]()
     for step in steps:
         if isinstance(step, int):
             for peer in list(found)[step : step + 1]:
                 found.remove(peer.client.id)
         else:
-            everybody.append(peer_from(step[0], busy=step[1], known=step[2]))
+            everybody.append(peer_from(step[0], busy=step[1], authenticated=step[2]))
             taken = found.add(everybody[-1], most, most_per_network)
             assert taken == (everybody[-1] in list(found))
         counts = Counter(peer.network for peer in found)
@@ -307,7 +318,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(module, "SWEEP", 0)
+    monkeypatch.setattr(module, "SWEEP_SECONDS", 0)
     return clock
 
 
@@ -324,23 +335,23 @@ async def swept(found: Connections) -> None:
 async def test_before_its_deadline_a_connection_is_left_alone(clock: Clock) -> None:
     found = filled(peer := peer_from(deadline=clock.now))
     await swept(found)
-    assert (fake(peer).told, was_cut(peer)) == ([], False)
+    assert (fake(peer).sent, was_cut(peer)) == ([], False)
 
 
 async def test_after_its_deadline_a_connection_may_say_a_last_word_and_is_then_cut(clock: Clock) -> None:
     found = filled(peer := peer_from(deadline=clock.now - 1))
     await swept(found)
-    assert [type(event) for event in fake(peer).told] == [Expire]
-    assert (was_cut(peer), peer.deadline) == (False, clock.now + LAST_WORD)
-    clock.now += LAST_WORD + 0.1
+    assert [type(event) for event in fake(peer).sent] == [Expire]
+    assert (was_cut(peer), peer.deadline) == (False, clock.now + EXPIRY_GRACE_SECONDS)
+    clock.now += EXPIRY_GRACE_SECONDS + 0.1
     await swept(found)
     assert was_cut(peer)
-    assert len(fake(peer).told) == 1
+    assert len(fake(peer).sent) == 1
 
 
 async def test_a_connection_that_can_say_nothing_is_cut_at_once(clock: Clock) -> None:
     peer = peer_from(deadline=clock.now - 1)
-    peer.protocol = None
+    peer.http_server = None
     await swept(filled(peer))
     assert was_cut(peer)
 
@@ -350,14 +361,14 @@ async def test_a_connection_without_a_deadline_waits_for_ever(clock: Clock) -> N
     peer.deadline = None
     clock.now += 10**9
     await swept(found)
-    assert (fake(peer).told, was_cut(peer)) == ([], False)
+    assert (fake(peer).sent, was_cut(peer)) == ([], False)
 
 
 async def test_a_connection_that_can_not_be_ended_does_not_save_the_others(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken, other = peer_from(deadline=clock.now - 1), peer_from(deadline=clock.now - 1)
-    broken.protocol = other.protocol = None
+    broken.http_server = other.http_server = None
     fake(broken).task.error = RuntimeError("sk-ollama-in-a-message")
     await swept(filled(broken, other))
     assert was_cut(other)
@@ -367,57 +378,57 @@ async def test_a_connection_that_can_not_be_ended_does_not_save_the_others(
 def test_a_connection_whose_socket_is_gone_can_be_cut() -> None:
     peer = peer_from()
     fake(peer).transports.clear()
-    peer.cut()
-    peer.hold(peer.client, "me")
-    peer.release(peer.client, "me")
+    peer.close_now()
+    peer.hold_reading(peer.client, "me")
+    peer.release_reading(peer.client, "me")
 
 
-# Trouble that may come a thousand times a second.
+# Warnings that may occur a thousand times a second.
 
 
-async def test_a_trouble_is_told_at_once_and_then_counted(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_warning_is_logged_at_once_and_then_counted(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     found = Connections()
     for _ in range(1000):
-        found.trouble("it rains")
+        found.warn_rate_limited("it rains")
     await swept(found)
     assert caplog.messages == ["it rains"]
-    clock.now += QUIET
+    clock.now += WARNING_INTERVAL
     await swept(found)
     assert caplog.messages == ["it rains", "it rains (999 more times in 10 seconds)"]
-    clock.now += QUIET
+    clock.now += WARNING_INTERVAL
     await swept(found)
     assert len(caplog.messages) == 2
 
 
-async def test_a_trouble_that_came_once_is_told_once(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_single_warning_is_logged_once(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     found = Connections()
     for _ in range(3):
-        found.trouble("it rains")
-        clock.now += QUIET
+        found.warn_rate_limited("it rains")
+        clock.now += WARNING_INTERVAL
         await swept(found)
     assert caplog.messages == ["it rains"] * 3
 
 
-def test_two_troubles_do_not_hide_each_other(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_warnings_do_not_hide_each_other(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     found = Connections()
     for what in ("it rains", "it snows", "it rains"):
-        found.trouble(what)
+        found.warn_rate_limited(what)
     assert caplog.messages == ["it rains", "it snows"]
 
 
-def test_percent_signs_in_a_trouble_are_no_format(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    Connections().trouble("100%s full")
+def test_percent_signs_in_a_warning_are_no_format(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    Connections().warn_rate_limited("100%s full")
     assert caplog.messages == ["100%s full"]
 
 
-def test_that_connections_make_room_is_a_trouble(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_evictions_are_logged(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     found = Connections()
     for _ in range(100):
         assert found.add(peer_from(), 2, 0)
     assert caplog.messages == [MADE_ROOM]
 
 
-# Making a peer wait.
+# Pausing a peer.
 
 
 def transport_of(peer: ClientConnection) -> FakeTransport:
@@ -426,42 +437,42 @@ def transport_of(peer: ClientConnection) -> FakeTransport:
 
 def test_a_client_waits_until_all_that_held_it_released_it() -> None:
     peer = peer_from()
-    peer.hold(peer.client, "one")
-    peer.hold(peer.client, "two")
-    peer.hold(peer.client, "two")
-    peer.release(peer.client, "two")
+    peer.hold_reading(peer.client, "one")
+    peer.hold_reading(peer.client, "two")
+    peer.hold_reading(peer.client, "two")
+    peer.release_reading(peer.client, "two")
     assert not transport_of(peer).reading
-    peer.release(peer.client, "one")
+    peer.release_reading(peer.client, "one")
     assert transport_of(peer).reading
 
 
 def test_who_holds_nothing_releases_nothing() -> None:
     peer = peer_from()
-    peer.hold(peer.client, "one")
-    peer.release(peer.client, "two")
+    peer.hold_reading(peer.client, "one")
+    peer.release_reading(peer.client, "two")
     assert not transport_of(peer).reading
 
 
 def test_a_server_that_waits_does_not_make_the_client_wait() -> None:
     peer, server = peer_from(), peer_from().client
     fake(peer).socket_of(server)
-    peer.hold(server, "one")
+    peer.hold_reading(server, "one")
     assert transport_of(peer).reading
-    peer.release(peer.client, "one")
+    peer.release_reading(peer.client, "one")
     assert not cast(FakeTransport, peer.transport(server)).reading
 
 
 def test_a_connection_that_is_closing_is_not_read_again() -> None:
     peer = peer_from()
-    peer.hold(peer.client, "one")
+    peer.hold_reading(peer.client, "one")
     transport_of(peer).closing = True
-    peer.release(peer.client, "one")
+    peer.release_reading(peer.client, "one")
     assert not transport_of(peer).reading
 
 
 def test_a_reader_that_is_full_resumes_by_itself() -> None:
     peer = peer_from()
-    peer.hold(peer.client, "one")
+    peer.hold_reading(peer.client, "one")
     fake(peer).socket_of(peer.client).reader._paused = True
-    peer.release(peer.client, "one")
+    peer.release_reading(peer.client, "one")
     assert not transport_of(peer).reading

@@ -1,8 +1,7 @@
-"""The short way of a response gives the client the very bytes of the long one."""
+"""The fast path gives the client exactly the bytes that it gets through all layers."""
 
 import asyncio
 import itertools
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,12 +22,13 @@ from ollama_auth.auth.keys import Principal
 from ollama_auth.exchange import Admission, Exchange, UpstreamRequest
 from ollama_auth.http.head import Bounds, Head
 from ollama_auth.http.responses import Answer
-from ollama_auth.proxy import fast_path as splice
-from ollama_auth.proxy.connections import BulkReader, ClientConnection
+from ollama_auth.proxy import layer as layer_module
+from ollama_auth.proxy.connections import ClientConnection
 from ollama_auth.proxy.fast_path import SocketFastPath
 from ollama_auth.proxy.layer import GateLayer
+from ollama_auth.proxy.transport import BulkReader
 
-# These run here once more, through the gate below, which has only the long way.
+# These run here once more, through the gate below, which has no fast path.
 from tests.e2e.test_edge import (  # noqa: F401
     test_a_client_that_does_not_read_is_waited_for,
     test_an_http_1_0_client_of_a_chunked_answer,
@@ -44,7 +44,7 @@ from tests.e2e.test_gate import (  # noqa: F401
     test_the_response_comes_back_as_it_was,
     test_tokens_pass_at_once,
 )
-from tests.harness.support import BEARER, Controlled, Gate, Upstream, Wire, chat, head
+from tests.harness.support import BEARER, NO_FAST_PATH, Controlled, Gate, Upstream, Wire, chat, head
 
 REQUEST = b"GET /api/tags HTTP/1.1\r\nHost: gate\r\n\r\n"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -52,7 +52,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encod
 
 @pytest.fixture(scope="module")
 def shared_gate(shared_upstream: Upstream) -> Iterator[Gate]:
-    with Gate(shared_upstream.url, "--set", "ollama_access_log=-", env={"OLLAMA_SPLICE": "off"}) as gate:
+    with Gate(shared_upstream.url, "--set", "ollama_access_log=-", "-s", str(NO_FAST_PATH)) as gate:
         yield gate
 
 
@@ -76,7 +76,7 @@ class FakeLifecycle:
     def watched(self) -> bool:
         return False
 
-    def silent(self) -> bool:
+    def request_hooks_idle(self) -> bool:
         return True
 
     def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Admission]:
@@ -129,12 +129,13 @@ class Seen:
 
 
 def relay(
-    pieces: list[bytes], *, short: bool, cut: bool, head: bytes = HEAD, request: tuple[bytes, ...] = (REQUEST,)
+    pieces: list[bytes], *, fast: bool, cut: bool, head: bytes = HEAD, request: tuple[bytes, ...] = (REQUEST,)
 ) -> Seen:
     """Play a request and its response in those pieces through the layers, without sockets."""
     seen, lifecycle = Seen(), FakeLifecycle()
     with pytest.MonkeyPatch.context() as patch, taddons.context(Proxyserver()) as tctx:
-        patch.setattr(splice, "ENABLED", short)
+        if not fast:
+            patch.setattr(layer_module, "find_fast_path", lambda *_: None)
         mode = ReverseMode.parse("reverse:http://127.0.0.1:1")
         client = Client(
             peername=("127.0.0.1", 2), sockname=("127.0.0.1", 3), timestamp_start=1.0, state=ConnectionState.OPEN
@@ -223,17 +224,17 @@ def test_the_same_bytes_at_any_split(body: list[bytes], end: bytes, splits: list
     """Whole, broken, cut off, with trailers, with extensions: to the client, to who reads it, and to the log."""
     raw = b"".join(body) + end
     for whole in (split_at(raw, splits), [*body, end] if end else body):
-        assert relay(whole, short=True, cut=cut) == relay(whole, short=False, cut=cut) or differs_in_sends_only(
+        assert relay(whole, fast=True, cut=cut) == relay(whole, fast=False, cut=cut) or differs_in_sends_only(
             whole, cut
         )
 
 
 def differs_in_sends_only(pieces: list[bytes], cut: bool) -> bool:
     """Several chunks that came together go on together: in fewer sends."""
-    short, long = relay(pieces, short=True, cut=cut), relay(pieces, short=False, cut=cut)
-    fewer = short.sends <= long.sends
-    short.sends = long.sends = 0
-    assert short == long
+    fast, slow = relay(pieces, fast=True, cut=cut), relay(pieces, fast=False, cut=cut)
+    fewer = fast.sends <= slow.sends
+    fast.sends = slow.sends = 0
+    assert fast == slow
     return fewer
 
 
@@ -249,7 +250,7 @@ SPLITS = st.lists(st.integers(0, 60), max_size=4)
 def test_a_response_of_known_length(body: bytes, length: int, splits: list[int], cut: bool) -> None:
     """Also one that is longer or shorter than it says."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length
-    ways = [relay(split_at(body, splits), short=way, cut=cut, head=head) for way in (True, False)]
+    ways = [relay(split_at(body, splits), fast=way, cut=cut, head=head) for way in (True, False)]
     assert ways[0] == ways[1]
 
 
@@ -260,7 +261,7 @@ def test_a_request_of_known_length(body: bytes, length: int, splits: list[int], 
     head = b"POST /api/chat HTTP/1.1\r\nHost: gate\r\n%sContent-Length: %d\r\n\r\n" % (wait, length or 1)
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
     request = (head, *split_at(body[: length or 1], splits))
-    ways = [relay([b"o", b"k"], short=way, cut=False, head=answer, request=request) for way in (True, False)]
+    ways = [relay([b"o", b"k"], fast=way, cut=False, head=answer, request=request) for way in (True, False)]
     assert ways[0] == ways[1]
     assert ways[0].exchange[0] == len(body[: length or 1])
 
@@ -270,30 +271,30 @@ def test_a_request_in_chunks(body: list[bytes], end: bytes, splits: list[int]) -
     head = b"POST /api/chat HTTP/1.1\r\nHost: gate\r\nTransfer-Encoding: chunked\r\n\r\n"
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
     request = (head, *split_at(b"".join(body) + end, splits))
-    ways = [relay([b"ok"], short=way, cut=False, head=answer, request=request) for way in (True, False)]
+    ways = [relay([b"ok"], fast=way, cut=False, head=answer, request=request) for way in (True, False)]
     assert ways[0] == ways[1]
 
 
-def test_it_is_the_short_way() -> None:
+def test_it_is_the_fast_path() -> None:
     """Three chunks at once are one send; then the end, in its own."""
     three = [chunk(b"a") + chunk(b"b" * 20) + chunk(b"c")]
-    short, long = (relay([*three, b"0\r\n\r\n"], short=way, cut=False) for way in (True, False))
-    assert (short.sends, long.sends) == (3, 5)
-    assert short.read == long.read == [b"a", b"b" * 20, b"c"]
-    assert short.client == long.client
-    assert short.client.endswith(three[0] + b"0\r\n\r\n")
+    fast, slow = (relay([*three, b"0\r\n\r\n"], fast=way, cut=False) for way in (True, False))
+    assert (fast.sends, slow.sends) == (3, 5)
+    assert fast.read == slow.read == [b"a", b"b" * 20, b"c"]
+    assert fast.client == slow.client
+    assert fast.client.endswith(three[0] + b"0\r\n\r\n")
 
 
 @pytest.mark.parametrize("end", BROKEN)
 def test_no_clean_end_of_a_broken_body(end: bytes) -> None:
-    seen = relay([chunk(b"a"), end], short=True, cut=True)
+    seen = relay([chunk(b"a"), end], fast=True, cut=True)
     assert seen.closed
     assert not seen.client.endswith(b"0\r\n\r\n")
     assert seen.exchange[2] == "upstream broken"
 
 
 def test_who_reads_it_may_raise() -> None:
-    """Then the request ends as it does the long way: see GateLayer._crash."""
+    """Then the request ends as it does the slow path: see GateLayer._crash."""
 
     class Fault(Exception):
         pass
@@ -305,18 +306,18 @@ def test_who_reads_it_may_raise() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(FakeLifecycle, "feed", raise_it)
             with pytest.raises(Fault):
-                relay([chunk(b"a")], short=way, cut=False)
+                relay([chunk(b"a")], fast=way, cut=False)
 
 
-async def test_what_is_taken_ahead_is_not_read() -> None:
+async def test_what_the_fast_path_takes_is_not_read() -> None:
     """Only while the reader waits and holds nothing: what came before goes first."""
     reader, taken = BulkReader(), []
 
-    def ahead(data: bytes) -> int:
+    def forward(data: bytes) -> int:
         taken.append(data)
         return 3
 
-    reader.ahead = ahead
+    reader.fast_path = forward
     reader.feed_data(b"0")  # Nobody waits yet.
     assert await reader.read(1) == b"0"
     waiting = asyncio.create_task(reader.read(1))
@@ -336,12 +337,12 @@ async def test_what_is_taken_ahead_is_not_read() -> None:
 
 @dataclass
 class Ends:
-    """What an SocketFastPath stands between: layers at rest, an open splice, and the socket of a client."""
+    """All that a SocketFastPath depends on: idle layers, an open LayerFastPath, and the socket of a client."""
 
-    turn: int = 0
-    fault: Exception | None = None
+    event_count: int = 0
+    deferred_error: Exception | None = None
     paused: bool = False
-    gone: bool = False
+    closed: bool = False
     opens: bool = True
     closing: bool = False
     waiting: int = 0
@@ -354,7 +355,11 @@ class Ends:
         self.source = SimpleNamespace(conn=None)
         self.sockets[0].setblocking(False)
 
-    def splice_from(self, source: object) -> object:
+    @property
+    def by_source(self) -> "Ends":
+        return self
+
+    def get(self, source: object) -> object:
         return self
 
     @property
@@ -378,7 +383,7 @@ class Ends:
         self.late += data
 
     @property
-    def ahead(self) -> SocketFastPath:
+    def forward(self) -> SocketFastPath:
         return SocketFastPath(self, self, self, self)  # type: ignore[arg-type]
 
     def sent(self) -> bytes:
@@ -393,41 +398,41 @@ def ends() -> Iterator[Ends]:
         one.close()
 
 
-def test_what_goes_ahead_goes_at_once(ends: Ends) -> None:
-    ahead = ends.ahead
-    assert ahead(b"abc--") == 3
+def test_what_is_forwarded_goes_at_once(ends: Ends) -> None:
+    forward = ends.forward
+    assert forward(b"abc--") == 3
     assert ends.sent() == b"abc"
-    assert ahead(b"de") == 2
+    assert forward(b"de") == 2
     assert (ends.looked, ends.late) == (1, b"")
-    ends.turn += 1
-    assert ahead(b"f") == 1
+    ends.event_count += 1
+    assert forward(b"f") == 1
     assert ends.looked == 2
 
 
-@pytest.mark.parametrize("why", ["paused", "gone", "closing", "waiting", "fault"])
-def test_what_does_not_go_ahead(ends: Ends, why: str) -> None:
+@pytest.mark.parametrize("why", ["paused", "closed", "closing", "waiting", "deferred_error"])
+def test_what_is_not_forwarded(ends: Ends, why: str) -> None:
     """Also where it was open before, and whatever is looked at once an event changes with an event."""
-    ahead = ends.ahead
-    assert ahead(b"a") == 1
+    forward = ends.forward
+    assert forward(b"a") == 1
     setattr(ends, why, 1)
-    ends.turn += 1
-    assert ahead(b"b") == 0
+    ends.event_count += 1
+    assert forward(b"b") == 0
     assert (ends.sent(), ends.late) == (b"a", b"")
 
 
-def test_a_closed_splice_is_looked_at_again(ends: Ends) -> None:
+def test_a_closed_fast_path_is_looked_at_again(ends: Ends) -> None:
     ends.opens = False
-    ahead = ends.ahead
-    assert (ahead(b"a"), ahead(b"a")) == (0, 0)
+    forward = ends.forward
+    assert (forward(b"a"), forward(b"a")) == (0, 0)
     ends.opens = True
-    assert ahead(b"b") == 1
+    assert forward(b"b") == 1
     assert ends.sent() == b"b"
 
 
 def test_a_client_that_is_slow_gets_the_rest_from_its_transport(ends: Ends) -> None:
     whole = bytes(range(256)) * 16384  # more than a socket holds
     whole = whole.replace(b"-", b"+")
-    assert ends.ahead(whole) == len(whole)
+    assert ends.forward(whole) == len(whole)
     got = bytearray()
     with suppress(BlockingIOError):
         while True:
@@ -438,12 +443,12 @@ def test_a_client_that_is_slow_gets_the_rest_from_its_transport(ends: Ends) -> N
 
 def test_a_client_that_is_gone_is_left_to_its_transport(ends: Ends) -> None:
     ends.sockets[1].close()
-    assert ends.ahead(b"abc") == 3
+    assert ends.forward(b"abc") == 3
     assert ends.late == b"abc"
 
 
-def test_tokens_are_taken_ahead(upstream: Upstream) -> None:
-    """In the gate as it is by default."""
+@pytest.mark.parametrize("fast", [True, False], ids=["by default", "with the script that tests without it"])
+def test_tokens_take_the_fast_path(upstream: Upstream, fast: bool) -> None:
     count = """
         from ollama_auth.proxy.fast_path import SocketFastPath
         plain, taken = SocketFastPath.__call__, []
@@ -453,7 +458,7 @@ def test_tokens_are_taken_ahead(upstream: Upstream) -> None:
         SocketFastPath.__call__ = counting
         ctx.taken = taken
     """
-    with Controlled(upstream.url) as controlled:
+    with Controlled(upstream.url, *(() if fast else ("-s", str(NO_FAST_PATH)))) as controlled:
         controlled.do(count)
         upstream.hold()
         body = chat()
@@ -461,10 +466,10 @@ def test_tokens_are_taken_ahead(upstream: Upstream) -> None:
             wire.read_until(b'"done":false}')
             upstream.go_on()
             wire.read_until(b"0\r\n\r\n")
-        assert controlled.do("result = any(ctx.taken)") == "True"
+        assert controlled.do("result = any(ctx.taken)") == str(fast)
 
 
-def test_a_fault_while_it_is_taken_ahead_ends_the_answer(upstream: Upstream) -> None:
+def test_an_error_on_the_fast_path_ends_the_answer(upstream: Upstream) -> None:
     """Visibly, and in the log; see SocketFastPath."""
     fault = """
         from ollama_auth.proxy.fast_path import LayerFastPath
@@ -482,7 +487,3 @@ def test_a_fault_while_it_is_taken_ahead_ends_the_answer(upstream: Upstream) -> 
             assert not wire.read_all().endswith(b"0\r\n\r\n")
         assert "ValueError at" in controlled.find("the request was denied")
         assert "on purpose" not in controlled.output
-
-
-def test_this_environment_takes_the_short_way() -> None:
-    assert (os.environ.get("OLLAMA_SPLICE") != "off") == splice.ENABLED

@@ -1,4 +1,4 @@
-"""Nobody is asked who would do nothing; whoever would do something is, also one who came while the gate ran."""
+"""Addons that would do nothing are not called; all others are, also those added at run time."""
 
 import asyncio
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from mitmproxy.addons.update_alt_svc import UpdateAltSvc
 from mitmproxy.hooks import all_hooks
 from mitmproxy.tools.dump import DumpMaster
 
-from ollama_auth.proxy.hook_dispatch import IDLE, NAMES, HookDispatcher
+from ollama_auth.proxy.hook_dispatch import IDLE_WHEN, REQUEST_HOOK_NAMES, HookDispatcher
 from tests.harness.edges import Scripted
 from tests.harness.support import BEARER, Controlled, Gate, Upstream, ask
 
@@ -25,13 +25,13 @@ async def default_addons() -> list[object]:
 
 
 def test_all_of_mitmproxys_addons_were_looked_at() -> None:
-    """Each that hears of a request says when it does nothing."""
-    hearing = {type(a) for a in asyncio.run(default_addons()) if any(hasattr(a, name) for name in NAMES)}
-    assert hearing == {kind for kind in IDLE if kind.__module__.startswith("mitmproxy.")}
+    """IDLE_WHEN lists each addon of mitmproxy with a method for the hooks of a request."""
+    hearing = {type(a) for a in asyncio.run(default_addons()) if any(hasattr(a, name) for name in REQUEST_HOOK_NAMES)}
+    assert hearing == {kind for kind in IDLE_WHEN if kind.__module__.startswith("mitmproxy.")}
 
 
 def test_what_is_called_at_a_request() -> None:
-    assert set(NAMES) <= set(all_hooks)
+    assert set(REQUEST_HOOK_NAMES) <= set(all_hooks)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def gate(shared_upstream: Upstream) -> Iterator[Controlled]:
         yield gate
 
 
-SILENT = "result = ctx.master.addons.get('ollama_gate').audience.silent()"
+SILENT = "result = ctx.master.addons.get('ollama_gate').hooks.request_hooks_idle()"
 
 
 def test_by_default_nobody_does_anything(gate: Controlled) -> None:
@@ -141,7 +141,7 @@ def test_the_lines_of_mitmproxy_about_connections(gate: Controlled, upstream: Up
 
 def test_alt_svc_still_names_the_port_of_the_gate(shared_upstream: Upstream) -> None:
     """mitmproxy's addon is asked where there is something for it to do."""
-    assert IDLE[UpdateAltSvc](None, None)
+    assert IDLE_WHEN[UpdateAltSvc](None, None)
     answer = b'HTTP/1.1 200 OK\r\nAlt-Svc: h3=":443"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n'
     elsewhere = Scripted().start(lambda line: (line.head(), line.send(answer)))
     with Gate(elsewhere.url) as gate:
@@ -149,10 +149,9 @@ def test_alt_svc_still_names_the_port_of_the_gate(shared_upstream: Upstream) -> 
     elsewhere.stop()
 
 
-async def test_the_chain_is_looked_at_anew() -> None:
-    """Whenever it is another one: nothing is remembered of an addon that has gone."""
+async def test_a_removed_addon_is_forgotten() -> None:
     master = DumpMaster(options.Options(), with_termlog=False)
-    audience = HookDispatcher(master.addons, master.options)
-    before = list(audience.hearing("request").all)
+    dispatcher = HookDispatcher(master.addons, master.options)
+    before = list(dispatcher.listeners("request").all)
     master.addons.remove(master.addons.get("anticache"))
-    assert len(audience.hearing("request").all) == len(before) - 1
+    assert len(dispatcher.listeners("request").all) == len(before) - 1

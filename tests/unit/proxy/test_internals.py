@@ -1,9 +1,9 @@
-"""What the edge leans on inside mitmproxy, h11 and h2, and which of our lines to look at again when it changes.
+"""Pins of the internals of mitmproxy, h11, h2 and asyncio that proxy/ depends on, and which of our code uses each.
 
-A release that changes a line of this fails here before it can fail at the door. Read the change (`git diff` between
-the two releases), review what stands on the right, then add the new digests to the table:
+A release that changes one of them fails here before it can open the gate. Read the change (`git diff` between the two
+releases), review our code in the right column, then add the new digests to the table:
 `PYTHONPATH=addons python tests/unit/proxy/test_internals.py`.
-A line keeps the digests of all releases that pyproject.toml takes.
+A line keeps the digests of all releases that pyproject.toml allows.
 """
 
 import asyncio
@@ -24,9 +24,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import ollama_auth
-from ollama_auth.proxy import connections, http1, http2
-from ollama_auth.proxy import events as messages
-from ollama_auth.proxy import layer as edge
+from ollama_auth.proxy import connections, events, http1, http2, layer, tls, transport
 
 TABLE = """
 mitmproxy.proxy.layers.http
@@ -42,8 +40,8 @@ mitmproxy.proxy.layers.http
     705fed26f72e GetHttpConnection                              layer.GateLayer.get_connection
     9892a5f6b47b HttpStream.__init__                            layer.GateStream
     e3cbfef7310a HttpStream._handle_event                       layer.GateStream._handle_event
-    3706d5d5ce01 HttpStream.state_wait_for_request_headers      layer.GateStream._go
-    45459c1bbd8b HttpStream.state_consume_request_body          layer.GateStream._go
+    3706d5d5ce01 HttpStream.state_wait_for_request_headers      layer.GateStream._start_upstream
+    45459c1bbd8b HttpStream.state_consume_request_body          layer.GateStream._start_upstream
     46f03368a2a5 HttpStream.start_request_stream                layer.GateStream.start_request_stream
     c98f7f715cef HttpStream.state_stream_request_body           layer.GateStream.state_stream_request_body
     10e32e91b294 HttpStream.state_wait_for_response_headers     layer.GateStream.state_wait_for_response_headers
@@ -63,7 +61,7 @@ mitmproxy.proxy.layers.http._base
 mitmproxy.proxy.layers.http._events
     0275818f0142 RequestHeaders                                 events.ParsedRequestHeaders
     1345b2457dd6 ResponseProtocolError                          events.Failure
-    b0ab2fe20d6f ErrorCode                                      layer.trouble
+    b0ab2fe20d6f ErrorCode                                      layer.describe_failure
 mitmproxy.proxy.layers.http._http1
     cc218a1337c0 Http1Server.send                               fast_path.LayerFastPath
     35d961e20d48 Http1Client.send                               fast_path.LayerFastPath
@@ -79,7 +77,7 @@ mitmproxy.proxy.layers.http._http1
     94fd7ea388c8 Http1Server.mark_done                          http1.BoundedHttp1Server.mark_done
     35d961e20d48 Http1Client.send                               http1.BoundedHttp1Client.send
     415454c5fa8b Http1Client.read_headers                       http1.BoundedHttp1Client.read_head
-    9b076acda459 make_body_reader                               http1.BoundedHttp1Server.arrive
+    9b076acda459 make_body_reader                               http1.BoundedHttp1Server.handle_head
 mitmproxy.proxy.layers.http._http2
     1614b5711609 Http2Connection.__init__                       http2.BoundedHttp2Server
     26e8192aca68 Http2Connection.is_closed                      http2.BoundedHttp2Server.stop_reading
@@ -104,33 +102,33 @@ mitmproxy.proxy.layers.modes
 mitmproxy.addons.next_layer
     d277fef31bbe NextLayer.next_layer                           addon.Gate.next_layer
 mitmproxy.proxy.tunnel
-    a0a2a31af17d TunnelLayer                                    layer.ClientTls
+    a0a2a31af17d TunnelLayer                                    tls.ClientTls
 mitmproxy.proxy.layers.tls
-    3878cd7c942a TLSLayer.start_tls                             layer.ClientTls.start_tls
-    62d6d57d43dd TLSLayer.tls_interact                          layer.ClientTls.tls_interact
-    85c0e6b656c3 TLSLayer.receive_data                          layer.ClientTls.receive_data
-    35a29a1b0b0c TLSLayer.send_data                             layer.ClientTls.send_data
-    d9b1161f42db TLSLayer.send_close                            layer.ClientTls.send_close
-    a0ee021f92f6 ClientTLSLayer.receive_handshake_data          layer.ClientTls.receive_handshake_data
-    04a3a2530293 ClientTLSLayer.on_handshake_error              layer.ClientTls.on_handshake_error
+    3878cd7c942a TLSLayer.start_tls                             tls.ClientTls.start_tls
+    62d6d57d43dd TLSLayer.tls_interact                          tls.ClientTls.tls_interact
+    85c0e6b656c3 TLSLayer.receive_data                          tls.ClientTls.receive_data
+    35a29a1b0b0c TLSLayer.send_data                             tls.ClientTls.send_data
+    d9b1161f42db TLSLayer.send_close                            tls.ClientTls.send_close
+    a0ee021f92f6 ClientTLSLayer.receive_handshake_data          tls.ClientTls.receive_handshake_data
+    04a3a2530293 ClientTLSLayer.on_handshake_error              tls.ClientTls.on_handshake_error
 mitmproxy.addons
     7eb18893c70b default_addons                                 settings.check_mitmproxy
 mitmproxy.addons.tlsconfig
-    41a266755820 alpn_select_callback                           layer.ClientTls.start_tls
+    41a266755820 alpn_select_callback                           tls.ClientTls.start_tls
 mitmproxy.proxy.server
-    95c3f93e9824 ConnectionHandler.handle_connection            connections.BulkReader
-    706760d6eecf ConnectionHandler.log                          hook_dispatch.HookDispatcher.quieten
+    95c3f93e9824 ConnectionHandler.handle_connection            transport.BulkReader
+    706760d6eecf ConnectionHandler.log                          hook_dispatch.HookDispatcher.set_log_level
     41e033f7debf TimeoutWatchdog.register_activity              fast_path.SocketFastPath
     ffb8e6c9e6c6 ConnectionHandler.__init__                     addon.Gate.client_connected
     01f1b7cc991c ConnectionHandler.handle_client                addon.Gate.client_disconnected
-    5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.ClientConnection.connect_within
-    95c3f93e9824 ConnectionHandler.handle_connection            connections.close_left
-    6b5743460456 ConnectionHandler.drain_writers                connections.ClientConnection.hold
-    0d1e6b0aa6e4 ConnectionHandler.on_timeout                   connections.ClientConnection.cut
-    9ac797016052 ConnectionHandler.hook_task                    connections.close_left
-    a2b42657ebe8 ConnectionHandler.server_event                 connections.ClientConnection.tell
-    c0d10cc05dd6 ConnectionHandler.close_connection             connections.ClientConnection.cut
-    f498a46ab1b0 ConnectionIO                                   connections.ClientConnection.transport
+    5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.ClientConnection.limit_connect_time
+    95c3f93e9824 ConnectionHandler.handle_connection            transport.close_sockets
+    6b5743460456 ConnectionHandler.drain_writers                connections.ClientConnection.hold_reading
+    0d1e6b0aa6e4 ConnectionHandler.on_timeout                   connections.ClientConnection.close_now
+    9ac797016052 ConnectionHandler.hook_task                    transport.close_sockets
+    a2b42657ebe8 ConnectionHandler.server_event                 connections.ClientConnection.send_event
+    c0d10cc05dd6 ConnectionHandler.close_connection             connections.ClientConnection.close_now
+    f498a46ab1b0 ConnectionIO                                   transport.transport_of
 mitmproxy.proxy.mode_servers
     10e340d70b3f ProxyConnectionHandler                         addon.Gate.client_connected
     21eea06f208c ServerInstance.handle_stream                   addon.Gate.client_connected
@@ -143,7 +141,7 @@ mitmproxy.addonmanager
     bad3d9f88bdf traverse                                       hook_dispatch.HookDispatcher
     b763c59bc499 AddonManager.trigger_event                     hook_dispatch.HookDispatcher.trigger_event
     350b419ab728 AddonManager._iter_hooks                       hook_dispatch.HookDispatcher.trigger_event
-    38c97e792d1d AddonManager.handle_lifecycle                  hook_dispatch.NAMES
+    38c97e792d1d AddonManager.handle_lifecycle                  hook_dispatch.REQUEST_HOOK_NAMES
     b710a0ed043c Loader.add_option                              addon.Gate.load
     2b4388ba83ec,9dcb0a92bd9a Loader.add_command                             flows.FlowViews.load
     bad3d9f88bdf traverse                                       flows.FlowViews
@@ -173,57 +171,57 @@ mitmproxy.contentviews
 mitmproxy.addons.script
     f6f07b85c252 Script                                         addon.OllamaAuth
 mitmproxy.addons.anticache
-    b48d2e8a6a56 AntiCache.request                              hook_dispatch.IDLE
+    b48d2e8a6a56 AntiCache.request                              hook_dispatch.IDLE_WHEN
 mitmproxy.addons.anticomp
-    b0d9e97431ce AntiComp.request                               hook_dispatch.IDLE
+    b0d9e97431ce AntiComp.request                               hook_dispatch.IDLE_WHEN
 mitmproxy.addons.blocklist
-    b57fd28ef285 BlockList.request                              hook_dispatch.IDLE
+    b57fd28ef285 BlockList.request                              hook_dispatch.IDLE_WHEN
 mitmproxy.addons.disable_h2c
-    6e899d77f8c2 DisableH2C                                     hook_dispatch.IDLE
+    6e899d77f8c2 DisableH2C                                     hook_dispatch.IDLE_WHEN
 mitmproxy.addons.dumper
-    ae4f996a70cc Dumper.match                                   hook_dispatch.IDLE
-    958cbd998d73 Dumper.response                                hook_dispatch.IDLE
+    ae4f996a70cc Dumper.match                                   hook_dispatch.IDLE_WHEN
+    958cbd998d73 Dumper.response                                hook_dispatch.IDLE_WHEN
 mitmproxy.addons.maplocal
-    4c6bf038aa47 MapLocal.request                               hook_dispatch.IDLE
+    4c6bf038aa47 MapLocal.request                               hook_dispatch.IDLE_WHEN
 mitmproxy.addons.mapremote
-    e7caae41db68 MapRemote.request                              hook_dispatch.IDLE
+    e7caae41db68 MapRemote.request                              hook_dispatch.IDLE_WHEN
 mitmproxy.addons.modifybody
-    42b8f3e2fd33 ModifyBody                                     hook_dispatch.IDLE
+    42b8f3e2fd33 ModifyBody                                     hook_dispatch.IDLE_WHEN
 mitmproxy.addons.modifyheaders
-    14c80253c6a1 ModifyHeaders                                  hook_dispatch.IDLE
+    14c80253c6a1 ModifyHeaders                                  hook_dispatch.IDLE_WHEN
 mitmproxy.addons.onboarding
-    f6e48a4764c8 Onboarding.request                             hook_dispatch.IDLE
+    f6e48a4764c8 Onboarding.request                             hook_dispatch.IDLE_WHEN
 mitmproxy.addons.asgiapp
-    4f7a8f8411d5 ASGIApp.should_serve                           hook_dispatch.IDLE
+    4f7a8f8411d5 ASGIApp.should_serve                           hook_dispatch.IDLE_WHEN
 mitmproxy.addons.proxyauth
-    27acaafec846 ProxyAuth.requestheaders                       hook_dispatch.IDLE
+    27acaafec846 ProxyAuth.requestheaders                       hook_dispatch.IDLE_WHEN
 mitmproxy.addons.save
-    5b91fa004612 Save.request                                   hook_dispatch.IDLE
-    1cc915d5098b Save.response                                  hook_dispatch.IDLE
-    eba6fbbeeca0 Save.save_flow                                 hook_dispatch.IDLE
+    5b91fa004612 Save.request                                   hook_dispatch.IDLE_WHEN
+    1cc915d5098b Save.response                                  hook_dispatch.IDLE_WHEN
+    eba6fbbeeca0 Save.save_flow                                 hook_dispatch.IDLE_WHEN
 mitmproxy.addons.savehar
-    ce22fda770ac SaveHar.response                               hook_dispatch.IDLE
-    c5d5f275ff36 SaveHar._save_flow                             hook_dispatch.IDLE
+    ce22fda770ac SaveHar.response                               hook_dispatch.IDLE_WHEN
+    c5d5f275ff36 SaveHar._save_flow                             hook_dispatch.IDLE_WHEN
 mitmproxy.addons.serverplayback
-    e39ec867c40b ServerPlayback.request                         hook_dispatch.IDLE
+    e39ec867c40b ServerPlayback.request                         hook_dispatch.IDLE_WHEN
 mitmproxy.addons.stickyauth
-    76b0bbaeb506 StickyAuth.request                             hook_dispatch.IDLE
+    76b0bbaeb506 StickyAuth.request                             hook_dispatch.IDLE_WHEN
 mitmproxy.addons.stickycookie
-    d57c78803120 StickyCookie.request                           hook_dispatch.IDLE
-    2cd0720d69af StickyCookie.response                          hook_dispatch.IDLE
+    d57c78803120 StickyCookie.request                           hook_dispatch.IDLE_WHEN
+    2cd0720d69af StickyCookie.response                          hook_dispatch.IDLE_WHEN
 mitmproxy.addons.tlsconfig
-    84c6d74b564d,4979371e5dca TlsConfig.request                              hook_dispatch.IDLE
+    84c6d74b564d,4979371e5dca TlsConfig.request                              hook_dispatch.IDLE_WHEN
 mitmproxy.addons.update_alt_svc
-    25ce1b89275c UpdateAltSvc.responseheaders                   hook_dispatch.IDLE
+    25ce1b89275c UpdateAltSvc.responseheaders                   hook_dispatch.IDLE_WHEN
 mitmproxy.addons.upstream_auth
-    922226802465 UpstreamAuth.requestheaders                    hook_dispatch.IDLE
+    922226802465 UpstreamAuth.requestheaders                    hook_dispatch.IDLE_WHEN
 mitmproxy.hooks
     314edf62e53f Hook                                           hook_dispatch.HookDispatcher.trigger_event
 mitmproxy.log
-    ba95afcdfe70 LegacyLogEvents                                hook_dispatch.HookDispatcher.quieten
-    ffc1fb69904c MitmLogHandler                                 hook_dispatch.HookDispatcher.quieten
+    ba95afcdfe70 LegacyLogEvents                                hook_dispatch.HookDispatcher.set_log_level
+    ffc1fb69904c MitmLogHandler                                 hook_dispatch.HookDispatcher.set_log_level
 mitmproxy.addons.termlog
-    262bdcb2d4aa TermLog                                        hook_dispatch.HookDispatcher.quieten
+    262bdcb2d4aa TermLog                                        hook_dispatch.HookDispatcher.set_log_level
 mitmproxy.addons.errorcheck
     bc0b8e23f833 ErrorCheck                                     addon.Gate.open
 mitmproxy.optmanager
@@ -260,9 +258,9 @@ h11._readers
 h11._receivebuffer
     108c4355eb3b ReceiveBuffer                                  http1.BoundedHttp1Server
 h2.frame_buffer
-    22fe5e16e85f,660a8b118b91 FrameBuffer                       http2.BoundedHttp2Server.hoards
+    22fe5e16e85f,660a8b118b91 FrameBuffer                       http2.BoundedHttp2Server.buffers_too_much
 """
-"""Digests of the source, what it is, what of ours leans on it; below the module it is in."""
+"""Per module: digests of the source, the name in that module, and our code that depends on it."""
 
 ATTRIBUTES = """
 mitmproxy.connection:Client id peername sockname proxy_mode transport_protocol state error alpn alpn_offers sni tls
@@ -308,7 +306,7 @@ tls_version_client_max tls_version_client_min tls_version_server_max tls_version
 upstream_cert validate_inbound_headers view_filter view_order view_order_reversed web_columns web_debug web_host
 web_open_browser web_password web_port web_static_viewer web_theme websocket
 """
-"""What mitmdump and mitmweb can be told; settings.py refuses what opens the door."""
+"""The options of mitmdump and mitmweb; settings.py refuses values that would open the gate."""
 
 
 class Row(NamedTuple):
@@ -328,7 +326,7 @@ def table() -> Iterator[Row]:
 
 
 MODULES = {found.name.rpartition(".")[2]: found.name for found in walk_packages(ollama_auth.__path__, "ollama_auth.")}
-"""By their names without packages."""
+"""Full names of our modules by their last part."""
 
 
 def find(name: str) -> Any:
@@ -360,7 +358,7 @@ def test_it_is_what_it_was(row: Row) -> None:
 
 @pytest.mark.parametrize("row", list(table()), ids=lambda row: row.theirs)
 def test_what_leans_on_it_is_there(row: Row) -> None:
-    """The right side of the table is kept, too."""
+    """The right column names code that exists."""
     module, _, path = row.ours.partition(".")
     attrgetter(path)(import_module(MODULES[module]))
 
@@ -380,7 +378,7 @@ def test_attributes(line: str) -> None:
 
 @pytest.mark.parametrize("program", ["mitmdump", "mitmweb"])
 def test_each_option_was_thought_of(program: str, tmp_path: Path) -> None:
-    """A new one may be a new door: look what it does, refuse it in settings.py if it is, then add it above."""
+    """A new option may open the gate: check what it does, refuse it in settings.py if so, then add it above."""
     command = [str(Path(sys.executable).parent / program), "--options", "--set", f"confdir={tmp_path}"]
     told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     assert {*re.findall(r"^(\w+):", told, re.MULTILINE)} <= {*OPTIONS.split()}
@@ -388,7 +386,7 @@ def test_each_option_was_thought_of(program: str, tmp_path: Path) -> None:
 
 OURS = [
     member
-    for module in (connections, edge, http1, http2, messages)
+    for module in (connections, events, http1, http2, layer, tls, transport)
     for member in vars(module).values()
     if isinstance(member, type) and member.__module__ == module.__name__
 ]
@@ -409,7 +407,7 @@ def overridden() -> Iterator[tuple[str, FunctionType, FunctionType, str]]:
 
 @pytest.mark.parametrize("case", list(overridden()), ids=lambda case: case[0])
 def test_each_method_that_is_overridden_is_in_the_table(case: tuple[str, FunctionType, FunctionType, str]) -> None:
-    """And takes what theirs takes, under the same names."""
+    """It also has the same parameters."""
     name, ours, theirs, where = case
     rows = {row.theirs for row in table()}
     assert where in rows or where.rpartition(".")[0] in rows, f"{name} overrides {where}: put that into the table"
@@ -440,7 +438,7 @@ def test_how_a_protocol_hands_on_what_comes() -> None:
 
 
 def test_a_reader_that_is_full() -> None:
-    """asyncio's, of which ClientConnection.release asks whether it has paused its transport itself."""
+    """asyncio's, of which transport.resume_reading asks whether it has paused its transport itself."""
     assert "self._paused" in inspect.getsource(asyncio.StreamReader.feed_data)
     assert "self._paused" in inspect.getsource(asyncio.StreamReader._maybe_resume_transport)  # type: ignore[attr-defined]
 

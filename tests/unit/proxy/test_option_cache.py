@@ -1,4 +1,4 @@
-"""What is remembered of the options is what they are."""
+"""Cached options always have the values of the options behind them."""
 
 from collections import Counter
 

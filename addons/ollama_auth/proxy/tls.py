@@ -1,0 +1,70 @@
+"""TLS with the client, bounded: a small ClientHello, a close_notify at the end, no client bytes in the log."""
+
+from contextlib import suppress
+
+from mitmproxy.connection import ConnectionState
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers import tls
+from OpenSSL import SSL
+
+from .events import Commands
+
+MAX_CLIENT_HELLO = 64 * 1024
+"""Bytes read before the handshake begins; mitmproxy would read 16 MB."""
+
+
+class ClientTls(tls.ClientTLSLayer):
+    """mitmproxy's TLS with the client, which also sends close_notify (RFC 8446 section 6.1).
+
+    Sends nothing after that, nor after an error of OpenSSL.
+    """
+
+    def receive_handshake_data(self, data: bytes) -> layer.CommandGenerator[tuple[bool, str | None]]:
+        if len(self.recv_buffer) + len(data) > MAX_CLIENT_HELLO:
+            return False, "ClientHello too long"
+        return (yield from super().receive_handshake_data(data))
+
+    def start_tls(self) -> Commands:
+        if b"h2" in self.conn.alpn_offers and self.context.options.http2:
+            self.conn.alpn = b"h2"  # mitmproxy takes the client's first offer, which from httpx is HTTP/1.1.
+        yield from super().start_tls()
+
+    def on_handshake_error(self, err: str) -> Commands:
+        # mitmproxy's text quotes all that was sent.
+        yield from super().on_handshake_error("no ClientHello" if err.startswith("Cannot parse ClientHello") else err)
+
+    def tls_interact(self) -> Commands:
+        if self.conn.state & ConnectionState.CAN_WRITE:
+            yield from super().tls_interact()
+
+    def receive_data(self, data: bytes) -> Commands:
+        yield from super().receive_data(data)
+        if self.tls.get_state_string() == b"error":
+            yield commands.CloseConnection(self.conn)
+
+    def send_data(self, data: bytes) -> Commands:
+        try:
+            yield from super().send_data(data)
+        except SSL.Error:
+            yield commands.CloseConnection(self.conn)
+
+    def send_close(self, command: commands.CloseConnection) -> Commands:
+        with suppress(SSL.Error):
+            self.tls.shutdown()
+        yield from self.tls_interact()
+        yield from super().send_close(command)
+
+
+class CloseConnectionLayer(layer.Layer):
+    """Send `words`, if any, and close: for a client connection that gets no other layer."""
+
+    def __init__(self, context: Context, words: bytes = b"") -> None:
+        super().__init__(context)
+        self.words = words
+
+    def _handle_event(self, event: events.Event) -> Commands:
+        if isinstance(event, events.Start):
+            if self.words:
+                yield commands.SendData(self.context.client, self.words)
+            yield commands.CloseConnection(self.context.client)
