@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from time import monotonic
 from time import time as wall_clock
 
@@ -19,6 +20,23 @@ from .recording import Recording
 
 MAX_KEPT = 4 * 1024 * 1024
 """Bytes of a streamed body that are kept for a viewer of flows."""
+
+
+class Outcome(StrEnum):
+    """How a request ended. Log, metrics, status page and `scripts/usage` all count by it."""
+
+    ANSWERED = "answered"
+    """Ollama's answer went out whole, or the gateway answered a CORS preflight."""
+    REFUSED = "refused"
+    """A rule of the gateway decided it: before admission, or after it when a body broke a rule."""
+    FAILED = "failed"
+    """Ollama could not be reached, broke off or answered with a status of 500 or above."""
+    BROKEN_OFF = "broken_off"
+    """The client left, an operator killed it or the gateway stopped before the answer was whole."""
+
+
+INTERRUPTIONS = frozenset({"client left", "killed", "stopped"})
+"""Reasons for BROKEN_OFF."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +154,15 @@ class Exchange:
         return self.key is not None and not self.key.startswith(UNKNOWN)
 
     @property
-    def refused(self) -> bool:
-        """It was answered with an error and did not go upstream."""
-        return not self.admitted and self.status is not None and self.status >= 400
+    def outcome(self) -> Outcome:
+        """How it ended, by its reason, else by its status."""
+        if self.status is None or self.reason in INTERRUPTIONS:
+            return Outcome.BROKEN_OFF
+        if self.reason is None:
+            return Outcome.FAILED if self.status >= 500 else Outcome.ANSWERED
+        if self.reason == "preflight":
+            return Outcome.ANSWERED
+        return Outcome.FAILED if self.reason.startswith("upstream") else Outcome.REFUSED
 
     @property
     def stream(self) -> bool | None:

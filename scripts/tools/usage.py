@@ -2,7 +2,7 @@
 
 Takes JSON lines, as the option ollama_access_log writes them: files, also compressed with gzip and also while they are
 written to, or - for standard input. Days are those of UTC. Of a log only sums are kept, so that it may have any size;
-times to the first token are exact within 2.5 %.
+times to the first token are exact within 3 %.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import csv
 import gzip
 import io
 import json
-import math
 import os
 import re
 import signal
@@ -22,19 +21,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
-from itertools import accumulate
 from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
+from ollama_auth.telemetry.log_histogram import MAX_MS, LogHistogram
+
 COLUMNS = ("key", "model", "day")
-SUMS = ("requests", "refused", "prompt_tokens", "completion_tokens", "estimated")
-NUMBERS = (*SUMS, "ttft_p50_ms", "ttft_p95_ms", "bytes_in", "bytes_out")
+SUMS = ("prompt_tokens", "completion_tokens", "bytes_in", "bytes_out")
+NUMBERS = (
+    "requests", "refused", "prompt_tokens", "completion_tokens", "estimated", "ttft_p50_ms", "ttft_p95_ms",
+    "bytes_in", "bytes_out",
+)  # fmt: skip
 HEADINGS = ("REQUESTS", "REFUSED", "PROMPT", "COMPLETION", "TTFT P50", "TTFT P95", "BYTES IN", "BYTES OUT")
-NO_REFUSAL = frozenset({
-    "", "preflight", "client left", "killed", "stopped",
-    "upstream unreachable", "upstream timeout", "upstream broken",
-})  # fmt: skip
-"""Reasons of what became of a request that was let in."""
 MAX_LINE = 64 * 1024
 """Bytes of a line; what is longer the gate did not write."""
 MAX_NAME = 128
@@ -43,8 +41,6 @@ MAX_ROWS = 100_000
 """Rows of a table; further ones are folded into one."""
 OTHER, UNKNOWN = "(other)", "(unknown)"
 """Names that no key has: of rows beyond MAX_ROWS, of keys that nobody has."""
-PER_BUCKET = math.log(1.05)
-MIN_MS, MAX_MS = 0.1, 1e9
 MAX_COUNT = 2**63
 PERIOD = 0.1
 """Seconds between two words about the progress."""
@@ -70,7 +66,7 @@ class Entry(NamedTuple):
     day: str
     key: str
     model: str
-    reason: str
+    outcome: str
     counts: tuple[int, int, int, int]
     """Tokens of prompt and completion, bytes in and out."""
     ttft: float | None
@@ -87,10 +83,10 @@ def read(line: bytes) -> Entry:
     if type(found) is not dict:
         raise ValueError("no object")
     get = found.get
-    moment, key, model, reason = get("time"), get("key") or "", get("model") or "", get("reason") or ""
+    moment, key, model, outcome = get("time"), get("key") or "", get("model") or "", get("outcome")
     counts = get("prompt_tokens", 0), get("completion_tokens", 0), get("bytes_in", 0), get("bytes_out", 0)
     ttft = get("ttft_ms")
-    if not type(moment) is type(key) is type(model) is type(reason) is str:
+    if not type(moment) is type(key) is type(model) is type(outcome) is str:
         raise ValueError("no time, or a name that is none")
     if moment[10:11] != "T" or not is_day(moment[:10]):
         raise ValueError("a time that is none")
@@ -99,7 +95,7 @@ def read(line: bytes) -> Entry:
             raise ValueError("a count that is none")
     if ttft is not None and not (type(ttft) in (int, float) and 0 <= ttft < MAX_MS):
         raise ValueError("a duration that is none")
-    return Entry(moment[:10], key, model, reason, counts, ttft, bool(get("estimated")))
+    return Entry(moment[:10], key, model, outcome, counts, ttft, bool(get("estimated")))
 
 
 @lru_cache(1024)
@@ -112,35 +108,22 @@ def is_day(text: str) -> bool:
 
 @dataclass(slots=True)
 class Tally:
-    """What is known of some requests. Times are counted in buckets, each 5 % wider than the one before."""
+    """Sums over some requests."""
 
-    requests: int = 0
-    refused: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
     estimated: bool = False
-    bytes_in: int = 0
-    bytes_out: int = 0
-    times: Counter[int] = field(default_factory=Counter)
+    ttft: LogHistogram = field(default_factory=LogHistogram)
 
     def add(self, other: "Tally") -> None:
-        for name in (*SUMS, "bytes_in", "bytes_out"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.estimated = bool(self.estimated)
-        self.times.update(other.times)
-
-    def ttft(self, share: float) -> float | None:
-        """Milliseconds within which that share of the first tokens came."""
-        buckets = sorted(self.times)
-        wanted = math.ceil(self.times.total() * share)
-        reached = accumulate(self.times[bucket] for bucket in buckets)
-        found = next((bucket for bucket, count in zip(buckets, reached, strict=True) if count >= wanted), None)
-        return None if found is None else float(f"{math.exp((found + 0.5) * PER_BUCKET):.3g}")
+        self.counts.update(other.counts)
+        self.estimated |= other.estimated
+        self.ttft.merge(other.ttft.counts)
 
     def numbers(self) -> dict[str, Any]:
         """The fields NUMBERS, as CSV and JSON have them."""
-        times = {"ttft_p50_ms": self.ttft(0.5), "ttft_p95_ms": self.ttft(0.95)}
-        return {name: times[name] if name in times else getattr(self, name) for name in NUMBERS}
+        median, p95 = self.ttft.percentiles(0.5, 0.95) or (None, None)
+        others = {"estimated": self.estimated, "ttft_p50_ms": median, "ttft_p95_ms": p95}
+        return {name: others[name] if name in others else self.counts[name] for name in NUMBERS}
 
 
 class Report:
@@ -165,16 +148,15 @@ class Report:
             return
         key = UNKNOWN if entry.key.startswith("unknown:") else entry.key
         tally = self._tally(self._pick((key[:MAX_NAME], entry.model[:MAX_NAME], entry.day)))
-        tally.requests += 1
-        tally.refused += entry.reason not in NO_REFUSAL
-        tally.prompt_tokens += entry.counts[0]
-        tally.completion_tokens += entry.counts[1]
-        tally.bytes_in += entry.counts[2]
-        tally.bytes_out += entry.counts[3]
+        counts = tally.counts
+        counts["requests"] += 1
+        counts["refused"] += entry.outcome == "refused"
+        for name, number in zip(SUMS, entry.counts, strict=True):
+            counts[name] += number
         if entry.estimated:
             tally.estimated = True
         if entry.ttft is not None:
-            tally.times[math.floor(math.log(max(entry.ttft, MIN_MS)) / PER_BUCKET)] += 1
+            tally.ttft.add(entry.ttft)
 
     def sorted(self) -> list[tuple[tuple[str, ...], Tally]]:
         return sorted(self.rows.items())
@@ -299,10 +281,11 @@ def as_text(report: Report) -> str:
 
 
 def in_words(tally: Tally) -> list[str]:
-    completion = f"{'~' if tally.estimated else ''}{tally.completion_tokens:,}"
+    row = tally.numbers()
+    completion = f"{'~' if tally.estimated else ''}{row['completion_tokens']:,}"
     return [
-        f"{tally.requests:,}", f"{tally.refused:,}", f"{tally.prompt_tokens:,}", completion,
-        span(tally.ttft(0.5)), span(tally.ttft(0.95)), size(tally.bytes_in), size(tally.bytes_out),
+        f"{row['requests']:,}", f"{row['refused']:,}", f"{row['prompt_tokens']:,}", completion,
+        span(row["ttft_p50_ms"]), span(row["ttft_p95_ms"]), size(row["bytes_in"]), size(row["bytes_out"]),
     ]  # fmt: skip
 
 

@@ -385,6 +385,7 @@ def test_a_line_of_json(json_gate: Gate, upstream: Upstream) -> None:
         "method": "POST",
         "path": "/api/chat",
         "status": 200,
+        "outcome": "answered",
         "stripped": ["authorization", "cookie"],
         "bytes_in": len(body),
         "bytes_out": len(answer.body),

@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
 from ollama_auth.telemetry.status_server import MAX_CONNECTIONS, MAX_HEAD
+from scripts.tools.usage import Report, read
 from tests.harness.support import (
     AUTH,
     BEARER,
@@ -102,7 +104,45 @@ def test_what_went_wrong_behind_the_gate_is_counted(upstream: Upstream) -> None:
         assert samples["ollama_auth_requests_total{class=list,key=default,status=503}"] == 1
         assert not [name for name in samples if name.startswith("ollama_auth_refusals_total")]
         [minute] = [minute for minute in gate.status["minutes"] if minute["requests"]]
-        assert (minute["errors"], minute["refused"]) == (1, 0)
+        assert (minute["failed"], minute["refused"]) == (1, 0)
+
+
+def test_log_metrics_page_and_report_count_each_end_alike(upstream: Upstream, tmp_path: Path) -> None:
+    """Each way in which a request may end, once: answered, refused before and after admission, failed, broken off."""
+    log = tmp_path / "log"
+    options = (f"ollama_access_log={log}", "ollama_max_body=infer=1k", "ollama_cors_origins=https://app.example")
+    sets = [word for option in options for word in ("--set", option)]
+    own = Upstream()
+    with Watched(own.url, *sets) as gate:
+        ask(gate.port, "POST", "/api/chat", BEARER, body=chat())
+        preflight = "Origin: https://app.example", "Access-Control-Request-Method: POST"
+        assert ask(gate.port, "OPTIONS", "/api/chat", *preflight).status == 204
+        ask(gate.port, "POST", "/api/chat", body=chat())
+        large, malformed = b"%x\r\n%b\r\n0\r\n\r\n" % (3000, b" " * 3000), b"nothing\r\n"
+        chunked = head("POST", "/api/chat", BEARER, "Transfer-Encoding: chunked", "Connection: close")
+        for request in (chunked + large, chunked + malformed, head("GET", "/demo/break/chunked", BEARER)):
+            with Wire(gate.port, request) as wire, suppress(ConnectionError):
+                wire.read_all()
+        own.hold()
+        with Wire(gate.port, head("POST", "/api/chat", BEARER, f"Content-Length: {len(chat())}") + chat()) as wire:
+            wire.read_until(b'"done":false}\n')
+        own.go_on()
+        own.stop()
+        ask(gate.port, "GET", "/api/tags", BEARER)
+        wait_until(lambda: log.read_text().count("\n") == 8, "all lines of the log")
+        page, samples = gate.status, gate.samples()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    expected = {"answered": 2, "refused": 3, "failed": 2, "broken_off": 1}
+    assert Counter(line["outcome"] for line in lines) == expected
+    assert {name: sum(minute[name] for minute in page["minutes"]) for name in expected} == expected
+    assert sum(page["refusals"].values()) == sum(row["refused"] for row in page["keys"]) == 3
+    assert page["refusals"] == {"missing": 1, "body too large": 1, "malformed body": 1}
+    for metric, total in (("requests", 8), ("refusals", 3), ("upstream_errors", 2)):
+        assert sum(n for name, n in samples.items() if name.startswith(f"ollama_auth_{metric}_total{{")) == total
+    report = Report(("key",), "", "9999", None)
+    for line in log.read_bytes().splitlines():
+        report.count(read(line))
+    assert (report.total().counts["requests"], report.total().counts["refused"]) == (8, 3)
 
 
 def test_the_metrics_are_well_formed(watched: Watched) -> None:

@@ -10,8 +10,8 @@ import pytest
 from tornado.httpserver import HTTPServer
 from tornado.web import Application, RequestHandler
 
+from ollama_auth.exchange import Exchange, Outcome
 from ollama_auth.telemetry.status_server import page as served
-from scripts.tools.usage import NO_REFUSAL
 from tests.harness.devtools import Page, chromium, tab
 from tests.harness.pages import LOGGING, names, tables
 from tests.harness.support import BEARER, Gate, Upstream, ask, chat, free_port
@@ -27,12 +27,14 @@ def minute(i: int) -> dict[str, Any]:
     """A minute of an hour in which nobody asked at first, then many did."""
     wave = max(0.0, math.sin(i / 7) + math.sin(i / 3) / 2) if i > 8 else 0.0
     requests, refused = round(wave * 24), 9 if i == 30 else round(wave) % 2
-    busy = requests > 0
+    busy, failed = requests > 0, 2 if i in (41, 42) else 0
     return {
         "time": NOW - 60 * (59 - i) - NOW % 60,
         "requests": requests + refused,
+        "answered": requests - failed,
         "refused": refused,
-        "errors": 2 if i in (41, 42) else 0,
+        "failed": failed,
+        "broken_off": 0,
         "prompt_tokens": round(wave * 3100),
         "completion_tokens": round(wave * 9700),
         "ttft_ms": [180 + wave * 90, 420 + wave * 900 + (i % 5) * 60] if busy else None,
@@ -96,7 +98,8 @@ def busy() -> dict[str, Any]:
 
 def quiet() -> dict[str, Any]:
     """What a gate says that was only just started."""
-    nothing = {"requests": 0, "refused": 0, "errors": 0, "prompt_tokens": 0, "completion_tokens": 0}
+    nothing = {"requests": 0, "answered": 0, "refused": 0, "failed": 0, "broken_off": 0}
+    nothing |= {"prompt_tokens": 0, "completion_tokens": 0}
     unknown = {"ttft_ms": None, "duration_ms": None, "token_ms": None}
     return busy() | {
         "started": NOW - 7,
@@ -189,10 +192,12 @@ def test_it_is_one_script_and_nothing_foreign() -> None:
 
 def test_every_reason_of_the_log_is_put_in_words() -> None:
     refusals, others = tables(LOGGING, "Reasons")
-    assert set(names(others)) == NO_REFUSAL - {""}
     block = re.search(r"const REASONS = \{(.*?)\n\}", PAGE, re.S)
     assert block
     assert set(names(refusals)) == set(re.findall(r'^  "([^"]+)": "', block[1], re.M))
+    for reason in (*names(refusals), *names(others)):
+        outcome = Exchange("", status=400, reason=reason).outcome
+        assert (outcome is Outcome.REFUSED) == (reason in names(refusals))
 
 
 async def test_it_shows_what_the_gate_says(page: Page, stand: Stand) -> None:

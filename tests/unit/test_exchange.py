@@ -14,7 +14,7 @@ from mitmproxy.test import tutils
 import ollama_auth
 from ollama_auth import exchange as module
 from ollama_auth.auth.keys import Principal
-from ollama_auth.exchange import Admission, Exchange, UpstreamRequest, keeping
+from ollama_auth.exchange import Admission, Exchange, Outcome, UpstreamRequest, keeping
 
 ADDONS = Path(ollama_auth.__file__).parent.parent
 
@@ -106,6 +106,28 @@ def test_nothing_is_kept_of_a_body_that_is_too_large(chunks: list[bytes], monkey
     chunk = keeping(message, bytes)
     assert [chunk(data) for data in chunks] == chunks
     assert message.raw_content is None
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "outcome"),
+    [
+        (200, None, Outcome.ANSWERED),
+        (404, None, Outcome.ANSWERED),
+        (204, "preflight", Outcome.ANSWERED),
+        (401, "missing", Outcome.REFUSED),
+        (413, "body too large", Outcome.REFUSED),
+        (503, "error", Outcome.REFUSED),
+        (500, None, Outcome.FAILED),
+        (503, "upstream unreachable", Outcome.FAILED),
+        (200, "upstream broken", Outcome.FAILED),
+        (200, "client left", Outcome.BROKEN_OFF),
+        (502, "killed", Outcome.BROKEN_OFF),
+        (None, None, Outcome.BROKEN_OFF),
+    ],
+)
+def test_how_a_request_ended(status: int | None, reason: str | None, outcome: Outcome) -> None:
+    for admitted in (False, True):
+        assert Exchange("client", status=status, reason=reason, admitted=admitted).outcome is outcome
 
 
 def test_no_two_requests_count_as_the_same() -> None:

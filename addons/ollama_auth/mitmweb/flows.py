@@ -16,11 +16,12 @@ from mitmproxy.addonmanager import Loader
 from mitmproxy.hooks import UpdateHook
 from mitmproxy.utils import asyncio_utils
 
-from ..exchange import MAX_KEPT, Exchange
+from ..exchange import MAX_KEPT, Exchange, Outcome
 from ..http.responses import error
 from ..ollama_api.routes import route
 from ..ollama_api.usage import UsageReader
 from ..runtime import ActiveConfig
+from ..telemetry.figures import completion, current_model, stream_speed
 from .contentview import ConversationView
 
 TICK = 0.5
@@ -33,6 +34,8 @@ MAX_HELD = 256 * 1024 * 1024
 """Bytes of the bodies of flows that have ended; beyond it the oldest are dropped, however few they are."""
 RUNNING, REFUSED, FAILED, DONE = ":arrow_forward:", ":heavy_multiplication_x:", ":warning:", ""
 """Markers of flows, of those that old fonts and terminals have."""
+MARKS = {Outcome.ANSWERED: DONE, Outcome.REFUSED: REFUSED}
+"""By how a request ended; FAILED for all others."""
 COLUMNS: list[str] = ["path", "status", "comment", "time"]
 """Of mitmweb's list, where the user has chosen none; more leave no room for the comment."""
 
@@ -79,7 +82,11 @@ class LiveBody:
     def label(self, mark: str) -> None:
         """Say in the flow whose it is and how it goes, unless the user has written something else there."""
         flow, exchange = self.flow, self.exchange
-        told = {"ollama_model": model(exchange), "ollama_speed": speed(exchange), "ollama_failure": exchange.reason}
+        told = {
+            "ollama_model": current_model(exchange),
+            "ollama_speed": stream_speed(exchange),
+            "ollama_failure": exchange.reason,
+        }
         flow.metadata.update({name: value for name, value in told.items() if value is not None})
         if flow.comment == self.comment:
             flow.comment = self.comment = comment(exchange)
@@ -87,20 +94,10 @@ class LiveBody:
             flow.marked = mark
 
 
-def model(exchange: Exchange) -> str | None:
-    """As the answer names it, else the request."""
-    return (exchange.usage and exchange.usage.model) or exchange.model
-
-
-def speed(exchange: Exchange) -> float | None:
-    """Tokens a second of a stream."""
-    return round(exchange.speed, 1) if exchange.stream and exchange.speed else None
-
-
 def comment(exchange: Exchange) -> str:
     """The line about a request in the list of flows."""
-    rate = speed(exchange)
-    words = [exchange.key, model(exchange), tokens(exchange), f"{rate}/s" if rate else None, exchange.reason]
+    rate = stream_speed(exchange)
+    words = [exchange.key, current_model(exchange), tokens(exchange), f"{rate}/s" if rate else None, exchange.reason]
     return " · ".join(filter(None, words))
 
 
@@ -109,10 +106,9 @@ def tokens(exchange: Exchange) -> str | None:
     used = exchange.used
     if used is None:
         return f"~{exchange.tokens} tokens" if exchange.tokens else None
-    about = "~" if used.estimated else ""
-    known = [str(used.prompt_tokens)] if used.prompt_tokens is not None else []
-    known += [f"{about}{used.completion_tokens}"] if used.completion_tokens is not None else []
-    return " + ".join(known) + " tokens" if known else None
+    prompt = None if used.prompt_tokens is None else str(used.prompt_tokens)
+    known = " + ".join(filter(None, (prompt, completion(used))))
+    return f"{known} tokens" if known else None
 
 
 def label_refused(flow: http.HTTPFlow, exchange: Exchange, reason: str) -> None:
@@ -207,6 +203,7 @@ class FlowViews:
         request, get = flow.request, flow.response.headers.get
         exchange = Exchange("replay", request.method, route(request.data.method, request.data.path))
         exchange.key, exchange.first_byte = flow.metadata.get("ollama_key"), time.monotonic()
+        exchange.status = flow.response.status_code
         assert exchange.route
         kinds = get("content-type", ""), get("content-encoding", "")
         exchange.usage = UsageReader(exchange.route, *kinds, flow.response.status_code)
@@ -232,7 +229,9 @@ class FlowViews:
             if flow.response:
                 flow.response.stream = False
             self._weigh(flow)
-            live.label(FAILED if exchange.reason or flow.error else DONE)
+            if exchange.outcome is Outcome.REFUSED:
+                flow.metadata["ollama_reason"] = exchange.reason
+            live.label(FAILED if flow.error else MARKS.get(exchange.outcome, FAILED))
 
     def _drop_old(self, new: http.HTTPFlow) -> None:
         """Make room for a flow. Those at work stay."""

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from ..exchange import Exchange
 from ..http.head import MAX_METHOD
+from .figures import completion, stream_speed, used_by
 from .line_writer import LineWriter
 
 type Line = Callable[[Exchange], str]
@@ -33,6 +34,7 @@ def record(exchange: Exchange) -> dict[str, object]:
         "method": escape_name(exchange.method[:MAX_METHOD]) or None,
         "path": path(exchange),
         "status": exchange.status,
+        "outcome": exchange.outcome,
         "reason": exchange.reason,
         "model": exchange.model[:MAX_MODEL] if exchange.model else None,
         "stream": exchange.stream if exchange.status == 200 else None,
@@ -48,8 +50,8 @@ def record(exchange: Exchange) -> dict[str, object]:
 
 def used(exchange: Exchange) -> dict[str, object]:
     """What an answer used: its tokens as far as they are known, and how far that is to be relied on."""
-    found = exchange.used
-    if found is None or exchange.status != 200:
+    found = used_by(exchange)
+    if found is None:
         return {}
     return {
         "prompt_tokens": found.prompt_tokens,
@@ -99,15 +101,15 @@ def as_text(exchange: Exchange) -> str:
 
 def tokens(exchange: Exchange) -> list[str]:
     """The words of a readable line on what an answer used: tokens in and out (~ is an estimate), tokens a second."""
-    found = exchange.used
-    if found is None or exchange.status != 200:
+    found = used_by(exchange)
+    if found is None:
         return []
     words = []
     if found.completion_tokens is not None:
         prompt = "?" if found.prompt_tokens is None else found.prompt_tokens
-        words.append(f"tokens={prompt}+{'~' if found.estimated else ''}{found.completion_tokens}")
-    if exchange.stream and exchange.speed:
-        words.append(f"speed={exchange.speed:.1f}/s")
+        words.append(f"tokens={prompt}+{completion(found)}")
+    if speed := stream_speed(exchange):
+        words.append(f"speed={speed}/s")
     return words if found.complete else [*words, "incomplete"]
 
 

@@ -12,8 +12,9 @@ from typing import Any
 from mitmproxy import version
 
 from .. import __version__
-from ..exchange import Exchange
-from .history import BoundedLabels, key_of, model_of, used_by
+from ..exchange import Exchange, Outcome
+from .figures import answering_model, key_of, used_by
+from .history import BoundedLabels
 
 HOW_TO_INSTALL = "pip install 'prometheus-client>=0.22'"
 MAX_KEYS = 1000
@@ -43,7 +44,7 @@ class Metrics:
             raise MetricsError(f"metrics need the library that keeps them: {HOW_TO_INSTALL}") from missing
         disable_created_metrics()  # type: ignore[no-untyped-call]  # When a counter began is nobody's question, and doubles their number.
         self._registry = CollectorRegistry()
-        self._fold_key, self._fold_model = BoundedLabels(MAX_KEYS), BoundedLabels(MAX_MODELS)
+        self._key_label, self._model_label = BoundedLabels(MAX_KEYS), BoundedLabels(MAX_MODELS)
 
         def counter(name: str, what: str, *labels: str) -> Any:
             return Counter(f"ollama_auth_{name}", what, labels, registry=self._registry)
@@ -74,19 +75,19 @@ class Metrics:
 
     def ended(self, exchange: Exchange) -> None:
         """Count an exchange that has ended."""
-        key = self._fold_key(key_of(exchange))
+        key = self._key_label(key_of(exchange))
         route_class = exchange.route.route_class if exchange.route else "unknown"
         self._requests.labels(key, str(route_class), status_of(exchange)).inc()
-        if exchange.refused:
-            self._refusals.labels(exchange.reason or "other").inc()
-        elif exchange.reason and exchange.reason.startswith("upstream"):
-            self._upstream_errors.labels(exchange.reason).inc()
+        if exchange.outcome is Outcome.REFUSED:
+            self._refusals.labels(exchange.reason).inc()
+        elif exchange.outcome is Outcome.FAILED:
+            self._upstream_errors.labels(exchange.reason or "upstream error").inc()
         if exchange.admitted and exchange.ended:
             self._duration.observe(exchange.ended - exchange.started)
         if exchange.first_token:
             self._first_token.observe(exchange.first_token - exchange.started)
-        if model := model_of(exchange):
-            used, model = used_by(exchange), self._fold_model(model)
+        if (used := used_by(exchange)) and (model := answering_model(exchange)):
+            model = self._model_label(model)
             self._tokens.labels(key, model, "prompt").inc(used.prompt_tokens or 0)
             self._tokens.labels(key, model, "completion").inc(used.completion_tokens or 0)
 

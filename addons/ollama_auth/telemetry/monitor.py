@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .. import __version__
 from ..exchange import Exchange
 from . import workers
-from .history import History, under_way
+from .history import History, in_flight
 from .metrics import Metrics, MetricsError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Monitor:
         if not self._gaps:
             return
         gaps, self._gaps = self._gaps, []
-        self._history.pace(gaps)
+        self._history.add_token_intervals(gaps)
         if self._metrics:
             self._metrics.pace(gaps)
 
@@ -185,7 +185,7 @@ class Monitor:
         return {
             "connections": self._gate.connection_count,
             "in_flight_total": len(oldest),
-            "in_flight": [under_way(exchange, now) for exchange in oldest[:MAX_SHOWN]],
+            "in_flight": [in_flight(exchange, now) for exchange in oldest[:MAX_SHOWN]],
         }
 
     async def share(self) -> None:

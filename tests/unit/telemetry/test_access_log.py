@@ -35,7 +35,7 @@ from ollama_auth.telemetry.access_log import (
 )
 from tests.harness.support import BEARER, Gate, Upstream, ask, chat, wait_until
 
-FIELDS = ["time", "id", "client", "key", "method", "path", "status", "reason", "stripped"]
+FIELDS = ["time", "id", "client", "key", "method", "path", "status", "outcome", "reason", "stripped"]
 FIELDS += ["bytes_in", "bytes_out", "duration_ms", "ttft_ms"]
 PATIENCE = 10.0
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
@@ -71,6 +71,7 @@ def test_all_fields_in_their_order() -> None:
         "method": "POST",
         "path": "/api/chat",
         "status": 200,
+        "outcome": "refused",
         "reason": "why",
         "stripped": ["cookie"],
         "bytes_in": 1,
@@ -82,7 +83,7 @@ def test_all_fields_in_their_order() -> None:
 
 def test_what_does_not_apply_is_left_out() -> None:
     nothing = Exchange("10.0.0.1", id="id", time=0.0, started=100.0)
-    assert set(record(nothing)) == {"time", "id", "client", "bytes_in", "bytes_out", "duration_ms"}
+    assert set(record(nothing)) == {"time", "id", "client", "outcome", "bytes_in", "bytes_out", "duration_ms"}
     assert as_text(nothing) == "1970-01-01T00:00:00.000Z id 10.0.0.1 - - - - in=0 out=0 0.0ms"
 
 

@@ -11,17 +11,16 @@ from hypothesis import strategies as st
 from ollama_auth.exchange import Exchange
 from ollama_auth.ollama_api.routes import route
 from ollama_auth.ollama_api.usage import Usage
+from ollama_auth.telemetry.figures import NO_KEY, UNKNOWN_MODEL
 from ollama_auth.telemetry.history import (
     MAX_NAMES,
     MINUTES,
-    NOBODY,
     OTHER,
-    UNKNOWN_MODEL,
     BoundedLabels,
     History,
-    LogHistogram,
-    under_way,
+    in_flight,
 )
+from ollama_auth.telemetry.log_histogram import LogHistogram
 
 CHAT = route(b"POST", b"/api/chat")
 
@@ -52,7 +51,7 @@ def test_what_each_key_and_each_model_used() -> None:
     assert [
         [row[name] for name in ("key", "requests", "refused", "prompt_tokens", "completion_tokens", "speed")]
         for row in shown["keys"]
-    ] == [[NOBODY, 2, 2, 0, 0, None], ["anna", 2, 0, 10, 20, 9.0], ["ben", 1, 0, 5, 10, 9.0]]
+    ] == [[NO_KEY, 2, 2, 0, 0, None], ["anna", 2, 0, 10, 20, 9.0], ["ben", 1, 0, 5, 10, 9.0]]
     assert [(row["model"], row["requests"], row["completion_tokens"]) for row in shown["models"]] == [
         ("m", 2, 20),
         ("n", 1, 10),
@@ -73,7 +72,7 @@ def test_the_last_hour_by_minute() -> None:
     now = [60_000.0]
     history = History(lambda: now[0])
     history.ended(answered())
-    history.pace([0.1])
+    history.add_token_intervals([0.1])
     now[0] += 60 * (MINUTES - 1)
     history.ended(answered(status=502, used=None))
     history.ended(refused())
@@ -85,7 +84,7 @@ def test_the_last_hour_by_minute() -> None:
     assert first["ttft_ms"] == pytest.approx([250, 250], rel=0.1)
     assert first["duration_ms"] == pytest.approx([1500, 1500], rel=0.1)
     assert first["token_ms"] == pytest.approx([100, 100], rel=0.1)
-    assert (last["requests"], last["refused"], last["errors"], last["token_ms"]) == (2, 1, 1, None)
+    assert (last["requests"], last["refused"], last["failed"], last["token_ms"]) == (2, 1, 1, None)
     assert {minute["requests"] for minute in minutes[1:-1]} == {0}
     now[0] += 60
     shown = history.shown()
@@ -118,7 +117,7 @@ def test_gates_that_share_a_port_count_together() -> None:
     for history in (one, both):
         history.ended(answered())
         history.ended(refused())
-        history.pace([0.1])
+        history.add_token_intervals([0.1])
     for history in (two, both):
         history.ended(answered("ben", "n"))
         history.ended(answered())
@@ -155,7 +154,7 @@ def test_a_percentile_is_near_the_value_that_so_many_do_not_exceed(values: list[
     found = spread.percentiles(share)
     exact = sorted(values)[math.ceil(share * len(values) - 1e-9) - 1]
     assert found
-    assert exact * 0.99 - 0.01 <= found[0] <= exact * 1.11 + 0.01
+    assert exact * 0.97 - 0.01 <= found[0] <= exact * 1.03 + 0.01
 
 
 @given(st.lists(st.floats()))
@@ -164,7 +163,7 @@ def test_no_number_breaks_a_spread_or_makes_it_large(values: list[float]) -> Non
     for value in values:
         if value == value:
             spread.add(value)
-    assert len(spread.counts) < 300
+    assert len(spread.counts) < 600
 
 
 def test_nothing_has_no_percentiles() -> None:
@@ -172,7 +171,7 @@ def test_nothing_has_no_percentiles() -> None:
 
 
 def test_a_request_under_way() -> None:
-    shown = under_way(answered(ended=None, used=None, path=b"/api/chat", method="POST", id="x"), 103.0)
+    shown = in_flight(answered(ended=None, used=None, path=b"/api/chat", method="POST", id="x"), 103.0)
     assert shown == {
         "id": "x",
         "key": "anna",
