@@ -7,19 +7,15 @@ from enum import StrEnum
 from time import monotonic
 from time import time as wall_clock
 
-from mitmproxy.http import Message
-
 from .auth.identity import UNKNOWN
 from .auth.keys import Principal
 from .auth.limits import Limiter, limited
+from .bounded_copy import Recording
 from .http.head import Fields
 from .http.responses import Answer
 from .ollama_api.routes import Dialect, Route
 from .ollama_api.usage import Usage, UsageReader
-from .recording import Recording
 
-MAX_KEPT = 4 * 1024 * 1024
-"""Bytes of a streamed body that are kept for a viewer of flows."""
 
 
 class Outcome(StrEnum):
@@ -231,24 +227,3 @@ class Exchange:
         if self.usage:
             self.used = self.usage.finish(clean=self.reason is None)
             self.model = self.used.model or self.model
-
-
-def keeping(message: Message, pass_on: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
-    """For `message.stream`: as `pass_on`, and once the body is whole it is there to be looked at and replayed.
-
-    Of a body larger than MAX_KEPT nothing is kept. mitmproxy calls it with b"" at the end.
-    """
-    kept: bytearray | None = bytearray()
-
-    def chunk(data: bytes) -> bytes:
-        nonlocal kept
-        if kept is not None:
-            if not data:
-                message.raw_content = bytes(kept)
-            elif len(kept) + len(data) <= MAX_KEPT:
-                kept += data
-            else:
-                kept = None
-        return pass_on(data)
-
-    return chunk

@@ -20,8 +20,9 @@ from .auth.cli_signature import REPLAY_GRACE
 from .auth.limits import Exceeded, Limiter, StorageUnavailableError
 from .auth.redaction import KeyLookup
 from .authorizer import Authorizer, replayed, shown_method
+from .bounded_copy import Recording, keeping
 from .errors import RefusedError
-from .exchange import Admission, Exchange, Refusal, UpstreamRequest, Verdict, keeping
+from .exchange import Admission, Exchange, Refusal, UpstreamRequest, Verdict
 from .http import cors, responses
 from .http.head import Bounds, Fields, Head, HeadError
 from .http.responses import Answer, retry_after
@@ -32,7 +33,6 @@ from .ollama_api.routes import Dialect, RouteClass
 from .ollama_api.usage import UsageReader
 from .proxy.connections import ClientConnection, Connections
 from .proxy.events import Reservation
-from .recording import Recording
 from .runtime import ActiveConfig
 from .settings import Settings
 from .telemetry import audit_log

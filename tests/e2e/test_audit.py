@@ -5,10 +5,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from ollama_auth import recording
-from ollama_auth.recording import Kept
 from tests.harness.support import BEARER, KEY, Gate, Upstream, Wire, ask, chat, head, wait_until
 
 
@@ -75,15 +71,6 @@ def test_a_file_that_can_not_be_written_ends_the_start(upstream: Upstream, tmp_p
     with Gate(upstream.url, "--set", f"ollama_audit_log={tmp_path}/no/audit.log", ready=False) as gate:
         assert gate.wait() == 1
         assert "ollama_audit_log: can't write" in gate.output
-
-
-def test_the_first_of_a_body_is_kept_and_that_there_was_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "MAX_KEPT", 5)
-    kept = Kept()
-    for piece, truncated in ((b"123", False), (b"45", False), (b"", False), (b"6", True), (b"7", True)):
-        kept.add(piece)
-        assert kept.truncated is truncated
-    assert kept.data == b"12345"
 
 
 def all_of(folder: Path) -> str:

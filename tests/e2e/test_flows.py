@@ -25,6 +25,7 @@ from mitmproxy import flowfilter
 from mitmproxy.exceptions import CommandError
 from mitmproxy.test import tflow
 
+from ollama_auth import bounded_copy
 from ollama_auth.exchange import Exchange
 from ollama_auth.mitmweb import flows as viewing
 from ollama_auth.mitmweb.flows import FAILED, REFUSED, RUNNING, TICK, LiveBody
@@ -227,7 +228,7 @@ def test_a_long_answer_is_copied_less_often() -> None:
 
 
 def test_nothing_is_shown_of_an_answer_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(viewing, "MAX_KEPT", 5)
+    monkeypatch.setattr(bounded_copy, "MAX_KEPT", 5)
     flow = tflow.tflow(resp=True)
     assert flow.response
     live = LiveBody(Exchange("client"), flow)

@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mitmproxy.http import Message
-from mitmproxy.test import tutils
 
 import ollama_auth
 from ollama_auth import exchange as module
 from ollama_auth.auth.keys import Principal
-from ollama_auth.exchange import Admission, Exchange, Outcome, UpstreamRequest, keeping
+from ollama_auth.exchange import Admission, Exchange, Outcome, UpstreamRequest
 
 ADDONS = Path(ollama_auth.__file__).parent.parent
 
@@ -89,23 +87,6 @@ def test_two_requests_are_never_the_same() -> None:
     one, two = Exchange("client"), Exchange("client")
     assert (one.stripped, one.bytes_in) == (two.stripped, two.bytes_in)
     assert one != two
-
-
-@pytest.mark.parametrize("message", [tutils.treq(), tutils.tresp()])
-def test_a_body_that_is_kept_passes_as_it_is(message: Message) -> None:
-    passed: list[bytes] = []
-    chunk = keeping(message, lambda data: passed.append(data) or data)  # type: ignore[func-returns-value]
-    assert [chunk(data) for data in (b"one ", b"two", b"")] == [b"one ", b"two", b""] == passed
-    assert message.raw_content == b"one two"
-
-
-@pytest.mark.parametrize("chunks", [[b"12345", b""], [b"123", b"45", b"6", b""], [b"1234", b"5", b""]])
-def test_nothing_is_kept_of_a_body_that_is_too_large(chunks: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_KEPT", 4)
-    message = tutils.tresp(content=None)
-    chunk = keeping(message, bytes)
-    assert [chunk(data) for data in chunks] == chunks
-    assert message.raw_content is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from mitmproxy.addonmanager import Loader
 from mitmproxy.hooks import UpdateHook
 from mitmproxy.utils import asyncio_utils
 
-from ..exchange import MAX_KEPT, Exchange, Outcome
+from ..bounded_copy import BoundedCopy
+from ..exchange import Exchange, Outcome
 from ..http.responses import error
 from ..ollama_api.routes import route
 from ..ollama_api.usage import UsageReader
@@ -49,18 +50,15 @@ class LiveBody:
         self.due = 0.0
         """When it may be shown again, by `time.monotonic`."""
         self.comment = flow.comment
-        self._kept: bytearray | None = None
+        self._copy: BoundedCopy | None = None
         self._shown = 0
 
     def keep(self, pass_on: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
-        """For `flow.response.stream`: as `pass_on`, and what passes can be shown. Of more than MAX_KEPT nothing is."""
-        self._kept = bytearray()
+        """Wrap `pass_on` for `flow.response.stream`, so that what passes can be shown."""
+        self._copy = copy = BoundedCopy()
 
         def chunk(data: bytes) -> bytes:
-            if self._kept is not None and len(self._kept) + len(data) <= MAX_KEPT:
-                self._kept += data
-            else:
-                self._kept = None
+            copy.add(data)
             return pass_on(data)
 
         return chunk
@@ -68,16 +66,14 @@ class LiveBody:
     @property
     def grown(self) -> bool:
         """More has come than is shown."""
-        return self._kept is not None and len(self._kept) > self._shown
+        return self._copy is not None and not self._copy.truncated and len(self._copy.data) > self._shown
 
     def show(self, now: float) -> None:
         """Let viewers see what has come. A stream sends what it is given, whatever the content of its message is."""
-        if self.flow.response and self._kept is not None:
-            self.flow.response.raw_content = bytes(self._kept)
-            self._shown = len(self._kept)
+        if self.flow.response and self._copy:
+            self.flow.response.raw_content = None if self._copy.truncated else bytes(self._copy.data)
+            self._shown = len(self._copy.data)
             self.due = now + max(TICK, self._shown / COPIED)
-        elif self.flow.response and self._shown:
-            self.flow.response.raw_content, self._shown = None, 0
 
     def label(self, mark: str) -> None:
         """Say in the flow whose it is and how it goes, unless the user has written something else there."""

@@ -2,9 +2,9 @@
 
 import json
 
+from ..bounded_copy import Recording
 from ..exchange import Exchange
 from ..ollama_api.routes import RouteClass
-from ..recording import Recording
 from .access_log import utc
 from .line_writer import LineWriter
 
