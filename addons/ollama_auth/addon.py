@@ -179,7 +179,7 @@ class Gate:
 
     def running(self) -> None:
         asyncio_utils.create_task(self.connections.sweep(), name="gate sweep", keep_ref=True)
-        asyncio_utils.create_task(self.monitor.share(), name="gate workers", keep_ref=True)
+        asyncio_utils.create_task(self.monitor.publish(), name="gate workers", keep_ref=True)
         asyncio_utils.create_task(self.config.watch(ctx.options), name="gate keys", keep_ref=True)
         asyncio_utils.create_task(self.config.renew(), name="gate leases", keep_ref=True)
         if hasattr(signal, "SIGHUP"):
@@ -228,8 +228,10 @@ class Gate:
     def trust(self) -> dict[str, Any]:
         """How to check the certificate of an https upstream: as mitmproxy does."""
         return {
-            "validate_cert": not ctx.options.ssl_insecure,
-            "ca_certs": ctx.options.ssl_verify_upstream_trusted_ca,
+            "insecure": ctx.options.ssl_insecure,
+            "ca_file": ctx.options.ssl_verify_upstream_trusted_ca,
+            "ca_folder": ctx.options.ssl_verify_upstream_trusted_confdir,
+            "client_certs": ctx.options.client_certs,
         }
 
     # A client connection.

@@ -133,8 +133,8 @@ class Exchange:
     """The body that goes upstream in place of the client's, because it asks for usage besides."""
     hides_usage: bool = False
     """It did, and the client is to see nothing of that."""
-    pace: Callable[[float], object] | None = None
-    """Is told the seconds between each two tokens of a stream."""
+    on_token_interval: Callable[[float], object] | None = None
+    """Takes the seconds between two tokens of a stream."""
     cors: Fields = ()
     """What its response says to a browser about who may read it."""
     response_fields: Fields = ()
@@ -214,9 +214,9 @@ class Exchange:
         now = monotonic()
         if self.last_token is None:
             self.first_token = now
-        elif self.pace:
+        elif self.on_token_interval:
             for _ in range(tokens):  # Those that came together count as evenly spaced.
-                self.pace((now - self.last_token) / tokens)
+                self.on_token_interval((now - self.last_token) / tokens)
         self.last_token = now
 
     def finish(self) -> None:

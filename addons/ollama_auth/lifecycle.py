@@ -44,8 +44,8 @@ class Observer(Protocol):
     """Counts."""
 
     @property
-    def pace(self) -> Callable[[float], object] | None:
-        """Is told the seconds between each two tokens of a stream."""
+    def on_token_interval(self) -> Callable[[float], object] | None:
+        """Takes the seconds between two tokens of a stream."""
 
     def ended(self, exchange: Exchange) -> None:
         """Is shown each exchange when it has ended."""
@@ -249,7 +249,7 @@ class RequestLifecycle:
             get = flow.response.headers.get
             kinds = get("content-type", ""), get("content-encoding", "")
             exchange.usage = UsageReader(exchange.route, *kinds, exchange.status)
-            exchange.pace = self.observer.pace
+            exchange.on_token_interval = self.observer.on_token_interval
         passing = self.viewing.response_started(exchange, flow)
         # With a Content-Length, nothing can be taken out.
         hides = exchange.hides_usage and exchange.stream and "content-length" not in flow.response.headers

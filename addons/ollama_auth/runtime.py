@@ -84,7 +84,7 @@ class ActiveConfig:
                 audit = self._open_audit(new)
                 opened.callback(audit.close if audit else lambda: None)
             try:
-                self.observatory.take(new.metrics_listen)
+                self.observatory.listen(new.metrics_listen)
             except ListenError as error:
                 raise SettingsError(f"ollama_metrics_listen: {error}") from error
             opened.pop_all()

@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import ssl
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_pem_x509_certificate
+from OpenSSL import crypto
 from prometheus_client import openmetrics
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
+from ollama_auth.telemetry.readiness import tls_context
 from ollama_auth.telemetry.status_server import MAX_CONNECTIONS, MAX_HEAD
 from scripts.tools.usage import Report, read
+from tests.harness.certificates import make_certificate, serve_tls
 from tests.harness.support import (
     AUTH,
     BEARER,
@@ -278,6 +284,46 @@ def test_ready_means_open_and_ollama_answers(upstream: Upstream) -> None:
         assert gone.headers["retry-after"] == "5"
         assert gate.see("/healthz").status == 200, "a gate without Ollama is alive"
         assert gate.status["ready"] is False
+
+
+@pytest.mark.parametrize("trust", ["ca", "confdir", "insecure", "none"])
+def test_ready_trusts_what_requests_trust(tmp_path: Path, trust: str) -> None:
+    """An https upstream with a private authority."""
+    with serve_tls(tmp_path) as (port, pem):
+        certificate = load_pem_x509_certificate(pem.read_bytes())
+        folder = tmp_path / "confdir"
+        folder.mkdir()
+        subject = crypto.X509.from_cryptography(certificate).subject_name_hash()
+        (folder / f"{subject:08x}.0").write_bytes(certificate.public_bytes(Encoding.PEM))
+        options = {
+            "ca": f"ssl_verify_upstream_trusted_ca={folder}/{subject:08x}.0",
+            "confdir": f"ssl_verify_upstream_trusted_confdir={folder}",
+            "insecure": "ssl_insecure=true",
+            "none": "ssl_insecure=false",
+        }
+        with Watched(f"https://localhost:{port}", "--set", options[trust]) as gate:
+            served = ask(gate.port, "GET", "/api/version", BEARER).status
+            assert served == (503 if trust == "none" else 200)
+            assert gate.see("/readyz").status == (503 if trust == "none" else 200)
+
+
+def test_ready_shows_the_client_certificate_that_requests_show(tmp_path: Path) -> None:
+    (folder := tmp_path / "certs").mkdir()
+    file = make_certificate(tmp_path).rename(folder / "localhost.pem")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(file)
+    server.verify_mode = ssl.CERT_REQUIRED
+    server.load_verify_locations(file)
+    for client_certs in (str(folder), str(file)):
+        client = tls_context("localhost", False, str(file), None, client_certs)
+        ends = [ssl.MemoryBIO(), ssl.MemoryBIO()]
+        one = client.wrap_bio(ends[0], ends[1], server_hostname="localhost")
+        other = server.wrap_bio(ends[1], ends[0], server_side=True)
+        for _ in range(3):
+            for end in (one, other):
+                with suppress(ssl.SSLWantReadError):
+                    end.do_handshake()
+        assert other.getpeercert()
 
 
 def test_ollama_is_asked_no_more_often_than_that(watched: Watched, upstream: Upstream) -> None:

@@ -91,10 +91,10 @@ class Metrics:
             self._tokens.labels(key, model, "prompt").inc(used.prompt_tokens or 0)
             self._tokens.labels(key, model, "completion").inc(used.completion_tokens or 0)
 
-    def pace(self, gaps: Iterable[float]) -> None:
+    def add_token_intervals(self, intervals: Iterable[float]) -> None:
         """Count times between two tokens, in seconds."""
-        for gap in gaps:
-            self._inter_token.observe(gap)
+        for interval in intervals:
+            self._inter_token.observe(interval)
 
     def gauge(self, in_flight: int, connections: int) -> None:
         """How many there are now."""

@@ -1,6 +1,7 @@
-"""What those see who watch over the gate: metrics, health, and what the status page shows. Off until it has an address.
+"""Collect what the status listener shows: metrics, readiness, and the counts of the status page. Off by default.
 
-Names of keys and models, counts and times: no secret, no content. `pages.py` serves it.
+It counts only while it has an address. What it shows are names of keys and models, counts and times: no secret, no
+content. `status_server.py` serves it.
 """
 
 import asyncio
@@ -16,28 +17,26 @@ from .history import History, in_flight
 from .metrics import Metrics, MetricsError
 
 if TYPE_CHECKING:
-    from ..telemetry.status_server import Server
+    from .status_server import StatusServer
 
 type Address = tuple[str, int]
 
 MAX_SHOWN = 100
-"""Requests under way on the status page."""
-MAX_GAPS = 64
-"""Times between two tokens that are counted at once: that is cheaper than one by one, between a token and the next."""
-PROBE = 2.0
-"""Seconds that Ollama has to answer when we look whether it does, and for which its answer is good."""
-
-
-SHARE = 1.0
-"""Seconds between two looks at what the other gates on this port know."""
+"""Requests in flight that the status page lists."""
+MAX_INTERVALS = 64
+"""Token intervals that are counted in one go, because one by one would delay the next token."""
+PROBE_SECONDS = 2.0
+"""How long Ollama has to answer the readiness probe, and how long that answer is reused."""
+PUBLISH_SECONDS = 1.0
+"""Between two states published for the other workers on the port."""
 
 
 class ListenError(ValueError):
-    """An address that can't be listened on, or a library that is missing: one line with the remedy."""
+    """An address that can't be listened on, or a missing library: one line with the remedy."""
 
 
-class Observed(Protocol):
-    """The gate, as it is looked at."""
+class Gate(Protocol):
+    """What the monitor reads of `addon.Gate`, which is layers above and made it."""
 
     @property
     def state(self) -> str:
@@ -57,129 +56,125 @@ class Observed(Protocol):
 
     @property
     def trust(self) -> dict[str, Any]:
-        """How the certificate of an https upstream is checked, as Tornado's HTTP client takes it."""
+        """How to verify the certificate of an https upstream: the last arguments of `readiness.status_of`."""
 
 
 class Monitor:
-    """Counts what is asked and used while it has an address, and shows it there."""
+    """The counts of one process, and the server that shows them."""
 
-    def __init__(self, gate: Observed) -> None:
+    def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self._address: Address | None = None
-        self._server: Server | None = None
+        self._server: StatusServer | None = None
         self._started = time.time()
         self._history = History()
-        self._gaps: list[float] = []
-        """Seconds between two tokens, that are still to be counted."""
         self._metrics: Metrics | None = None
-        self._answers: bool | None = None
-        self._asked_at = 0.0
-        self._asking = asyncio.Lock()
+        self._intervals: list[float] = []
+        """Seconds between two tokens that are still to be counted."""
+        self._upstream_answers: bool | None = None
+        self._probed_at = 0.0
+        self._probing = asyncio.Lock()
         self._folder = workers.folder(os.environ)
 
-    # What happens.
+    # Counting.
 
     @property
-    def pace(self) -> Callable[[float], None] | None:
-        """Who is told the seconds between each two tokens; None while nobody watches."""
-        return self._pace if self._server else None
+    def on_token_interval(self) -> Callable[[float], None] | None:
+        """Takes the seconds between two tokens of a stream; None while the monitor is off."""
+        return self._add_interval if self._server else None
 
-    def _pace(self, seconds: float) -> None:
-        self._gaps.append(seconds)
-        if len(self._gaps) >= MAX_GAPS:
-            self._count_gaps()
+    def _add_interval(self, seconds: float) -> None:
+        self._intervals.append(seconds)
+        if len(self._intervals) >= MAX_INTERVALS:
+            self._count_intervals()
 
-    def _count_gaps(self) -> None:
-        if not self._gaps:
-            return
-        gaps, self._gaps = self._gaps, []
-        self._history.add_token_intervals(gaps)
-        if self._metrics:
-            self._metrics.pace(gaps)
+    def _count_intervals(self) -> None:
+        if self._intervals and self._metrics:
+            self._history.add_token_intervals(self._intervals)
+            self._metrics.add_token_intervals(self._intervals)
+            self._intervals = []
 
     def ended(self, exchange: Exchange) -> None:
         """Count an exchange that has ended."""
-        self._count_gaps()
+        self._count_intervals()
         if self._server and self._metrics:
             self._history.ended(exchange)
             self._metrics.ended(exchange)
 
-    # Where it is shown.
+    # Listening.
 
-    def take(self, address: Address | None) -> None:
-        """Listen there from now on, and nowhere else. Raises ListenError; then all stays as it is."""
+    def listen(self, address: Address | None) -> None:
+        """Listen on this address only; None turns the monitor off. Raises ListenError and then changes nothing."""
         if address == self._address:
             return
-        server = self._serve(address) if address else None
+        server = self._serve(*address) if address else None
         self.close()
         self._server, self._address = server, address
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         if self._server:
             self._server.close()
         self._server, self._address = None, None
 
-    def _serve(self, address: Address) -> "Server":
-        from ..telemetry.status_server import Server  # It takes a while to import, and most gates need none of it.
+    def _serve(self, host: str, port: int) -> "StatusServer":
+        from .status_server import StatusServer  # Slow to import, and most gateways never need it.
 
         try:
             self._metrics = self._metrics or Metrics()
-            return Server(self, *address)
+            return StatusServer(host, port, self.status, self.render_metrics, self.unready_reason)
         except MetricsError as fault:
             raise ListenError(str(fault)) from fault
         except OSError as fault:
-            raise ListenError(f"can't listen on {address[0]}:{address[1]} ({fault.strerror})") from fault
+            raise ListenError(f"can't listen on {host}:{port} ({fault.strerror})") from fault
 
-    # What is shown.
+    # Showing.
 
-    def measures(self, accept: str) -> tuple[bytes, str]:
-        """(the metrics, their media type)."""
+    def render_metrics(self, accept: str) -> tuple[bytes, str]:
+        """The metrics and their media type, as an Accept header prefers it."""
         assert self._metrics
-        self._count_gaps()
+        self._count_intervals()
         self._metrics.gauge(len(self._gate.under_way), self._gate.connection_count)
         return self._metrics.render(accept)
 
-    async def trouble(self) -> str | None:
-        """Why a request would not be served now, or None."""
+    async def unready_reason(self) -> str | None:
+        """Why a request would not be served now; None when it would."""
         if self._gate.state != "open":
             return f"the gate is {self._gate.state}"
-        return None if await self.answers() else "Ollama does not answer"
+        return None if await self.upstream_answers() else "Ollama does not answer"
 
-    async def answers(self) -> bool:
-        """Does Ollama answer? Asked at most once in so many seconds, however many want to know."""
-        async with self._asking:
-            if self._answers is None or time.monotonic() - self._asked_at > PROBE:
-                self._answers = await self._ask()
-                self._asked_at = time.monotonic()
-            return self._answers
+    async def upstream_answers(self) -> bool:
+        """Whether Ollama answers: asked at most once in PROBE_SECONDS, however many want to know."""
+        from .readiness import status_of  # Slow to import, too.
 
-    async def _ask(self) -> bool:
-        from ..telemetry.status_server import get  # As above.
-
-        return await get(f"{self._gate.upstream}/api/version", PROBE, **self._gate.trust) == 200
+        async with self._probing:
+            if self._upstream_answers is None or time.monotonic() - self._probed_at > PROBE_SECONDS:
+                url = f"{self._gate.upstream}/api/version"
+                self._upstream_answers = await status_of(url, PROBE_SECONDS, **self._gate.trust) == 200
+                self._probed_at = time.monotonic()
+            return self._upstream_answers
 
     async def status(self) -> dict[str, object]:
-        """All that the status page shows."""
-        answers = await self.answers()
+        """The JSON of the status page: this process and the other workers on the port."""
+        ready = await self.upstream_answers()
         now = self._now()
         others = workers.others(self._folder) if self._folder else []
-        in_flight = [row for one in (now, *others) for row in one["in_flight"]]
+        rows = [row for one in (now, *others) for row in one["in_flight"]]
         return {
             "version": __version__,
             "started": self._started,
             "now": time.time(),
             "state": self._gate.state,
             "upstream": self._gate.upstream,
-            "ready": answers,
+            "ready": ready,
             "connections": sum(one["connections"] for one in (now, *others)),
             "in_flight_total": sum(one["in_flight_total"] for one in (now, *others)),
-            "in_flight": sorted(in_flight, key=lambda row: -row["seconds"])[:MAX_SHOWN],
+            "in_flight": sorted(rows, key=lambda row: -row["seconds"])[:MAX_SHOWN],
             **self._history.with_others(one["history"] for one in others).shown(),
         }
 
     def _now(self) -> dict[str, Any]:
-        self._count_gaps()
+        self._count_intervals()
         now = time.monotonic()
         oldest = sorted(self._gate.under_way, key=lambda exchange: exchange.started)
         return {
@@ -188,10 +183,10 @@ class Monitor:
             "in_flight": [in_flight(exchange, now) for exchange in oldest[:MAX_SHOWN]],
         }
 
-    async def share(self) -> None:
-        """Let the other gates on this port know, for ever."""
+    async def publish(self) -> None:
+        """Publish the state of this process for the other workers on the port, until cancelled."""
         while self._folder:
             if self._server and self._metrics:
                 self._metrics.gauge(len(self._gate.under_way), self._gate.connection_count)
                 workers.publish(self._folder, self._now() | {"history": self._history.plain()})
-            await asyncio.sleep(SHARE)
+            await asyncio.sleep(PUBLISH_SECONDS)

@@ -1,22 +1,23 @@
-"""What is served to those who watch over the gate, by Tornado, which mitmproxy brings with it.
+"""Serve the status listener with Tornado, which mitmproxy brings with it.
 
-`/` the status page, `/status.json` what it shows, `/metrics` for Prometheus, `/healthz` (alive) and `/readyz` (the gate
-is open, and Ollama answers). Nothing here changes anything, and no request of a client reaches Ollama from here.
+`/` is the status page, `/status.json` what it shows, `/metrics` is for Prometheus, `/healthz` says that the process is
+alive and `/readyz` that the gateway is open and Ollama answers. Nothing here changes anything, and no request from
+here reaches Ollama.
 """
 
-import asyncio
 import base64
 import hashlib
 import ipaddress
 import json
 import os
 import re
+from asyncio import get_running_loop
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
@@ -26,6 +27,7 @@ from . import workers
 
 MAX_CONNECTIONS = 64
 MAX_HEAD = 8 * 1024
+"""Bytes, as is MAX_BODY."""
 MAX_BODY = 1024
 IDLE = 30.0
 """Seconds between two requests of a connection, and for one of them."""
@@ -34,30 +36,32 @@ _FILE = Path(__file__).with_name("status.html")
 _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
-class Monitor(Protocol):
-    """What is to be seen."""
+class StatusServer:
+    """Listen on one address."""
 
-    async def status(self) -> dict[str, object]:
-        """All that the status page shows."""
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        status: Callable[[], Awaitable[dict[str, object]]],
+        metrics: Callable[[str], tuple[bytes, str]],
+        unready_reason: Callable[[], Awaitable[str | None]],
+    ) -> None:
+        """`status` gives the JSON of the page, `metrics` a body and its media type for an Accept header.
 
-    async def trouble(self) -> str | None:
-        """Why a request would not be served now, or None."""
-
-    def measures(self, accept: str) -> tuple[bytes, str]:
-        """(the metrics, their media type)."""
-
-
-class Server:
-    """Listens at one address."""
-
-    def __init__(self, observatory: Monitor, host: str, port: int) -> None:
-        """Raises OSError where that can't be listened on."""
-        what = {"observatory": observatory, "local": is_loopback(host)}
-        handlers = {"/": Status, "/status.json": StatusJson, "/metrics": Measures, "/healthz": Alive, "/readyz": Ready}
+        Raises OSError where the address can't be listened on.
+        """
+        local = {"local": is_loopback(host)}
         application = Application(
-            [(path, handler, what) for path, handler in handlers.items()],
-            default_handler_class=Nothing,
-            default_handler_args=what,
+            [
+                ("/", StatusHandler, local),
+                ("/status.json", StatusJsonHandler, local | {"source": status}),
+                ("/metrics", MetricsHandler, local | {"source": metrics}),
+                ("/healthz", HealthHandler, local),
+                ("/readyz", ReadinessHandler, local | {"source": unready_reason}),
+            ],
+            default_handler_class=Handler,
+            default_handler_args=local,
             log_function=lambda _: None,
         )
         sockets = bind_sockets(port, host, reuse_port=workers.count(os.environ) > 1)
@@ -71,13 +75,13 @@ class Server:
         self._server.add_sockets(sockets)
 
     def close(self) -> None:
-        """Listen no more, and answer no more."""
+        """Stop listening and close all connections."""
         self._server.stop()
-        asyncio.get_running_loop().create_task(self._server.close_all_connections())
+        get_running_loop().create_task(self._server.close_all_connections())
 
 
 class BoundedServer(HTTPServer):
-    """Takes so many connections at once, and closes further ones unread."""
+    """Close connections beyond MAX_CONNECTIONS unread."""
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         if len(self._connections) >= MAX_CONNECTIONS:
@@ -86,14 +90,14 @@ class BoundedServer(HTTPServer):
             super().handle_stream(stream, address)
 
 
-class Page(RequestHandler):
-    """Whatever it is, it can be read and not changed, is new each time, and is framed by nobody."""
+class Handler(RequestHandler):
+    """Answers 404. Its subclasses answer GET and HEAD: never cached, never framed."""
 
     SUPPORTED_METHODS = ("GET", "HEAD")
 
-    def initialize(self, observatory: Monitor, local: bool) -> None:
-        self.observatory = observatory
+    def initialize(self, local: bool, source: Any = None) -> None:
         self.local = local
+        self.source = source
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")
@@ -103,73 +107,69 @@ class Page(RequestHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
 
     def prepare(self) -> None:
-        # A page from elsewhere may let its own name mean 127.0.0.1, and so read what is here (DNS rebinding).
+        # A web page elsewhere may point its own name at 127.0.0.1 and so read what is here (DNS rebinding).
         if self.local and not is_local(self.request.host_name):
             raise HTTPError(421)
 
     def write_error(self, status_code: int, **_: Any) -> None:
-        self.answer({"error": self._reason})
+        self.send_json({"error": self._reason})
 
-    def answer(self, what: dict[str, object]) -> None:
-        """Send that as JSON."""
+    def send_json(self, content: dict[str, object]) -> None:
+        """Answer with JSON."""
         self.set_header("Content-Type", "application/json")
-        self.finish(json.dumps(what, separators=(",", ":")) + "\n")
+        self.finish(json.dumps(content, separators=(",", ":")) + "\n")
 
     async def get(self) -> None:
         raise HTTPError(404)
 
     async def head(self) -> None:
-        await self.get()  # Of which Tornado sends the head alone.
+        await self.get()  # Tornado leaves out the body.
 
 
-class Nothing(Page):
-    """Anywhere else."""
-
-
-class Status(Page):
-    """For people."""
+class StatusHandler(Handler):
+    """The status page."""
 
     async def get(self) -> None:
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.finish(page().content)
 
 
-class StatusJson(Page):
+class StatusJsonHandler(Handler):
     """What the status page shows."""
 
     async def get(self) -> None:
-        self.answer(await self.observatory.status())
+        self.send_json(await self.source())
 
 
-class Measures(Page):
+class MetricsHandler(Handler):
     """For Prometheus."""
 
     async def get(self) -> None:
-        content, media_type = self.observatory.measures(self.request.headers.get("Accept", ""))
+        content, media_type = self.source(self.request.headers.get("Accept", ""))
         self.set_header("Content-Type", media_type)
         self.finish(content)
 
 
-class Alive(Page):
-    """For who restarts what hangs."""
+class HealthHandler(Handler):
+    """For a supervisor that restarts a process that hangs."""
 
     async def get(self) -> None:
-        self.answer({"alive": True})
+        self.send_json({"alive": True})
 
 
-class Ready(Page):
-    """For who sends requests to this gate or to another one."""
+class ReadinessHandler(Handler):
+    """For a load balancer."""
 
     async def get(self) -> None:
-        trouble = await self.observatory.trouble()
-        if trouble:
+        reason = await self.source()
+        if reason:
             self.set_status(503)
             self.set_header("Retry-After", str(RETRY_SECONDS))
-        self.answer({"ready": trouble is None} | ({"reason": trouble} if trouble else {}))
+        self.send_json({"ready": False, "reason": reason} if reason else {"ready": True})
 
 
 class StatusPage(NamedTuple):
-    """The status page, and the policy that lets its own script run and nothing else."""
+    """The status page, and the content security policy that lets its own script run and nothing else."""
 
     content: bytes
     policy: str
@@ -177,7 +177,7 @@ class StatusPage(NamedTuple):
 
 @cache
 def page() -> StatusPage:
-    """Read once."""
+    """Read the page once."""
     content = _FILE.read_bytes()
     hashes = (base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _SCRIPT.findall(content))
     scripts = " ".join(f"'sha256-{digest}'" for digest in hashes)
@@ -188,33 +188,15 @@ def page() -> StatusPage:
     )
 
 
-async def get(url: str, seconds: float, **trust: Any) -> int:
-    """The status that a GET of that URL is answered with in that time; 0 where there is none."""
-    with suppress(OSError, HTTPClientError):
-        client = AsyncHTTPClient()
-        fetch = client.fetch(
-            url,
-            raise_error=False,
-            connect_timeout=seconds,
-            request_timeout=seconds,
-            follow_redirects=False,
-            decompress_response=False,
-            user_agent="ollama-auth",
-            **trust,
-        )
-        return (await fetch).code
-    return 0
-
-
 def is_loopback(host: str) -> bool:
-    """Only this machine can reach it."""
+    """Whether only this machine can reach the address."""
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
 
 
 def is_local(name: str) -> bool:
-    """A name of this machine that no DNS can give to another one, as a Host header has it: localhost, or an address."""
+    """Whether a Host header names localhost or an IP address: names that no DNS can point elsewhere."""
     with suppress(ValueError):
         ipaddress.ip_address(name.strip("[]"))
         return True
