@@ -1,3 +1,3 @@
-"""What is told of requests: logs, metrics, the status page. It changes nothing about them."""
+"""Logs, metrics and the status page. Nothing here changes a request."""
 
 from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py

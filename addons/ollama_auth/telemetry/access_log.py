@@ -1,4 +1,4 @@
-"""One line a request: readable text by default, JSON lines when asked for. Never a header value, a query or a body."""
+"""Write one line per request: text by default, JSON on demand. Never a header value, a query or a body."""
 
 import json
 import re
@@ -24,7 +24,7 @@ MAX_MODEL = 128
 
 
 def record(exchange: Exchange) -> dict[str, object]:
-    """The fields of a request that apply to it, in the order they are written."""
+    """The fields of a line that apply, in their order."""
     ended = exchange.ended or exchange.started
     fields: dict[str, object] = {
         "time": utc(exchange.time),
@@ -49,7 +49,7 @@ def record(exchange: Exchange) -> dict[str, object]:
 
 
 def used(exchange: Exchange) -> dict[str, object]:
-    """What an answer used: its tokens as far as they are known, and how far that is to be relied on."""
+    """The fields on the tokens of a successful answer, as far as they are known, and how reliable they are."""
     found = used_by(exchange)
     if found is None:
         return {}
@@ -63,7 +63,7 @@ def used(exchange: Exchange) -> dict[str, object]:
 
 
 def path(exchange: Exchange) -> str | None:
-    """The decoded path without its query, bounded, and escaped: nothing in it can end a line or look like one."""
+    """The decoded path without its query, bounded, and escaped so that nothing in it can end a line or imitate one."""
     if exchange.path is None:
         return None
     text = escape(exchange.path[:MAX_PATH])
@@ -71,7 +71,7 @@ def path(exchange: Exchange) -> str | None:
 
 
 def escape(raw: bytes) -> str:
-    """Printable ASCII as it is; a space, a backslash and everything else as \\xNN."""
+    """Keep printable ASCII; write a space, a backslash and everything else as \\xNN."""
     if PLAIN.fullmatch(raw):
         return raw.decode("ascii")
     return "".join(chr(byte) if 0x21 <= byte <= 0x7E and byte != 0x5C else f"\\x{byte:02x}" for byte in raw)
@@ -83,7 +83,7 @@ def as_json(exchange: Exchange) -> str:
 
 
 def as_text(exchange: Exchange) -> str:
-    """A line to read: time, id, client, key, method, path, status or why not, bytes, times, headers stripped."""
+    """A line of text: time, id, client, key, method, path, status, reason, bytes, times, tokens, stripped headers."""
     fields = record(exchange)
     words = [str(fields.get(name, "-")) for name in ("time", "id", "client", "key", "method", "path", "status")]
     if exchange.reason:
@@ -100,7 +100,7 @@ def as_text(exchange: Exchange) -> str:
 
 
 def tokens(exchange: Exchange) -> list[str]:
-    """The words of a readable line on what an answer used: tokens in and out (~ is an estimate), tokens a second."""
+    """The tokens of a successful answer for a line of text: `tokens=IN+OUT` (~ is an estimate), `speed=OUT/s`."""
     found = used_by(exchange)
     if found is None:
         return []
@@ -114,17 +114,17 @@ def tokens(exchange: Exchange) -> list[str]:
 
 
 def names(stripped: Sequence[str]) -> list[str]:
-    """The names of stripped headers, bounded: whoever sends them chooses how many there are, and how long."""
+    """The names of stripped headers; bounded, because the client chooses how many there are, and how long."""
     return [name[:MAX_NAME] for name in stripped[:MAX_NAMES]] + (["..."] if len(stripped) > MAX_NAMES else [])
 
 
 def escape_name(name: str) -> str:
-    """The name of a header or a method, escaped as `escape` does."""
+    """Escape the name of a header or a method."""
     return escape(name.encode("ascii", "replace"))
 
 
 def utc(seconds: float) -> str:
-    """Seconds since 1970 as RFC 3339 writes them, to the millisecond."""
+    """Unix seconds in RFC 3339 format, to the millisecond."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -133,12 +133,12 @@ def _ms(seconds: float) -> float:
 
 
 class AccessLog:
-    """Where lines go: standard output, a file, or any function that takes a line."""
+    """Send lines to standard output, a file or a function."""
 
     def __init__(self, target: str | None = None, emit: Callable[[str], None] | None = None) -> None:
-        """`target`: None for readable lines, "-" for JSON on standard output, or the path of a file for JSON.
+        """`target` is None for text, "-" for JSON on standard output, or the path of a file for JSON.
 
-        `emit` takes the readable lines instead of standard output. Raises OSError where a file can't be opened.
+        `emit` takes the lines of text instead of standard output. Raises OSError when the file can't be opened.
         """
         self._line: Line = as_text if target is None else as_json
         self._emit = emit if target is None else None
@@ -153,11 +153,11 @@ class AccessLog:
             self._writer.write(line)
 
     def reopen(self) -> None:
-        """Go on in the file of that name as it is now: the old one was moved away."""
+        """Open the file again: the old one was moved away."""
         if self._writer:
             self._writer.reopen()
 
     def close(self, timeout: float = 2.0) -> None:
-        """Write what waits, for at most that many seconds."""
+        """Write the waiting lines, for at most so many seconds."""
         if self._writer:
             self._writer.close(timeout)

@@ -1,4 +1,4 @@
-"""All that is asked and answered, one JSON line a conversation, for who must keep it. Off unless it is asked for."""
+"""Write each conversation as one JSON line, for operators who must keep prompts and answers. Off by default."""
 
 import json
 
@@ -9,33 +9,27 @@ from .access_log import utc
 from .line_writer import LineWriter
 
 FILES = 5
-"""Full files that are kept."""
+"""Rotated files that are kept."""
 CONVERSATIONS = frozenset({RouteClass.INFER, RouteClass.EMBED})
 
 
 class AuditLog:
-    """A file that its owner alone may read."""
+    """A file that only its owner may read."""
 
     def __init__(self, path: str, rotate_at: int) -> None:
-        """Raises OSError where it can't be opened."""
+        """`rotate_at` is in bytes. Raises OSError when the file can't be opened."""
         self._writer = LineWriter("the audit log", path, private=True, rotate_at=rotate_at, keep=FILES)
+        self.reopen = self._writer.reopen
+        self.close = self._writer.close
 
     def write(self, exchange: Exchange) -> None:
-        """Write down a conversation that has ended. Never blocks."""
+        """Queue a conversation that has ended. Never blocks."""
         if exchange.recording:
             self._writer.write(json.dumps(record(exchange, exchange.recording), separators=(",", ":")))
 
-    def reopen(self) -> None:
-        """The old file was moved away."""
-        self._writer.reopen()
-
-    def close(self) -> None:
-        """Write what waits."""
-        self._writer.close()
-
 
 def record(exchange: Exchange, recording: Recording) -> dict[str, object]:
-    """Who asked what, and was answered what; the id is that of the access log."""
+    """The fields of a line that apply; `id` is that of the access log."""
     fields = {
         "time": utc(exchange.time),
         "id": exchange.id,
@@ -52,5 +46,5 @@ def record(exchange: Exchange, recording: Recording) -> dict[str, object]:
 
 
 def concerns(exchange: Exchange) -> bool:
-    """Is it a conversation?"""
+    """Whether it is a conversation."""
     return exchange.route is not None and exchange.route.route_class in CONVERSATIONS

@@ -1,6 +1,6 @@
-"""Prometheus metrics of all exchanges. Every label has a bounded set of values, whatever clients send.
+"""Count exchanges in Prometheus metrics. Every label has a bounded set of values, whatever clients send.
 
-In a process of many (PROMETHEUS_MULTIPROC_DIR is set) they are those of all of them together.
+Where PROMETHEUS_MULTIPROC_DIR is set, `render` gives the sums over all processes.
 """
 
 import os
@@ -20,29 +20,27 @@ HOW_TO_INSTALL = "pip install 'prometheus-client>=0.22'"
 MAX_KEYS = 1000
 MAX_MODELS = 200
 
-# In seconds. A model may take minutes to load and to think, and makes from 1 to 300 tokens a second.
+# Seconds. A model may take minutes to load and to think, and makes from 1 to 300 tokens a second.
 _FIRST_TOKEN = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 _DURATION = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1800, 3600)
 _INTER_TOKEN = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
-
-
 _STATUSES = frozenset(map(int, HTTPStatus))
 
 
 class MetricsError(ValueError):
-    """Metrics that can't be had here: one line with the remedy."""
+    """A library is missing: one line with the remedy."""
 
 
 class Metrics:
-    """One for a gate."""
+    """The metrics of one process."""
 
     def __init__(self) -> None:
-        """Raises MetricsError where the library is missing."""
+        """Raises MetricsError when prometheus-client is not installed."""
         try:
             from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
         except ImportError as missing:
-            raise MetricsError(f"metrics need the library that keeps them: {HOW_TO_INSTALL}") from missing
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # When a counter began is nobody's question, and doubles their number.
+            raise MetricsError(f"metrics need prometheus-client: {HOW_TO_INSTALL}") from missing
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # Start times would double the number of samples.
         self._registry = CollectorRegistry()
         self._key_label, self._model_label = BoundedLabels(MAX_KEYS), BoundedLabels(MAX_MODELS)
 
@@ -97,12 +95,12 @@ class Metrics:
             self._inter_token.observe(interval)
 
     def gauge(self, in_flight: int, connections: int) -> None:
-        """How many there are now."""
+        """Set the gauges."""
         self._in_flight.set(in_flight)
         self._connections.set(connections)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """(all of it, its media type): what `accept` prefers of Prometheus's text and OpenMetrics."""
+        """The metrics and their media type: text or OpenMetrics, as the Accept header prefers."""
         from prometheus_client import CollectorRegistry
         from prometheus_client.exposition import choose_encoder
         from prometheus_client.multiprocess import MultiProcessCollector
@@ -115,7 +113,7 @@ class Metrics:
 
 
 def status_of(exchange: Exchange) -> str:
-    """The status of its answer; an upstream may say any number, and some requests end without an answer."""
+    """The status as a label: "none" without an answer, "9xx" for a number that HTTP does not define."""
     if exchange.status is None:
         return "none"
     return str(exchange.status) if exchange.status in _STATUSES else f"{exchange.status // 100}xx"

@@ -1,6 +1,7 @@
-"""Gates that share one port (`scripts/serve --workers`): each writes down what it has counted, and reads the others'.
+"""Share counts between the processes on one port (`scripts/serve --workers`), through files in a folder.
 
-The folder is made by their supervisor, which sets the variables; a gate alone has none and does nothing here.
+Their supervisor makes the folder and sets OLLAMA_WORKERS and PROMETHEUS_MULTIPROC_DIR; a single process has no folder
+and shares nothing.
 """
 
 import json
@@ -14,23 +15,23 @@ from typing import Any
 from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
 
 FRESH = 10.0
-"""Seconds after which what a gate had under way counts for nothing: it has ended, or hangs."""
+"""Seconds after which a state no longer tells what is in flight: its process has ended, or hangs."""
 
 
 def count(environ: Mapping[str, str]) -> int:
-    """How many gates share the port."""
+    """How many processes share the port."""
     text = environ.get("OLLAMA_WORKERS", "")
     return int(text) if text.isascii() and text.isdigit() and int(text) else 1
 
 
 def folder(environ: Mapping[str, str]) -> Path | None:
-    """Where they write."""
+    """The folder in which they share; None for a single process."""
     found = environ.get("PROMETHEUS_MULTIPROC_DIR")
     return Path(found) if found and count(environ) > 1 else None
 
 
 def publish(where: Path, state: Mapping[str, Any]) -> None:
-    """Write down what this gate knows, all at once. A full disk costs the others a look at it."""
+    """Write the state of this process atomically. Does nothing when the disk is full."""
     with suppress(OSError):
         part = where / f"{os.getpid()}.part"
         part.write_text(json.dumps(state))
@@ -38,7 +39,7 @@ def publish(where: Path, state: Mapping[str, Any]) -> None:
 
 
 def others(where: Path) -> list[dict[str, Any]]:
-    """What all other gates wrote last, those that have ended included, but for what they had under way."""
+    """The last states of all other processes; those that have ended count, but have nothing in flight."""
     found = []
     for file in where.glob("status-*.json"):
         if file.name == f"status-{os.getpid()}.json":
