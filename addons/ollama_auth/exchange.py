@@ -162,23 +162,23 @@ class Exchange:
 
     @property
     def stream(self) -> bool | None:
-        """Its answer came as it was made; None where it is no answer of a model."""
+        """Whether a model's answer came as a stream; None for any other answer."""
         return self.usage.stream if self.usage else None
 
     @property
     def ttft(self) -> float | None:
-        """Seconds to the first token of a stream, else to the first byte of an answer."""
+        """Seconds to the first token of a stream, else to the first byte of the answer."""
         first = self.first_token or self.first_byte
         return first - self.started if first else None
 
     @property
     def tokens(self) -> int:
-        """Of the answer, so far: events with content, until the answer tells its figure."""
+        """Tokens of the answer: its own figure once known, else the events with content so far."""
         return (self.used and self.used.completion_tokens) or (self.usage.events if self.usage else 0)
 
     @property
     def speed(self) -> float | None:
-        """Tokens a second: of a stream from its first to its last, of another answer over all of its time."""
+        """Tokens per second: from the first to the last of a stream, or over the whole time of another answer."""
         if self.first_token is not None and self.last_token is not None:
             took, tokens = self.last_token - self.first_token, self.tokens - 1
         else:

@@ -1,7 +1,7 @@
-"""Turns access logs of the gate into a table of who used what: by key, model and day.
+"""Summarize access logs by key, model and day.
 
-Takes JSON lines, as the option ollama_access_log writes them: files, also compressed with gzip and also while they are
-written to, or - for standard input. Days are those of UTC. Of a log only sums are kept, so that it may have any size;
+Reads the JSON lines that the option ollama_access_log writes: from files, also ones compressed with gzip or still
+being written, or from - for standard input. Days are in UTC. Only sums are kept in memory, so a log may have any size;
 times to the first token are exact within 3 %.
 """
 
@@ -24,6 +24,7 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
+from ollama_auth.errors import OllamaAuthError
 from ollama_auth.telemetry.log_histogram import MAX_MS, LogHistogram
 
 COLUMNS = ("key", "model", "day")
@@ -34,16 +35,16 @@ NUMBERS = (
 )  # fmt: skip
 HEADINGS = ("REQUESTS", "REFUSED", "PROMPT", "COMPLETION", "TTFT P50", "TTFT P95", "BYTES IN", "BYTES OUT")
 MAX_LINE = 64 * 1024
-"""Bytes of a line; what is longer the gate did not write."""
+"""Bytes of a line; the gateway writes none longer."""
 MAX_NAME = 128
-"""Characters of a key or a model; clients choose the latter."""
+"""Characters of a key or a model; clients choose the model."""
 MAX_ROWS = 100_000
-"""Rows of a table; further ones are folded into one."""
+"""Rows of a table; further ones are merged into one."""
 OTHER, UNKNOWN = "(other)", "(unknown)"
-"""Names that no key has: of rows beyond MAX_ROWS, of keys that nobody has."""
+"""Labels that are no valid key names: for rows beyond MAX_ROWS, for unknown keys."""
 MAX_COUNT = 2**63
 PERIOD = 0.1
-"""Seconds between two words about the progress."""
+"""Seconds between two updates of the progress."""
 EXAMPLES = """\
 examples:
   scripts/usage access.log
@@ -51,50 +52,50 @@ examples:
   scripts/usage --format csv --by model access.log > models.csv
   ssh gpu-box cat /var/log/ollama-auth.log | scripts/usage --key alice -
 
-A completion with ~ holds estimates, which CSV and JSON tell in a field of their own.
-exit status: 0 done; 1 nothing to count, or a file that can't be read; 2 a command line that can't be understood
+A ~ marks estimated tokens; CSV and JSON have a field `estimated`.
+exit status: 0 done; 1 nothing to count, or a file that can't be read; 2 an invalid command line
 """
 
 
-class Problem(Exception):
+class UsageError(OllamaAuthError):
     """What went wrong, and the remedy."""
 
 
 class Entry(NamedTuple):
-    """What counts of a line."""
+    """The fields of a line that are counted."""
 
     day: str
     key: str
     model: str
     outcome: str
     counts: tuple[int, int, int, int]
-    """Tokens of prompt and completion, bytes in and out."""
+    """In the order of SUMS."""
     ttft: float | None
     """Milliseconds."""
     estimated: bool
 
 
 def read(line: bytes) -> Entry:
-    """Raises ValueError where that is no line of an access log."""
+    """Parse a line. Raises ValueError for anything but a line of an access log."""
     try:
         found = json.loads(line.decode())
     except RecursionError:
         raise ValueError("nested too deep") from None
     if type(found) is not dict:
-        raise ValueError("no object")
+        raise ValueError("not an object")
     get = found.get
     moment, key, model, outcome = get("time"), get("key") or "", get("model") or "", get("outcome")
     counts = get("prompt_tokens", 0), get("completion_tokens", 0), get("bytes_in", 0), get("bytes_out", 0)
     ttft = get("ttft_ms")
     if not type(moment) is type(key) is type(model) is type(outcome) is str:
-        raise ValueError("no time, or a name that is none")
+        raise ValueError("a time, name or outcome is missing or not a string")
     if moment[10:11] != "T" or not is_day(moment[:10]):
-        raise ValueError("a time that is none")
+        raise ValueError("not a valid time")
     for number in counts:
         if type(number) is not int or not 0 <= number < MAX_COUNT:
-            raise ValueError("a count that is none")
+            raise ValueError("not a valid count")
     if ttft is not None and not (type(ttft) in (int, float) and 0 <= ttft < MAX_MS):
-        raise ValueError("a duration that is none")
+        raise ValueError("not a valid duration")
     return Entry(moment[:10], key, model, outcome, counts, ttft, bool(get("estimated")))
 
 
@@ -120,17 +121,17 @@ class Tally:
         self.ttft.merge(other.ttft.counts)
 
     def numbers(self) -> dict[str, Any]:
-        """The fields NUMBERS, as CSV and JSON have them."""
+        """The fields NUMBERS for CSV and JSON."""
         median, p95 = self.ttft.percentiles(0.5, 0.95) or (None, None)
         others = {"estimated": self.estimated, "ttft_p50_ms": median, "ttft_p95_ms": p95}
         return {name: others[name] if name in others else self.counts[name] for name in NUMBERS}
 
 
 class Report:
-    """The rows of a table, made of lines."""
+    """The rows of a table."""
 
     def __init__(self, by: Sequence[str], since: str, until: str, key: str | None) -> None:
-        """`since` and `until` are days, both included; `key` is the only one to count."""
+        """Count lines from the day `since` to the day `until`, both included; of `key` alone, if given."""
         self.by = by
         self.rows: dict[tuple[str, ...], Tally] = {}
         self.read = 0
@@ -179,7 +180,7 @@ class Report:
 
 
 class Progress:
-    """Says on a terminal how far it is: a share of the bytes, or the lines where nobody knows how many will come."""
+    """Show progress on a terminal: a share of the bytes, or the number of lines when the total is unknown."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._shown = sys.stderr.isatty()
@@ -209,7 +210,7 @@ class Progress:
 
 
 def count(names: Sequence[str], report: Report) -> list[str]:
-    """Counts the lines of files. Returns what is wrong with some. Raises Problem, before it reads, if one is away."""
+    """Count the lines of files and return faults. Raises UsageError, before it reads any, if one can't be read."""
     for name in names:
         if name != "-":
             check(name)
@@ -229,13 +230,13 @@ def count(names: Sequence[str], report: Report) -> list[str]:
 
 
 def check(name: str) -> None:
-    """Raises Problem where that is no file to read."""
+    """Raise UsageError if that is not a readable file."""
     if not os.path.exists(name):
-        raise Problem(f"there is no {name}: name the file that the option ollama_access_log names")
+        raise UsageError(f"there is no {name}: name the file that the option ollama_access_log names")
     if os.path.isdir(name):
-        raise Problem(f"{name} is a directory: name the files in it")
+        raise UsageError(f"{name} is a directory: name the files in it")
     if not os.access(name, os.R_OK):
-        raise Problem(f"{name} can't be read: run this as a user who may")
+        raise UsageError(f"{name} can't be read: run this as a user who may")
 
 
 def count_file(file: io.BufferedReader, report: Report, progress: Progress) -> None:
@@ -247,12 +248,12 @@ def count_file(file: io.BufferedReader, report: Report, progress: Progress) -> N
         try:
             report.count(read(line))
         except ValueError:
-            # What has no end yet is about to be written.
+            # A line without an end is still being written.
             report.broken += line.endswith(b"\n") and not line.isspace()
 
 
 def lines(file: io.BufferedIOBase) -> Iterator[bytes]:
-    """The lines with their ends, none longer than MAX_LINE: what is longer becomes one that is broken."""
+    """The lines with their ends; one longer than MAX_LINE becomes a broken one."""
     while line := file.readline(MAX_LINE):
         if len(line) == MAX_LINE and not line.endswith(b"\n"):
             while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
@@ -265,7 +266,7 @@ def lines(file: io.BufferedIOBase) -> Iterator[bytes]:
 
 
 def printable(text: str) -> str:
-    """Without what moves a cursor, rings a bell or turns the direction of text: that is written as \\xNN or \\uNNNN."""
+    """Escape control and bidirectional characters as \\xNN or \\uNNNN."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
@@ -304,7 +305,7 @@ def size(count: float) -> str:
 
 
 def as_csv(report: Report) -> str:
-    """Without a total. A spreadsheet takes no cell for a formula."""
+    """CSV without a total, in which a spreadsheet takes no cell for a formula."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*report.by, *NUMBERS])
@@ -345,7 +346,7 @@ def columns(text: str) -> tuple[str, ...]:
 
 def day(text: str) -> str:
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII) or not is_day(text):
-        raise argparse.ArgumentTypeError("it is no day; write it as 2026-11-30")
+        raise argparse.ArgumentTypeError("it is not a valid day; write it as 2026-11-30")
     return text
 
 
@@ -380,11 +381,11 @@ def main() -> int:
         notes = count(arguments.files, report)
         status = 1 if notes else 0
         if not report.read:
-            raise Problem("there is no line of an access log: the gate writes one with --set ollama_access_log=PATH")
+            raise UsageError("there is no line of an access log: the gate writes one with --set ollama_access_log=PATH")
         if not report.rows:
-            raise Problem("no request is of that key and of those days: leave out --key, --since or --until to see all")
-    except Problem as problem:
-        say(str(problem))
+            raise UsageError("no request has that key and those days: leave out --key, --since or --until to see all")
+    except UsageError as error:
+        say(str(error))
         status = 1
     except KeyboardInterrupt:
         return 130
@@ -407,5 +408,5 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     if sys.platform != "win32":
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Whoever reads a table may stop in the middle.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # As in a pipe to head.
     sys.exit(main())

@@ -1,7 +1,8 @@
-"""What those see who look at flows, in mitmweb, mitmproxy or a file of flows: whose request it is, how it went, and an
-answer while it streams. Old flows are dropped, refused ones are not sent again, commands filter the list.
+"""Label flows for mitmweb, mitmproxy and files of flows, show answers while they stream, and bound what is kept.
 
-An addon inside the gate: mitmproxy calls its hooks before those of its own viewers. Nothing here decides or delays.
+A flow says whose request it is and how it went. Old flows are dropped, refused ones are not replayed, and commands
+filter the list. This is an addon inside the gateway's own: mitmproxy calls its hooks before those of its viewers.
+Nothing here decides about a request or delays one.
 """
 
 import asyncio
@@ -26,23 +27,23 @@ from ..telemetry.figures import completion, current_model, stream_speed
 from .contentview import ConversationView
 
 TICK = 0.5
-"""Seconds between two looks at running answers, at least."""
+"""Minimum seconds between two rounds of showing running answers."""
 COPIED = 512 * 1024
-"""Bytes of one answer that are copied in a second to be shown, at most: a long one is shown less often."""
+"""Maximum bytes per second that are copied to show one answer: a long one is shown less often."""
 SHARE = 10
-"""Showing answers takes at most one part in so many of the time."""
+"""Showing answers takes at most one part in SHARE of the time."""
 MAX_HELD = 256 * 1024 * 1024
-"""Bytes of the bodies of flows that have ended; beyond it the oldest are dropped, however few they are."""
+"""Bytes of the bodies of ended flows; beyond it the oldest are dropped, however few there are."""
 RUNNING, REFUSED, FAILED, DONE = ":arrow_forward:", ":heavy_multiplication_x:", ":warning:", ""
-"""Markers of flows, of those that old fonts and terminals have."""
+"""Markers of flows, chosen among those that old fonts and terminals have."""
 MARKS = {Outcome.ANSWERED: DONE, Outcome.REFUSED: REFUSED}
-"""By how a request ended; FAILED for all others."""
+"""By outcome; FAILED for the others."""
 COLUMNS: list[str] = ["path", "status", "comment", "time"]
-"""Of mitmweb's list, where the user has chosen none; more leave no room for the comment."""
+"""Columns of mitmweb's list, unless the user chose some; more would leave no room for the comment."""
 
 
 class LiveBody:
-    """A request at work, and what has come of its answer."""
+    """A running request, and its answer as far as it has come."""
 
     def __init__(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
         self.exchange = exchange
@@ -65,25 +66,25 @@ class LiveBody:
 
     @property
     def grown(self) -> bool:
-        """More has come than is shown."""
+        """Whether more has come than is shown."""
         return self._copy is not None and not self._copy.truncated and len(self._copy.data) > self._shown
 
     def show(self, now: float) -> None:
-        """Let viewers see what has come. A stream sends what it is given, whatever the content of its message is."""
+        """Show what has come, or nothing once the copy is truncated. Showing never changes what is sent."""
         if self.flow.response and self._copy:
             self.flow.response.raw_content = None if self._copy.truncated else bytes(self._copy.data)
             self._shown = len(self._copy.data)
             self.due = now + max(TICK, self._shown / COPIED)
 
     def label(self, mark: str) -> None:
-        """Say in the flow whose it is and how it goes, unless the user has written something else there."""
+        """Label the flow; a comment or marker that the user set stays."""
         flow, exchange = self.flow, self.exchange
-        told = {
+        labels = {
             "ollama_model": current_model(exchange),
             "ollama_speed": stream_speed(exchange),
             "ollama_failure": exchange.reason,
         }
-        flow.metadata.update({name: value for name, value in told.items() if value is not None})
+        flow.metadata.update({name: value for name, value in labels.items() if value is not None})
         if flow.comment == self.comment:
             flow.comment = self.comment = comment(exchange)
         if flow.marked in (RUNNING, REFUSED, FAILED, DONE):
@@ -91,14 +92,14 @@ class LiveBody:
 
 
 def comment(exchange: Exchange) -> str:
-    """The line about a request in the list of flows."""
+    """The comment of a flow: key, model, tokens, speed and reason, as far as known."""
     rate = stream_speed(exchange)
     words = [exchange.key, current_model(exchange), tokens(exchange), f"{rate}/s" if rate else None, exchange.reason]
     return " · ".join(filter(None, words))
 
 
 def tokens(exchange: Exchange) -> str | None:
-    """`5 + 20 tokens`: of the prompt and of the answer, as far as they are known; `~20 tokens` by what has passed."""
+    """`5 + 20 tokens` for prompt and answer, as far as known; `~20 tokens` while it streams."""
     used = exchange.used
     if used is None:
         return f"~{exchange.tokens} tokens" if exchange.tokens else None
@@ -108,7 +109,7 @@ def tokens(exchange: Exchange) -> str | None:
 
 
 def label_refused(flow: http.HTTPFlow, exchange: Exchange, reason: str) -> None:
-    """Say in a refused flow why it went nowhere."""
+    """Label a refused flow with the reason."""
     flow.comment = " · ".join(filter(None, [f"refused: {reason}", exchange.key]))
     flow.marked = REFUSED
     flow.metadata["ollama_reason"] = reason
@@ -119,7 +120,7 @@ def label_refused(flow: http.HTTPFlow, exchange: Exchange, reason: str) -> None:
 
 
 class FlowViews:
-    """One for a gate."""
+    """The addon that labels flows; one per gateway."""
 
     name = "ollama_viewing"
 
@@ -129,36 +130,36 @@ class FlowViews:
         self.live: dict[str, LiveBody] = {}
         """By the id of the flow."""
         self.seen: OrderedDict[str, int] = OrderedDict()
-        """By the ids of flows, in the order in which they came: the bytes of their bodies, once they have ended."""
+        """The bytes of the bodies of ended flows (0 before) by flow id, oldest first."""
         self.held = 0
-        """Bytes of all of them."""
+        """The sum of `seen`."""
 
-    # For the desk.
+    # Called by the lifecycle.
 
     def watched(self) -> bool:
-        """Somebody looks at flows: mitmweb, mitmproxy, or a file of flows."""
+        """Whether flows are looked at: in mitmweb, in mitmproxy or in a file of flows."""
         options = self.options
         return ctx.master.addons.get("view") is not None or bool(options.save_stream_file or options.hardump)
 
     def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
-        """A request goes upstream."""
+        """Label a request that goes upstream."""
         self.live[flow.id] = live = LiveBody(exchange, flow)
         flow.metadata["ollama_key"] = exchange.key
         flow.metadata["ollama_id"] = exchange.id
         live.label(RUNNING)
 
     def response_started(self, exchange: Exchange, flow: http.HTTPFlow) -> Callable[[bytes], bytes]:
-        """What is to be done with each chunk of its answer."""
+        """The function for `flow.response.stream`."""
         live = self.live.get(flow.id)
         return live.keep(exchange.response_chunk) if live else exchange.response_chunk
 
     def end(self, exchange: Exchange) -> None:
-        """It is over; where mitmproxy has told nobody yet, viewers are told."""
+        """Label a request that has ended, and update viewers if mitmproxy has not called the end hooks."""
         for live in [live for live in self.live.values() if live.exchange is exchange]:
             self._end(live.flow)
             ctx.master.addons.trigger(UpdateHook([live.flow]))
 
-    # What mitmproxy calls.
+    # Called by mitmproxy.
 
     def load(self, loader: Loader) -> None:
         contentviews.add(ConversationView())
@@ -173,7 +174,7 @@ class FlowViews:
         asyncio_utils.create_task(self.show(), name="gate viewing", keep_ref=True)
 
     async def show(self) -> None:
-        """Show answers while they come, at a bounded rate and cost."""
+        """Show answers while they come, at a bounded rate and cost, until cancelled."""
         while True:
             started = time.monotonic()
             for live in [live for live in self.live.values() if live.grown and live.due <= started]:
@@ -185,7 +186,7 @@ class FlowViews:
             await asyncio.sleep(max(TICK, SHARE * (time.monotonic() - started)))
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
-        """A new flow, or an old one that an operator has sent again."""
+        """Make room for a new flow; do not replay a refused one."""
         if flow.is_replay != "request":
             self._drop_old(flow)
         elif "ollama_reason" in flow.metadata:
@@ -193,7 +194,7 @@ class FlowViews:
             flow.response = http.Response.make(refusal.status, refusal.body, http.Headers(refusal.fields))
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        """The answer to what an operator has sent again streams as any other."""
+        """Stream and label the answer to a replayed request like any other."""
         if flow.is_replay != "request" or not flow.response or "ollama_reason" in flow.metadata:
             return
         request, get = flow.request, flow.response.headers.get
@@ -213,14 +214,14 @@ class FlowViews:
         self._end(flow)
 
     def _end(self, flow: http.HTTPFlow) -> None:
-        """Before any viewer or file is told of the end: the whole answer, and how it went."""
+        """Label a flow before viewers and files get its end."""
         live = self.live.pop(flow.id, None)
         if live:
             exchange = live.exchange
             if exchange.usage:
                 exchange.used = exchange.usage.finish(clean=exchange.reason is None)
             live.show(0)
-            # Who sends it again sends what was kept of it; and nothing else is to be kept.
+            # A replay sends the content; it would not be used while a stream function is set.
             flow.request.stream = False
             if flow.response:
                 flow.response.stream = False
@@ -230,7 +231,7 @@ class FlowViews:
             live.label(FAILED if flow.error else MARKS.get(exchange.outcome, FAILED))
 
     def _drop_old(self, new: http.HTTPFlow) -> None:
-        """Make room for a flow. Those at work stay."""
+        """Remove the oldest flows until there is room for another; running ones stay."""
         view = ctx.master.addons.get("view")
         if view is None:
             return
@@ -249,7 +250,7 @@ class FlowViews:
         self.seen[new.id] = 0
 
     def _weigh(self, flow: http.HTTPFlow) -> None:
-        """Note how much is held of a flow that has ended."""
+        """Count the bytes held by a flow that has ended."""
         if flow.id in self.seen:
             size = sum(len(message.raw_content or b"") for message in (flow.request, flow.response) if message)
             self.held += size - self.seen[flow.id]
@@ -281,12 +282,12 @@ class FlowViews:
 
 
 def escaped(name: str) -> str:
-    """A regular expression for exactly that name. Raises CommandError where nothing can have it."""
+    """A regular expression for exactly that name. Raises CommandError for a name that nothing can have."""
     if not name or not name.isprintable():
-        raise exceptions.CommandError("that is not a name")
+        raise exceptions.CommandError("that is not a valid name")
     return re.escape(name)
 
 
 def quoted(expression: str) -> str:
-    """A regular expression in a filter expression of mitmproxy."""
+    """Quote a regular expression for a filter expression of mitmproxy."""
     return '"' + expression.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -12,6 +12,7 @@ from typing import Any
 from mitmproxy import version
 
 from .. import __version__
+from ..errors import OllamaAuthError
 from ..exchange import Exchange, Outcome
 from .figures import answering_model, key_of, used_by
 from .history import BoundedLabels
@@ -27,7 +28,7 @@ _INTER_TOKEN = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0
 _STATUSES = frozenset(map(int, HTTPStatus))
 
 
-class MetricsError(ValueError):
+class MetricsError(OllamaAuthError):
     """A library is missing: one line with the remedy."""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import __version__
+from ..errors import OllamaAuthError
 from ..exchange import Exchange
 from . import workers
 from .history import History, in_flight
@@ -31,7 +32,7 @@ PUBLISH_SECONDS = 1.0
 """Between two states published for the other workers on the port."""
 
 
-class ListenError(ValueError):
+class ListenError(OllamaAuthError):
     """An address that can't be listened on, or a missing library: one line with the remedy."""
 
 
