@@ -1,9 +1,8 @@
 """Write lines to a file or to standard output from a thread, so that a slow pipe or a full disk costs log lines, never
 a request.
 
-The standard library's QueueHandler with a QueueListener would save some lines here, but takes seven times as long for
-each line on the event loop (26 against 185 microseconds in one measurement) and writes, and wakes the thread, for each
-line by itself. It also neither bounds what waits nor reports how many lines were lost.
+logging's QueueHandler and QueueListener take seven times as long per line on the event loop (measured: 185 against 26
+microseconds), wake the thread for each line, and neither bound what waits nor report how many lines were lost.
 """
 
 import logging
@@ -179,10 +178,7 @@ class LineWriter:
         if self._path is None:
             return None
         if self._private:
-            # Readable by its owner alone from the start, also where it exists with another mode.
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            if hasattr(os, "fchmod"):
-                os.fchmod(descriptor, 0o600)
-            os.close(descriptor)
+            self._path.touch(0o600)  # A new file is readable by its owner alone from the start,
+            self._path.chmod(0o600)  # and so is one that existed with another mode.
         # Unbuffered: data that a full disk refuses must not wait in a buffer to fail again.
         return self._path.open("ab", buffering=0)
