@@ -17,7 +17,6 @@ from .ollama_api.routes import Dialect, Route
 from .ollama_api.usage import Usage, UsageReader
 
 
-
 class Outcome(StrEnum):
     """How a request ended. Log, metrics, status page and `scripts/usage` all count by it."""
 

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h2.events
 import pytest
@@ -30,6 +30,7 @@ from ollama_auth.exchange import Exchange
 from ollama_auth.mitmweb import flows as viewing
 from ollama_auth.mitmweb.flows import FAILED, REFUSED, RUNNING, TICK, LiveBody
 from ollama_auth.ollama_api.usage import Usage
+from ollama_auth.runtime import ActiveConfig
 from tests.e2e.test_gate import IN_BASIC, WRONG, assert_no_secret, send_secrets
 from tests.harness.edges import H2, certificate
 from tests.harness.mitmweb import Mitmweb
@@ -102,6 +103,15 @@ def test_a_refused_flow_says_why(web: Mitmweb, upstream: Upstream) -> None:
     assert re.fullmatch("refused: unknown · unknown:[0-9a-f]+", web.flow("/api/chat", "unknown")["comment"])
     assert web.flow("/api/chat", "missing")["comment"] == "refused: missing"
     assert {flow["marked"] for flow in web.flows()} == {"✖"}
+
+
+def test_a_flow_that_broke_a_rule_after_its_admission_is_refused() -> None:
+    live = LiveBody(Exchange("client", status=413, reason="body too large", admitted=True), tflow.tflow(resp=True))
+    views = viewing.FlowViews(cast(ActiveConfig, None), None)
+    views.live[live.flow.id] = live
+    views.response(live.flow)
+    assert live.flow.marked == REFUSED
+    assert live.flow.metadata["ollama_reason"] == "body too large", "it is not replayed without its body"
 
 
 def test_a_flow_that_failed_says_how(web: Mitmweb, upstream: Upstream) -> None:

@@ -43,7 +43,7 @@ def test_an_admission_is_made_in_no_other_way() -> None:
         ("ollama_auth/http/responses.py", "replace"),
         ("ollama_auth/runtime.py", "replace"),
         ("ollama_auth/settings.py", "getattr"),
-        ("ollama_auth/telemetry/access_log.py", "getattr"),
+        ("ollama_auth/option_table.py", "getattr"),
         ("ollama_auth/proxy/option_cache.py", "getattr"),
     }
     renamed = [alias.asname for _, node in nodes() if isinstance(node, ast.ImportFrom) for alias in node.names]
