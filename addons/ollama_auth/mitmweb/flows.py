@@ -284,7 +284,7 @@ class FlowViews:
 def escaped(name: str) -> str:
     """A regular expression for exactly that name. Raises CommandError for a name that nothing can have."""
     if not name or not name.isprintable():
-        raise exceptions.CommandError("that is not a valid name")
+        raise exceptions.CommandError("that is not a name of a key or a model")
     return re.escape(name)
 
 
