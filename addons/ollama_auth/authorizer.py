@@ -23,8 +23,8 @@ from .http import cors, responses
 from .http.head import Fields, Head, values
 from .http.request_rules import METHODS, check_request, origin_form
 from .http.responses import retry_after, unauthorized
-from .ollama_api import include_usage, models
-from .ollama_api.models import Asked
+from .ollama_api import include_usage
+from .ollama_api.request_models import Asked, BodyError
 from .ollama_api.routes import Dialect, Route, route
 from .settings import Settings
 
@@ -137,8 +137,8 @@ class Authorizer:
         if len(types) > 1:
             raise RefusedError("malformed body", 400, "the request has more than one Content-Type")
         try:
-            return models.asked(found, request.target.partition(b"?")[2], types[0] if types else b"", body)
-        except models.BodyError as error:
+            return found.asked(request.target.partition(b"?")[2], types[0] if types else b"", body)
+        except BodyError as error:
             raise RefusedError("malformed body", error.status, error.message) from None
 
     @staticmethod
@@ -194,7 +194,7 @@ class Authorizer:
             raise RefusedError("malformed body", 415, message)
         asks_usage = (
             self.settings.include_usage
-            and found.path in include_usage.PATHS
+            and found.include_usage
             and 0 < head.body <= include_usage.MAX_READ
             and not encoded
         )

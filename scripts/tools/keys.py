@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ollama_auth.auth import keys_file, policy
 from ollama_auth.auth.keys import Key, Principal, Scope
-from ollama_auth.ollama_api import models
+from ollama_auth.ollama_api.model_names import reference
 from ollama_auth.ollama_api.routes import route
 
 if TYPE_CHECKING:
@@ -455,9 +455,9 @@ def what_if(arguments: argparse.Namespace, who: Principal) -> Answer:
     found = route(arguments.method.upper().encode(), arguments.path.encode())
     denial = policy.check_route(who, found, time.time())
     if denial is None and arguments.model is not None:
-        model = models.reference(arguments.model)
+        model = reference(arguments.model)
         if model is None:
-            raise Problem("MODEL is no name of a model: write it as `ollama list` does")
+            raise Problem("MODEL is not a valid name of a model: write it as `ollama list` does")
         denial = policy.check_models(who, [model])
     request = " ".join(filter(None, [arguments.method.upper(), arguments.path, arguments.model]))
     facts = {"name": who.name, "request": request, "class": found.route_class, "allowed": denial is None}
@@ -466,7 +466,7 @@ def what_if(arguments: argparse.Namespace, who: Principal) -> Answer:
         text = f"{who.name}: {request} gets {denial.status} ({denial.reason}): {denial.message}"
         return Answer(facts, text, status=1)
     notes = []
-    if who.models is not None and arguments.model is None and models.takes_model(found):
+    if who.models is not None and arguments.model is None and found.takes_model:
         notes.append(f"its model has to be one of {' '.join(who.models)}; name it as MODEL to see")
     return Answer(facts, f"{who.name}: {request} is let in ({found.route_class})", notes)
 

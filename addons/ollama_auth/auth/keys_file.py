@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..ollama_api.models import check_pattern
+from ..ollama_api.model_names import check_pattern
 from .keys import DEFAULT_SCOPES, Key, Principal, Scope
 
 MAX_FILE = 16 * 1024 * 1024

@@ -8,7 +8,7 @@ from mitmproxy.contentviews import Contentview, Metadata
 from mitmproxy.http import HTTPFlow
 
 from ..ollama_api import conversation
-from ..ollama_api.conversation import Conversation, Kind, Part, size_of
+from ..ollama_api.conversation import Conversation, ConversationFormat, Kind, Part, size_of
 from ..ollama_api.routes import route
 
 MAX_TEXT = 256 * 1024
@@ -117,26 +117,26 @@ class ConversationView(Contentview):
     syntax_highlight = "none"
 
     def prettify(self, data: bytes, metadata: Metadata) -> str:
-        path = path_of(metadata)
+        reader = format_of(metadata)
         if is_request(metadata):
-            return render(conversation.read_request(path, data), data)
-        found = conversation.read_answer(path, content_type_of(metadata), data)
+            return render(conversation.read_request(reader, data), data)
+        found = conversation.read_answer(reader, content_type_of(metadata), data)
         measured = metadata.flow.metadata.get("ollama_speed") if metadata.flow else None
         return render(found, data, measured if isinstance(measured, float) else None)
 
     def render_priority(self, data: bytes, metadata: Metadata) -> float:
-        if not data or not conversation.is_conversation(path_of(metadata)):
+        if not data or not format_of(metadata):
             return -1
         # Ollama takes a request of any content type.
         fits = data.lstrip()[:1] == b"{" if is_request(metadata) else content_type_of(metadata) in _TYPES
         return 2 if fits else -1
 
 
-def path_of(metadata: Metadata) -> bytes:
-    """The decoded path of the request; b"" where there is none."""
+def format_of(metadata: Metadata) -> ConversationFormat | None:
+    """The format of the conversation in a flow, or None where there is none."""
     if not isinstance(metadata.flow, HTTPFlow):
-        return b""
-    return route(metadata.flow.request.data.method, metadata.flow.request.data.path).path
+        return None
+    return route(metadata.flow.request.data.method, metadata.flow.request.data.path).conversation
 
 
 def is_request(metadata: Metadata) -> bool:

@@ -209,7 +209,7 @@ class FlowViews:
         exchange.key, exchange.first_byte = flow.metadata.get("ollama_key"), time.monotonic()
         assert exchange.route
         kinds = get("content-type", ""), get("content-encoding", "")
-        exchange.usage = UsageReader(exchange.route, *kinds, flow.response.status_code)
+        exchange.usage = UsageReader(exchange.route.usage, *kinds, flow.response.status_code)
         self.begin(exchange, flow)
         flow.response.stream = self.response_started(exchange, flow)
 

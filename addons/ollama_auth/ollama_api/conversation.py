@@ -5,14 +5,12 @@ Time and memory are linear in the body, of which no more than MAX_READ is read a
 """
 
 import json
-import re
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import islice
 from typing import Any
 
-from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
+from .sse import Events, Lines, Skip
 
 MAX_READ = 4 * 1024 * 1024
 """Bytes of a body that are read."""
@@ -64,10 +62,9 @@ class Conversation:
     """It was seen to its end."""
 
 
-def read_request(path: bytes, body: bytes) -> Conversation:
-    """What a request asks. `path` is decoded."""
-    draft, reader = Draft(), READERS.get(path)
-    asked = parse(body[:MAX_READ])
+def read_request(reader: "ConversationFormat | None", body: bytes) -> Conversation:
+    """Read a request; `reader` is the route's, and None means that there is no conversation."""
+    draft, asked = Draft(), parse(body[:MAX_READ])
     if reader and asked:
         draft.ended = len(body) <= MAX_READ
         draft.model = name_of(asked.get("model"))
@@ -76,19 +73,14 @@ def read_request(path: bytes, body: bytes) -> Conversation:
     return draft.done()
 
 
-def read_answer(path: bytes, content_type: str, body: bytes) -> Conversation:
-    """What an answer says. `path` is decoded; `content_type` is a header value, "" if there was none."""
-    draft, reader = Draft(), READERS.get(path)
+def read_answer(reader: "ConversationFormat | None", content_type: str, body: bytes) -> Conversation:
+    """Read an answer; `content_type` is a header value, or "" if there was none."""
+    draft = Draft()
     if reader:
         for event in events(content_type, body[:MAX_READ], draft):
             take_error(draft, event)
             reader.answer(draft, event)
     return draft.done()
-
-
-def is_conversation(path: bytes) -> bool:
-    """Whether requests to that decoded path, and their answers, hold one."""
-    return path in READERS
 
 
 # -- Bodies ------------------------------------------------------------------------------------------------------------
@@ -104,33 +96,26 @@ def parse(data: bytes) -> Json | None:
 
 
 def events(content_type: str, body: bytes, draft: "Draft") -> Iterator[Json]:
-    """The objects of a body: all of it, each line, or each event with data (HTML Living Standard, 9.2)."""
+    """Yield the objects of a body: all of it, each line, or the data of each server-sent event that has ended."""
     media_type = content_type.partition(";")[0].strip().lower()
+    found: list[bytes] = []
+
+    def keep(data: bytes, name: bytes = b"") -> None:
+        if data and len(found) < MAX_EVENTS:
+            found.append(data)
+
     if media_type == "text/event-stream":
-        yield from server_sent(body, draft)
+        stream: Lines = Events(keep, Skip, MAX_READ)
     elif media_type != "application/x-ndjson" and (whole := parse(body)) is not None:
         draft.ended = True
         yield whole
+        return
     else:
-        lines = (found[0] for found in re.finditer(rb"[^\n]+", body))
-        yield from filter(None, map(parse, islice(lines, MAX_EVENTS)))
-
-
-def server_sent(body: bytes, draft: "Draft") -> Iterator[Json]:
-    """The data of each event that has ended."""
-    held: list[bytes] = []
-    ended = 0
-    for line in body.split(b"\n"):
-        if line.startswith(b"data:"):
-            held.append(line[5:].strip())
-        elif line in (b"", b"\r") and held:
-            if (ended := ended + 1) > MAX_EVENTS:
-                return
-            data = b"\n".join(held)
-            held.clear()
-            draft.ended |= data == b"[DONE]"
-            if event := parse(data):
-                yield event
+        stream = Lines(keep, Skip, MAX_READ)
+    stream.feed(body)
+    stream.finish()
+    draft.ended = b"[DONE]" in found
+    yield from filter(None, map(parse, found))
 
 
 # -- What was found ----------------------------------------------------------------------------------------------------
@@ -484,20 +469,14 @@ def messages_answer(draft: Draft, event: Json) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class ConversationFormat:
     """How a request and an answer (an event of it, or all) are read."""
 
     request: Callable[[Draft, Json], None]
     answer: Callable[[Draft, Json], None]
 
 
-_NATIVE = Reader(native_request, native_answer)
-_OPENAI = Reader(openai_request, openai_answer)
-READERS = {
-    b"/api/chat": _NATIVE,
-    b"/api/generate": _NATIVE,
-    b"/v1/chat/completions": _OPENAI,
-    b"/v1/completions": _OPENAI,
-    b"/v1/responses": Reader(responses_request, responses_answer),
-    b"/v1/messages": Reader(messages_request, messages_answer),
-}
+OLLAMA: ConversationFormat = ConversationFormat(native_request, native_answer)
+OPENAI: ConversationFormat = ConversationFormat(openai_request, openai_answer)
+RESPONSES: ConversationFormat = ConversationFormat(responses_request, responses_answer)
+MESSAGES: ConversationFormat = ConversationFormat(messages_request, messages_answer)

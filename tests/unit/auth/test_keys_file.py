@@ -216,7 +216,7 @@ def test_a_public_key_that_is_none(line: str, fault: str) -> None:
         ("scopes = [[]]", "scopes number 1 is no scope; the scopes are infer, embed, list, pull"),
         ("models = []", "models is empty"),
         ("models = {}", "models is not a list"),
-        ('models = ["llama3.2", "a b"]', "models number 2 is no name of a model"),
+        ('models = ["llama3.2", "a b"]', "models number 2 is not a valid name of a model"),
         ("models = [7]", "models number 1 is not text; write it in quotes"),
         ("expirs = 1", "there is no field expirs; did you mean expires?"),
         ("rpm = 1", "there is no field rpm; there are name, sha256, "),
