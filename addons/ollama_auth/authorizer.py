@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from .auth import cli_signature, forwarding, policy, redaction
-from .auth.cli_signature import Replays
 from .auth.identity import Identity, identify
 from .auth.keys import Principal
 from .auth.policy import Denial
 from .auth.redaction import KeyLookup
-from .auth.throttle import Throttle
+from .auth.throttle import ReplayCache, Throttle
 from .errors import RefusedError
 from .exchange import Exchange, Refusal, UpstreamRequest, new_id
 from .http import cors, responses
@@ -47,7 +46,7 @@ class AbuseState:
     """What is remembered about credentials between requests, all of it bounded."""
 
     throttle: Throttle
-    replays: Replays
+    replays: ReplayCache
 
 
 @dataclass(slots=True)
@@ -164,14 +163,14 @@ class Authorizer:
         except RefusedError as error:
             if error.reason in GUESSES:
                 throttle.failed(peer.network)
-                if wait := throttle.blocks(peer.network):
+                if wait := throttle.seconds_blocked(peer.network):
                     raise throttled(wait, error.key, suppress_log=True) from None
             raise
         signature = identity.signature
         single_use = request.route.route_class in policy.REPLAY_HURTS
-        if signature and single_use and self.abuse.replays.seen(signature.value, time.monotonic()):
+        if signature and single_use and self.abuse.replays.replayed(signature.value, time.monotonic()):
             raise replayed()
-        if wait := throttle.blocks(peer.network, identity.principal.name):
+        if wait := throttle.seconds_blocked(peer.network, identity.principal.name):
             raise throttled(wait)
         throttle.succeeded(peer.network, identity.principal.name)
         return identity

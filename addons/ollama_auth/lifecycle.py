@@ -16,9 +16,9 @@ from mitmproxy import http
 from mitmproxy.utils import asyncio_utils
 
 from .auth import policy
-from .auth.cli_signature import REPLAY_GRACE
 from .auth.limits import Exceeded, Limiter, StorageUnavailableError
 from .auth.redaction import KeyLookup
+from .auth.throttle import REPLAY_GRACE
 from .authorizer import Authorizer, replayed, shown_method
 from .errors import RefusedError
 from .exchange import Admission, Exchange, Refusal, UpstreamRequest, Verdict, keeping
@@ -187,7 +187,7 @@ class RequestLifecycle:
         """Ask the limits. Raises RefusedError."""
         signature = request.single_use_signature
         try:
-            if signature and await limiter.age(signature, settings.signature_window) > REPLAY_GRACE:
+            if signature and await limiter.signature_age(signature, settings.signature_window) > REPLAY_GRACE:
                 raise replayed()
             granted = await limiter.enter(request.principal, exchange.lease)
         except StorageUnavailableError as error:
