@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from string import ascii_lowercase, ascii_uppercase
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from ..errors import RequestError
@@ -39,14 +39,10 @@ class Asked:
     searches: bool = False
 
 
-class ModelReader(Protocol):
-    """Where the models stand in a request."""
+type ModelReader = Callable[[bytes, bytes, bytes, bytes], Asked]
+"""Reads the models from the decoded path, the query, the Content-Type and the whole decoded body of a request.
 
-    def read(self, path: bytes, query: bytes, content_type: bytes, body: bytes) -> Asked:
-        """Read the models from the decoded path, the query, the Content-Type and the whole decoded body.
-
-        Raises BodyError, also where Ollama would refuse a name.
-        """
+Raises BodyError, also where Ollama would refuse a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +67,7 @@ class JsonModels:
     def __post_init__(self) -> None:
         assert all(len(key) <= MAX_MEMBER for member in self.members for key in member.keys)
 
-    def read(self, path: bytes, query: bytes, content_type: bytes, body: bytes) -> Asked:
-        """See ModelReader."""
+    def __call__(self, path: bytes, query: bytes, content_type: bytes, body: bytes) -> Asked:
         value = _Object.first(body)
         names = [_named(text, member.canonical) for member in self.members if (text := value.one_of(member))]
         # /v1 looks for a cloud model first, under the key `model` in exactly these letters.
@@ -86,20 +81,14 @@ class JsonModels:
         )
 
 
-class FormModel:
-    """The model named in the field `model` of a multipart form."""
-
-    def read(self, path: bytes, query: bytes, content_type: bytes, body: bytes) -> Asked:
-        """See ModelReader."""
-        return Asked((_named(_form_model(query, content_type, body)),))
+def in_form(path: bytes, query: bytes, content_type: bytes, body: bytes) -> Asked:
+    """Read the model named in the field `model` of a multipart form."""
+    return Asked((_named(_form_model(query, content_type, body)),))
 
 
-class PathModel:
-    """The model named in the last segment of the path."""
-
-    def read(self, path: bytes, query: bytes, content_type: bytes, body: bytes) -> Asked:
-        """See ModelReader."""
-        return Asked((_named(path.rpartition(b"/")[2].decode("utf-8", "replace")),))
+def in_path(path: bytes, query: bytes, content_type: bytes, body: bytes) -> Asked:
+    """Read the model named in the last segment of the path."""
+    return Asked((_named(path.rpartition(b"/")[2].decode("utf-8", "replace")),))
 
 
 MODEL: ModelReader = JsonModels((_Member(("model",)),))
@@ -111,8 +100,6 @@ CREATED: ModelReader = JsonModels(
     (_Member(("model", "name"), canonical), _Member(("from",), required=False)), creates=True
 )
 COPIED: ModelReader = JsonModels((_Member(("source",), canonical), _Member(("destination",), canonical)))
-IN_FORM: ModelReader = FormModel()
-IN_PATH: ModelReader = PathModel()
 
 # What else may say what a new model is made of: a Modelfile and a path in older versions, and another server.
 _OTHER_SOURCES = ("modelfile", "path", "remote_host")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from urllib.parse import unquote_to_bytes
 
-from . import conversation, request_models, usage
+from . import conversation_formats, request_models, usage
 from .conversation import ConversationFormat
 from .request_models import Asked, BodyError, ModelReader
 from .usage import NO_USAGE, UsageFormat
@@ -71,7 +71,7 @@ class Route:
         Raises BodyError. All names are valid: what Ollama would refuse as a name is refused here.
         """
         if self.models:
-            return self.models.read(self.path, query, content_type, body)
+            return self.models(self.path, query, content_type, body)
         if self.takes_model:
             raise BodyError(403, "which model this path uses is not known here")
         return Asked()
@@ -123,21 +123,21 @@ _INFER, _EMBED = RouteClass.INFER, RouteClass.EMBED
 # Ollama's API as of 0.33. A path that ends in "*" stands for every path with one segment in its place.
 _ROUTES = {
     **_answering(_INFER, "POST /api/generate /api/chat",
-        models=request_models.MODEL, usage=usage.OLLAMA, conversation=conversation.OLLAMA),
+        models=request_models.MODEL, usage=usage.OLLAMA, conversation=conversation_formats.OLLAMA),
     **_answering(_INFER, "POST /v1/chat/completions /v1/completions",
-        models=request_models.MODEL, usage=usage.OPENAI, conversation=conversation.OPENAI, include_usage=True),
+        models=request_models.MODEL, usage=usage.OPENAI, conversation=conversation_formats.OPENAI, include_usage=True),
     **_answering(_INFER, "POST /v1/responses",
-        models=request_models.MODEL_AND_TOOLS, usage=usage.RESPONSES, conversation=conversation.RESPONSES),
+        models=request_models.MODEL_AND_TOOLS, usage=usage.RESPONSES, conversation=conversation_formats.RESPONSES),
     **_answering(_INFER, "POST /v1/messages",
-        models=request_models.MODEL_AND_TOOLS, usage=usage.MESSAGES, conversation=conversation.MESSAGES),
+        models=request_models.MODEL_AND_TOOLS, usage=usage.MESSAGES, conversation=conversation_formats.MESSAGES),
     **_answering(_INFER, "POST /v1/audio/transcriptions",
-        models=request_models.IN_FORM, usage=NO_USAGE, conversation=None),
+        models=request_models.in_form, usage=NO_USAGE, conversation=None),
     **_answering(_EMBED, "POST /api/embed /api/embeddings",
         models=request_models.MODEL, usage=usage.OLLAMA_EMBEDDING, conversation=None),
     **_answering(_EMBED, "POST /v1/embeddings",
         models=request_models.MODEL, usage=usage.OPENAI_EMBEDDING, conversation=None),
 
-    **_routes(RouteClass.LIST, "GET,HEAD /v1/models/*", request_models.IN_PATH),
+    **_routes(RouteClass.LIST, "GET,HEAD /v1/models/*", request_models.in_path),
     **_routes(RouteClass.LIST, "POST /api/show", request_models.MODEL_OR_NAME),
     **_routes(RouteClass.PULL, "POST /api/pull", request_models.MODEL_OR_NAME),
     **_routes(RouteClass.WRITE, "POST /api/create", request_models.CREATED),

@@ -1,6 +1,6 @@
 """Streams of lines (NDJSON) and of server-sent events (HTML Living Standard, 9.2), split as they come. Pure, total.
 
-Memory is bounded: a line, or the data of an event, longer than `max_size` bytes is not held but passed on in pieces.
+Memory is bounded: a line longer than `max_size` bytes is not held but passed on in pieces.
 Lines end in LF or CRLF. A lone CR, which the standard also takes for a line end, is none here: Ollama writes LF.
 """
 
@@ -11,7 +11,7 @@ from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
 
 
 class Pieces(Protocol):
-    """Takes a line or the data of an event that is too long to be held."""
+    """Takes in pieces a line or the data of an event that is not held."""
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes."""
@@ -20,14 +20,9 @@ class Pieces(Protocol):
         """Note that there are no more."""
 
 
-class Skip:
-    """Pieces that are dropped."""
-
-    def feed(self, data: bytes) -> None:
-        """See Pieces."""
-
-    def end(self) -> None:
-        """See Pieces."""
+class _Skipped:
+    def feed(self, data: bytes) -> None: ...
+    def end(self) -> None: ...
 
 
 class Lines:
@@ -88,9 +83,9 @@ class Lines:
 
 
 class Events(Lines):
-    """Calls `on_event(data, name)` for each server-sent event that has data; lines of data are joined by LF.
+    """Calls `on_event(data, name)` for each server-sent event that has data.
 
-    `on_long` opens what takes the data of an event that is longer than `max_size` bytes, or has such a line. What
+    `on_long` opens what takes data of several lines, which LF joins, or of a line of more than `max_size` bytes. What
     follows the last empty line is not an event.
     """
 
@@ -101,57 +96,36 @@ class Events(Lines):
         self._on_event = on_event
         self._name = b""
         self._data: bytes | None = None
-        self._more = bytearray()  # further lines of data, each behind its line feed
-        self._long_data: Pieces | None = None
+        self._pieces: Pieces | None = None
 
     def finish(self) -> None:
         """End the stream; an event that has not ended is dropped."""
 
     def _line(self, line: bytes) -> None:
         if line.startswith(b"data:"):
-            if self._data is None and not self._long_data:
+            if self._data is None and not self._pieces:
                 self._data = line[5:].strip()
             else:
-                self._add(line[5:].strip())
+                self._extend(line[5:])
         elif line.startswith(b"event:"):
             self._name = line[6:].strip()
         elif line in (b"", b"\r"):
-            name, data = self._name, self._data
-            self._name, self._data = b"", None
-            if self._more or self._long_data:
-                data = self._joined(data or b"")
-            if data:
+            name, data, pieces = self._name, self._data, self._pieces
+            self._name, self._data, self._pieces = b"", None, None
+            if pieces:
+                pieces.end()
+            elif data:
                 self._on_event(data, name)
 
-    def _add(self, data: bytes) -> None:
-        """Take a further line of data."""
-        self._more += b"\n" + data
-        if self._long_data or len(self._data or b"") + len(self._more) > self._max_size:
-            self._pass_on()
-
-    def _pass_on(self) -> Pieces:
-        """Pass on the data of a long event as far as it has come."""
-        if not self._long_data:
-            self._long_data = super()._open(self._data or b"")
-        self._long_data.feed(bytes(self._more))
-        self._more.clear()
-        return self._long_data
-
-    def _joined(self, data: bytes) -> bytes:
-        """End the data of an event of several lines; b"" where it was passed on."""
-        data += self._more
-        self._more.clear()
-        if self._long_data:
-            self._long_data.end()
-            self._long_data, data = None, b""
-        return data
+    def _extend(self, data: bytes) -> Pieces:
+        if not self._pieces:
+            self._pieces = super()._open(self._data or b"")
+        self._pieces.feed(b"\n" + data)
+        return self._pieces
 
     def _open(self, start: bytes) -> Pieces:
-        if not start.startswith(b"data:"):
-            return Skip()  # a comment, or a field that is not read
-        pieces = self._pass_on()
-        pieces.feed(b"\n" + start[5:])
-        return pieces
+        # Anything but data is a comment, or a field that is not read.
+        return self._extend(start[5:]) if start.startswith(b"data:") else _Skipped()
 
     def _end_long(self, pieces: Pieces) -> None:
         """The event goes on to the next empty line."""

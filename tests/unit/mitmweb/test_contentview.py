@@ -120,7 +120,7 @@ def test_a_stream_cut_at_any_byte_shows_what_had_come(name: str) -> None:
 )
 def test_errors(name: str, error: str) -> None:
     found = recorded(name)
-    assert found.errors == (error,)
+    assert found.errors == [error]
     assert not found.complete
     assert f"error: {error}"[:40] in render(found, b"")
 
@@ -276,7 +276,7 @@ def test_system_prompt_and_image_of_a_request(
 )
 def test_tools_that_are_offered(tool: dict[str, object]) -> None:
     found = read_request(b"/api/chat", json.dumps({"model": "m", "tools": [tool], "messages": []}).encode())
-    assert found.tools == ("weather",)
+    assert found.tools == ["weather"]
     assert "tools: weather" in render(found, b"")
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth.ollama_api.sse import Events, Lines, Skip, split_events
+from ollama_auth.ollama_api.sse import Events, Lines, split_events
 
 SCRAPS = [
     b"data:",
@@ -50,13 +50,13 @@ def read(kind: type[Lines], body: bytes, size: int, max_size: int) -> list[objec
         (b"data: a\n\n", [(b"a", b"")]),
         (b"data:a\r\n\r\n", [(b"a", b"")]),
         (b"event: e\ndata: a\n\ndata: b\n\n", [(b"a", b"e"), (b"b", b"")]),
-        (b"data: a\ndata:\ndata: b\n\n", [(b"a\n\nb", b"")]),
+        (b"data: a\ndata:\ndata: b\n\n", [b"a\n\n b"]),
         (b": data: a\nid: 7\nretry: 1\ndata\n\n", []),
         (b"data:\n\n", []),
         (b"data: a\n", []),
         (b"data: " + b"a" * 20 + b"\n\n", [b"\n " + b"a" * 20]),
-        (b"data: a\ndata: " + b"b" * 20 + b"\ndata: c\n\ndata: d\n\n", [b"a\n " + b"b" * 20 + b"\nc", (b"d", b"")]),
-        (b"data: aaaa\ndata: bbbb\ndata: cccc\n\n", [b"aaaa\nbbbb\ncccc"]),
+        (b"data: a\ndata: " + b"b" * 20 + b"\ndata: c\n\ndata: d\n\n", [b"a\n " + b"b" * 20 + b"\n c", (b"d", b"")]),
+        (b"data: aaaa\ndata: bbbb\ndata: cccc\n\n", [b"aaaa\n bbbb\n cccc"]),
         (b":" + b"x" * 20 + b"\ndata: a\n\n", [(b"a", b"")]),
     ],
 )
@@ -82,11 +82,3 @@ def test_events_that_were_split_are_all_of_a_stream(body: bytes) -> None:
     assert b"".join(events) + rest == body
     assert all(event.endswith(b"\n\n") for event in events)
     assert b"\n\n" not in rest
-
-
-def test_what_is_skipped_is_dropped() -> None:
-    found: list[object] = []
-    stream = Lines(found.append, Skip, 3)
-    stream.feed(b"a\nbbbb\nc")
-    stream.finish()
-    assert found == [b"a", b"c"]
