@@ -11,20 +11,19 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from .auth import cli_signature, forwarding, policy, redaction
-from .auth.cli_signature import Replays
 from .auth.identity import Identity, identify
 from .auth.keys import Principal
 from .auth.policy import Denial
 from .auth.redaction import KeyLookup
-from .auth.throttle import Throttle
+from .auth.throttle import ReplayCache, Throttle
 from .errors import RefusedError
 from .exchange import Exchange, Refusal, UpstreamRequest, new_id
 from .http import cors, responses
 from .http.head import Fields, Head, values
 from .http.request_rules import METHODS, check_request, origin_form
 from .http.responses import retry_after, unauthorized
-from .ollama_api import include_usage, models
-from .ollama_api.models import Asked
+from .ollama_api import include_usage
+from .ollama_api.request_models import Asked, BodyError
 from .ollama_api.routes import Dialect, Route, route
 from .settings import Settings
 
@@ -47,7 +46,7 @@ class AbuseState:
     """What is remembered about credentials between requests, all of it bounded."""
 
     throttle: Throttle
-    replays: Replays
+    replays: ReplayCache
 
 
 @dataclass(slots=True)
@@ -137,8 +136,8 @@ class Authorizer:
         if len(types) > 1:
             raise RefusedError("malformed body", 400, "the request has more than one Content-Type")
         try:
-            return models.asked(found, request.target.partition(b"?")[2], types[0] if types else b"", body)
-        except models.BodyError as error:
+            return found.asked(request.target.partition(b"?")[2], types[0] if types else b"", body)
+        except BodyError as error:
             raise RefusedError("malformed body", error.status, error.message) from None
 
     @staticmethod
@@ -164,14 +163,14 @@ class Authorizer:
         except RefusedError as error:
             if error.reason in GUESSES:
                 throttle.failed(peer.network)
-                if wait := throttle.blocks(peer.network):
+                if wait := throttle.seconds_blocked(peer.network):
                     raise throttled(wait, error.key, suppress_log=True) from None
             raise
         signature = identity.signature
         single_use = request.route.route_class in policy.REPLAY_HURTS
-        if signature and single_use and self.abuse.replays.seen(signature.value, time.monotonic()):
+        if signature and single_use and self.abuse.replays.replayed(signature.value, time.monotonic()):
             raise replayed()
-        if wait := throttle.blocks(peer.network, identity.principal.name):
+        if wait := throttle.seconds_blocked(peer.network, identity.principal.name):
             raise throttled(wait)
         throttle.succeeded(peer.network, identity.principal.name)
         return identity
@@ -194,7 +193,7 @@ class Authorizer:
             raise RefusedError("malformed body", 415, message)
         asks_usage = (
             self.settings.include_usage
-            and found.path in include_usage.PATHS
+            and found.include_usage
             and 0 < head.body <= include_usage.MAX_READ
             and not encoded
         )

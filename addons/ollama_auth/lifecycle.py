@@ -16,9 +16,9 @@ from mitmproxy import http
 from mitmproxy.utils import asyncio_utils
 
 from .auth import policy
-from .auth.cli_signature import REPLAY_GRACE
 from .auth.limits import Exceeded, Limiter, StorageUnavailableError
 from .auth.redaction import KeyLookup
+from .auth.throttle import REPLAY_GRACE
 from .authorizer import Authorizer, replayed, shown_method
 from .bounded_copy import Recording, keeping
 from .errors import RefusedError
@@ -27,8 +27,9 @@ from .http import cors, responses
 from .http.head import Bounds, Fields, Head, HeadError
 from .http.responses import Answer, retry_after
 from .mitmweb.flows import FlowViews
-from .ollama_api import include_usage, models
+from .ollama_api import include_usage, listings
 from .ollama_api.include_usage import UsageHider
+from .ollama_api.request_models import BodyError
 from .ollama_api.routes import Dialect, RouteClass
 from .ollama_api.usage import UsageReader
 from .proxy.connections import ClientConnection, Connections
@@ -186,7 +187,7 @@ class RequestLifecycle:
         """Ask the limits. Raises RefusedError."""
         signature = request.single_use_signature
         try:
-            if signature and await limiter.age(signature, settings.signature_window) > REPLAY_GRACE:
+            if signature and await limiter.signature_age(signature, settings.signature_window) > REPLAY_GRACE:
                 raise replayed()
             granted = await limiter.enter(request.principal, exchange.lease)
         except StorageUnavailableError as error:
@@ -248,7 +249,7 @@ class RequestLifecycle:
         if exchange.route and exchange.route.route_class in (RouteClass.INFER, RouteClass.EMBED):
             get = flow.response.headers.get
             kinds = get("content-type", ""), get("content-encoding", "")
-            exchange.usage = UsageReader(exchange.route, *kinds, exchange.status)
+            exchange.usage = UsageReader(exchange.route.usage, *kinds, exchange.status)
             exchange.on_token_interval = self.observer.on_token_interval
         passing = self.viewing.response_started(exchange, flow)
         # With a Content-Length, nothing can be taken out.
@@ -264,8 +265,8 @@ class RequestLifecycle:
             return None
         usable = policy.usable(request.principal)
         try:
-            body = models.filter_listing(exchange.route.path, flow.response.raw_content or b"", usable)
-        except models.BodyError as error:
+            body = listings.filter_listing(exchange.route.path, flow.response.raw_content or b"", usable)
+        except BodyError as error:
             exchange.status = None
             return self.failed(exchange, "upstream broken", error.status)
         headers = flow.response.headers

@@ -3,7 +3,6 @@
 mitmproxy shows the help texts with `mitmdump --options`. Readers take (option name, value) and raise SettingsError.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from .errors import OllamaAuthError
 from .http import cors
 from .http.head import Bounds
 from .ollama_api.routes import RouteClass
+from .units import parse_size
 
 
 class SettingsError(OllamaAuthError, ValueError):
@@ -27,9 +27,6 @@ class Options(Protocol):
     def __contains__(self, name: str) -> bool: ...
     def __getattr__(self, name: str) -> Any: ...
 
-
-_SIZE = re.compile(r"([0-9]{1,12})([kmg]?)b?", re.IGNORECASE)
-_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 type Reader = Callable[[str, Any], Any]
 
@@ -88,10 +85,10 @@ def _at_least(least: int, name: str, value: int) -> int:
 
 def size(name: str, text: str) -> int:
     """`"32m"` -> bytes."""
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
+    found = parse_size(text.strip())
+    if found is None:
         raise SettingsError(f"{name}: {text!r} is not a size, such as 64m; the suffixes are k, m and g")
-    return int(match[1]) * _UNITS[match[2].lower()]
+    return found
 
 
 def sizes(name: str, specs: Sequence[str]) -> dict[RouteClass, int]:
@@ -99,7 +96,7 @@ def sizes(name: str, specs: Sequence[str]) -> dict[RouteClass, int]:
     named: dict[str, int] = {}
     for spec in specs:
         route_class, _, text = spec.replace(" ", "").partition("=")
-        if not _SIZE.fullmatch(text) or (route_class != "all" and route_class not in set(RouteClass)):
+        if parse_size(text) is None or (route_class != "all" and route_class not in set(RouteClass)):
             raise SettingsError(
                 f"{name}: {spec!r} is not CLASS=SIZE, such as infer=64m; "
                 "the classes are " + ", ".join([*RouteClass, "all"])

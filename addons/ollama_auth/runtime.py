@@ -17,10 +17,9 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 
 from . import settings
 from .auth import keys_file
-from .auth.cli_signature import Replays
 from .auth.keys import KeyRing
 from .auth.limits import RENEW, Limiter, LimitsError, StorageUnavailableError, limited
-from .auth.throttle import Throttle
+from .auth.throttle import ReplayCache, Throttle
 from .authorizer import AbuseState, Authorizer
 from .settings import Settings, SettingsError
 from .telemetry import workers
@@ -49,7 +48,7 @@ class ActiveConfig:
         self.audit: AuditLog | None = None
         self.observatory = observatory
         self._emit = emit
-        self._abuse = AbuseState(Throttle(), Replays())
+        self._abuse = AbuseState(Throttle(), ReplayCache())
         self._hidden: dict[str, bytes] = {}
         """Digests of keys that were given as an option, by the mask that the option shows now."""
         self._reading = asyncio.Lock()

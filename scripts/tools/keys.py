@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ollama_auth.auth import keys_file, policy
 from ollama_auth.auth.keys import Key, Principal, Scope
-from ollama_auth.ollama_api import models
+from ollama_auth.ollama_api.model_names import reference
 from ollama_auth.ollama_api.routes import route
+from ollama_auth.units import parse_duration
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
@@ -40,9 +41,7 @@ HEADER = (
 PATIENCE = 30
 """Seconds to wait for another writer."""
 MAX_PUBLIC_KEY = 64 * 1024
-DURATION = re.compile(r"([0-9]{1,5})([mhdw])")
 NUMBER = re.compile(r"-?[0-9]{1,18}")
-UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 LIMITS = {"requests_per_minute": "/min", "concurrent_requests": " at once", "tokens_per_day": " tokens/day"}
 OPTIONS_OF_LIMITS = {
     "--rpm": "requests a minute",
@@ -265,12 +264,12 @@ def cut_tail(table: "Table") -> list[Any]:
 
 
 def argument(read: Callable[[str], object]) -> Callable[[str], object]:
-    """A type for argparse out of a function that raises Fault."""
+    """A type for argparse out of a function that raises FieldError."""
 
     def convert(text: str) -> object:
         try:
             return read(text)
-        except keys_file.Fault as fault:
+        except keys_file.FieldError as fault:
             raise argparse.ArgumentTypeError(f"it {fault}") from None
 
     return convert
@@ -279,22 +278,24 @@ def argument(read: Callable[[str], object]) -> Callable[[str], object]:
 def duration(text: str) -> timedelta:
     if text == "0":
         return timedelta()
-    if not (match := DURATION.fullmatch(text)):
-        raise keys_file.Fault("is not a span of time; write it as in 90m, 24h, 30d or 8w")
-    return timedelta(**{UNITS[match[2]]: int(match[1])})
+    if (span := parse_duration(text)) is None:
+        raise keys_file.FieldError("is not a span of time; write it as in 90m, 24h, 30d or 8w")
+    return span
 
 
 def expiry(text: str) -> object:
     """A date, a date and time, or a span from now."""
-    if DURATION.fullmatch(text):
-        value: object = in_future(duration(text))
+    if (span := parse_duration(text)) is not None:
+        value: object = in_future(span)
     else:
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except ValueError:
-            raise keys_file.Fault("is no time; write it as in 30d, 2027-01-01 or 2027-01-01T00:00:00Z") from None
+            raise keys_file.FieldError(
+                "is not a time; write it as in 30d, 2027-01-01 or 2027-01-01T00:00:00Z"
+            ) from None
     if keys_file.instant(value) <= time.time():
-        raise keys_file.Fault("is over already; name a time to come")
+        raise keys_file.FieldError("is over already; name a time to come")
     return value
 
 
@@ -310,8 +311,8 @@ def public_key(text: str) -> str:
             with Path(text).expanduser().open(encoding="utf-8", errors="replace") as file:
                 line = file.read(MAX_PUBLIC_KEY)
         except (OSError, ValueError) as error:
-            why = (isinstance(error, OSError) and error.strerror) or "it is no path"
-            raise keys_file.Fault(f"can't be read ({why}); name a file such as ~/.ollama/id_ed25519.pub") from None
+            why = (isinstance(error, OSError) and error.strerror) or "it is not a path"
+            raise keys_file.FieldError(f"can't be read ({why}); name a file such as ~/.ollama/id_ed25519.pub") from None
     keys_file.ssh_key(line)
     return line.strip()
 
@@ -455,9 +456,9 @@ def what_if(arguments: argparse.Namespace, who: Principal) -> Answer:
     found = route(arguments.method.upper().encode(), arguments.path.encode())
     denial = policy.check_route(who, found, time.time())
     if denial is None and arguments.model is not None:
-        model = models.reference(arguments.model)
+        model = reference(arguments.model)
         if model is None:
-            raise Problem("MODEL is no name of a model: write it as `ollama list` does")
+            raise Problem("MODEL is not a valid name of a model: write it as `ollama list` does")
         denial = policy.check_models(who, [model])
     request = " ".join(filter(None, [arguments.method.upper(), arguments.path, arguments.model]))
     facts = {"name": who.name, "request": request, "class": found.route_class, "allowed": denial is None}
@@ -466,7 +467,7 @@ def what_if(arguments: argparse.Namespace, who: Principal) -> Answer:
         text = f"{who.name}: {request} gets {denial.status} ({denial.reason}): {denial.message}"
         return Answer(facts, text, status=1)
     notes = []
-    if who.models is not None and arguments.model is None and models.takes_model(found):
+    if who.models is not None and arguments.model is None and found.takes_model:
         notes.append(f"its model has to be one of {' '.join(who.models)}; name it as MODEL to see")
     return Answer(facts, f"{who.name}: {request} is let in ({found.route_class})", notes)
 

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ollama_auth.auth import policy
 from ollama_auth.auth.keys import Principal, Scope
-from ollama_auth.ollama_api import models
-from ollama_auth.ollama_api.routes import _TABLE, RouteClass
+from ollama_auth.ollama_api.request_models import JsonModels
+from ollama_auth.ollama_api.routes import _ROUTES, RouteClass
 from ollama_auth.ollama_api.routes import route as route_of
 from tests.harness.certificates import make_certificate
 from tests.harness.support import BEARER, KEY, Gate, Upstream, Wire, ask, chat, head, wait_until
@@ -111,14 +111,8 @@ def test_an_expired_key(named: Gate, upstream: Upstream) -> None:
 
 def requests() -> Iterator[tuple[str, str, RouteClass]]:
     """One request of each line of the table of routes, and one that is in none."""
-    for route_class, row in _TABLE.items():
-        methods: list[str] = []
-        for word in row.split():
-            if not word.startswith("/"):
-                methods = word.split(",")
-                continue
-            for method in methods:
-                yield method, word.replace("*", "x"), route_class
+    for (method, path), found in _ROUTES.items():
+        yield method.decode(), path.decode().replace("*", "x"), found.route_class
     yield "GET", "/nowhere", RouteClass.UNKNOWN
 
 
@@ -194,7 +188,8 @@ def test_a_model_that_is_not(named: Gate, upstream: Upstream, path: str, model: 
 WITH_MODELS = [
     (method, path)
     for method, path, _ in requests()
-    if path.encode() in models._FIELDS and path not in ("/api/create", "/api/copy")
+    if isinstance(route_of(method.encode(), path.encode()).models, JsonModels)
+    and path not in ("/api/create", "/api/copy")
 ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ollama_auth.auth.cli_signature import REPLAY_GRACE
+from ollama_auth.auth.throttle import REPLAY_GRACE
 from tests.e2e.test_named_keys import PUBLIC, bearer, entry, signature
 from tests.harness.support import Gate, Upstream, Wire, ask, chat, free_port, head, wait_until
 

@@ -1,8 +1,7 @@
-"""Header fields -> the one credential of a request, or why there is none. Pure, and total: whatever the bytes are,
-the answer is a secret or a CredentialError.
+"""Read the one credential of a request from its header fields. Pure, and total: any bytes give a secret or an error.
 
-Bearer: RFC 6750 section 2.1. Basic: RFC 7617, the key as the password (what client libraries make of user info in a
-URL). `x-api-key`: what Anthropic's clients send. The name of a scheme has no case (RFC 9110 section 11.1).
+Bearer: RFC 6750 section 2.1. Basic: RFC 7617, with the key as the password, which is how client libraries send user
+info in a URL. `x-api-key`: sent by Anthropic's clients. Names of schemes have no case (RFC 9110 section 11.1).
 """
 
 import base64
@@ -10,10 +9,11 @@ import binascii
 import hmac
 import re
 
-from ..http.head import Fields
+from ..errors import OllamaAuthError
+from ..http.head import Fields, values
 
 MAX_SECRET = 512
-"""Bytes; far above any key, far below what would cost anything."""
+"""Bytes; far more than any key has, far less than would cost anything."""
 MAX_FIELD = 2048
 
 SOURCES = (b"authorization", b"x-api-key")
@@ -22,8 +22,8 @@ SOURCES = (b"authorization", b"x-api-key")
 _VISIBLE = re.compile(rb"[!-~]+")
 
 
-class CredentialError(Exception):
-    """No usable credential; `reason` is one of "missing", "malformed", "duplicate"."""
+class CredentialError(OllamaAuthError):
+    """No usable credential; `reason` is one of "missing", "malformed", "duplicate", or a subclass's own."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -32,9 +32,9 @@ class CredentialError(Exception):
 
 
 def parse(fields: Fields) -> bytes:
-    """The secret that a request presents, as bytes of visible ASCII. Raises CredentialError.
+    """Return the secret that a request presents, as bytes of visible ASCII. Raises CredentialError.
 
-    Some SDKs send the key in both places: that is one credential when both hold the same.
+    Some SDKs send the key in both fields: that is one credential if both hold the same.
     """
     authorization = _single(fields, b"authorization")
     api_key = _single(fields, b"x-api-key")
@@ -51,7 +51,7 @@ def parse(fields: Fields) -> bytes:
 
 
 def _single(fields: Fields, name: bytes) -> bytes | None:
-    found = [value for field, value in fields if field.lower() == name]
+    found = values(fields, name)
     if len(found) > 1:
         raise CredentialError("duplicate", f"the {name.decode()} header was sent more than once")
     return found[0] if found else None
@@ -77,7 +77,7 @@ def _basic(token: bytes) -> bytes:
         raise CredentialError("malformed", "the Basic credential is not base64") from None
     if not colon:
         raise CredentialError("malformed", "the Basic credential is not user:key")
-    del user  # Anyone's name will do: the key alone says who it is.
+    del user  # Any name will do: the key alone identifies the principal.
     return _checked(password)
 
 

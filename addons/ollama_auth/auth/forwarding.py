@@ -4,11 +4,10 @@ Ollama reads no credential, but it copies the headers of requests for cloud mode
 on the list is not forwarded.
 """
 
-import re
 from collections.abc import Collection
 
 from ..errors import OllamaAuthError
-from ..http.head import Fields, connection_options
+from ..http.head import TOKEN, Fields, connection_options
 from .redaction import KeyLookup, is_secret
 
 FORWARDED = frozenset({
@@ -29,7 +28,6 @@ _FRAMING = {"content-length", "transfer-encoding"}
 NEVER = frozenset(_HOP_BY_HOP | _CREDENTIALS | _FRAMING | {"host", "expect"})
 """Fields that an operator cannot add: credentials, hop-by-hop fields, and those that frame a message."""
 
-_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")
 # Present in almost every request, so not worth a word in the log.
 _UNREMARKABLE = frozenset({b"connection", b"host", b"expect"})
 
@@ -42,7 +40,7 @@ def extend(names: Collection[str]) -> frozenset[bytes]:
     """Return the allow-list with the operator's names added, in lower case. Raises HeaderNameError."""
     lowered = {name.strip().lower() for name in names}
     for name in sorted(lowered):
-        if not _NAME.fullmatch(name):
+        if not TOKEN.fullmatch(name.encode("utf-8", "replace")):
             raise HeaderNameError(f"{name!r} is not a valid header name")
         if name in NEVER:
             raise HeaderNameError(f"{name} is never forwarded: it is a credential, or belongs to one connection")

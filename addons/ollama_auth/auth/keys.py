@@ -1,5 +1,6 @@
-"""Who a credential belongs to. Keys are known by their SHA-256 digests only."""
+"""Principals, and the keys that identify them. Of a secret only its SHA-256 digest is kept. Pure."""
 
+import base64
 import hashlib
 import hmac
 import re
@@ -8,20 +9,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ..errors import OllamaAuthError
 from .credentials import MAX_SECRET
 
 _KEY = re.compile(rf"[!-~]{{1,{MAX_SECRET}}}")
 SHORT = 16
 """A key of fewer characters than this is worth a warning."""
-_NOBODY = bytes(32)
+_NO_DIGEST = bytes(32)
+# RFC 8709 section 4: the type, then the 32 bytes of the key, each behind its length in four bytes.
+_SSH_PREFIX = b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20"
+_SSH_BLOB = re.compile(rb"[A-Za-z0-9+/]{68}")
 
 
-class InvalidKeyError(ValueError):
+class InvalidKeyError(OllamaAuthError, ValueError):
     """A key that can't be used; the message says why and what to do, never the key."""
 
 
 class Scope(StrEnum):
-    """What a key may do. `all` is every other one but `account`, which has to be named: it is the operator's own."""
+    """A permission of a key. `all` grants every other one but `account`, the operator's own, which has to be named."""
 
     INFER = "infer"
     EMBED = "embed"
@@ -36,14 +41,14 @@ class Scope(StrEnum):
 
 
 DEFAULT_SCOPES = frozenset({Scope.INFER, Scope.EMBED, Scope.LIST})
-"""What a key in a keys file may do where it names no scopes."""
+"""The scopes of a key in a keys file that names none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Somebody a key was given to, and what they may do: everything, unless something is said.
+    """The holder of a key and its permissions (all by default).
 
-    Models are patterns as they were written, and None is all of them. `expires` is in seconds since 1970.
+    Models are patterns as they were written; None allows all. `expires` is in seconds since 1970.
     """
 
     name: str
@@ -57,8 +62,8 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What somebody shows that they are who they are: the digest of a secret (32 bytes, not shown), or a public key of
-    the stock CLI (32 bytes). A key that was replaced is valid until a time in seconds since 1970."""
+    """A credential of a principal: the digest of a secret (32 bytes, not in its repr), or a public key of the stock CLI
+    (32 bytes). A key that was replaced is valid until a time in seconds since 1970."""
 
     digest: bytes | None = field(repr=False)
     principal: Principal
@@ -66,15 +71,15 @@ class Key:
     until: float | None = None
 
     def owner(self) -> Principal | None:
-        """Who may use it now: its principal, or nobody any more."""
+        """The principal, or None once the key is no longer valid."""
         return self.principal if self.until is None or time.time() < self.until else None
 
 
 class KeyRing:
-    """The keys in force, never changed: a new set is a new ring. Without a key it is false."""
+    """The keys in force. It is immutable, and false without a key."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
-        """Raises InvalidKeyError where two have the same secret: nobody could say whose it is."""
+        """Index the keys. Raises InvalidKeyError where two have the same secret, as it would identify neither."""
         self._by_digest: dict[bytes, Key] = {}
         self._by_ssh: dict[bytes, Key] = {}
         self.principals: dict[str, Principal] = {}
@@ -87,15 +92,17 @@ class KeyRing:
         return len(self._by_digest) + len(self._by_ssh)
 
     def find(self, secret: bytes) -> Principal | None:
-        """Whose secret this is, or None. The time it takes tells nothing: what is looked up and compared is a
-        digest, which nobody can steer byte by byte. Who has expired is still found; a replaced key is not."""
+        """Find the principal of a secret. An expired principal is still found; a replaced key is not.
+
+        The time it takes reveals nothing: a digest is looked up and compared, which can't be guessed byte by byte.
+        """
         digest = hashlib.sha256(secret).digest()
         key = self._by_digest.get(digest)
-        known = hmac.compare_digest((key and key.digest) or _NOBODY, digest)
+        known = hmac.compare_digest((key and key.digest) or _NO_DIGEST, digest)
         return key.owner() if key and known else None
 
     def find_ssh(self, public_key: bytes) -> Principal | None:
-        """Whose public key this is, or None. It is no secret, and proves nothing without a signature."""
+        """Find the principal of a public key, which proves nothing without a signature."""
         key = self._by_ssh.get(public_key)
         return key.owner() if key else None
 
@@ -107,7 +114,7 @@ def _enter(index: dict[bytes, Key], known_by: bytes | None, key: Key) -> None:
 
 
 def digest(secret: str) -> bytes:
-    """The digest of a key that the operator set. Raises InvalidKeyError where the key can't be sent in a header."""
+    """Digest a key that the operator set. Raises InvalidKeyError where the key can't be sent in a header."""
     if not secret.strip():
         raise InvalidKeyError("the key is empty")
     if not _KEY.fullmatch(secret):
@@ -118,5 +125,11 @@ def digest(secret: str) -> bytes:
 
 
 def fingerprint(secret: bytes) -> str:
-    """A short name for a secret nobody has: enough to see that two attempts used the same one, not to recover it."""
+    """A short name for an unknown secret: enough to see that two attempts used the same one, not to recover it."""
     return hashlib.sha256(secret).hexdigest()[:8]
+
+
+def parse_ssh_key(encoded: bytes) -> bytes | None:
+    """The 32 bytes of an Ed25519 public key in base64, as in id_ed25519.pub; None if it is not one."""
+    blob = base64.b64decode(encoded) if _SSH_BLOB.fullmatch(encoded) else b""
+    return blob.removeprefix(_SSH_PREFIX) if blob.startswith(_SSH_PREFIX) else None

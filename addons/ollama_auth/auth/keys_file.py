@@ -1,10 +1,10 @@
-"""The keys file -> keys, or every fault in it at once. Pure, but for `load`, `read` and `stamp`: they look at the file.
+"""The keys file: read and checked as a whole, and every fault in it reported at once.
 
-The file is TOML, with a table [[keys]] for each key. No value of it is ever in a fault: it may be a key that was put in
-the wrong place. Names of keys and fields are, if they look like names.
+The file is TOML, with a table [[keys]] for each key. Faults never quote a value, which may be a key that was put in the
+wrong place; they quote names of keys and fields, if these look like names. `load`, `read` and `stamp` access the file;
+everything else is pure.
 """
 
-import base64
 import os
 import re
 import stat
@@ -15,28 +15,26 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..ollama_api.models import check_pattern
-from .keys import DEFAULT_SCOPES, Key, Principal, Scope
+from ..errors import OllamaAuthError
+from ..ollama_api.model_names import check_pattern
+from .keys import DEFAULT_SCOPES, Key, Principal, Scope, parse_ssh_key
 
 MAX_FILE = 16 * 1024 * 1024
 """Bytes; some 50,000 keys."""
 MAX_LIMIT = 10**15 - 1
 """The greatest integer that a structured header field such as RateLimit can hold (RFC 9651 section 3.3.1)."""
 RESERVED = {"default": "the key that the environment holds", "-": "nobody, in the log"}
-"""Names that nobody in a keys file can have, and what they stand for."""
+"""Names that no key in a keys file can have, and what they stand for."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIGEST = re.compile(r"[0-9A-Fa-f]{64}")
 _FIELD = re.compile(r"[A-Za-z_]{1,24}")
-_YEAR_10000 = 253_402_300_800  # Seconds since 1970, as all times here.
-# RFC 8709 section 4: the type, then the 32 bytes of the key, each behind its length in four bytes.
-_SSH_PREFIX = b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20"
-_SSH_BLOB = re.compile(r"[A-Za-z0-9+/]{68}(?!\S)")  # Both together, in base64.
+_YEAR_10000 = 253_402_300_800  # In seconds since 1970, as all times here.
 _PLAIN_KEY = {"api_key", "apikey", "key", "password", "secret", "token", "value"}
 _DIGEST_WANTED = "store the digest of a key, as `printf %s THE_KEY | sha256sum` prints it, and never the key itself"
 
 
-class KeysFileError(ValueError):
+class KeysFileError(OllamaAuthError, ValueError):
     """A keys file that can't be used: `faults` are all that is wrong with it, a line each, with the remedy."""
 
     def __init__(self, faults: Iterable[str]) -> None:
@@ -44,21 +42,21 @@ class KeysFileError(ValueError):
         super().__init__("\n".join(self.faults))
 
 
-class Fault(ValueError):
-    """What is wrong with a value, in words that go on after the name of its field."""
+class FieldError(OllamaAuthError, ValueError):
+    """A value that can't be used; the message continues a sentence that begins with the name of the field."""
 
 
 # The file.
 
 
 def load(path: str | Path) -> tuple[tuple[Key, ...], tuple[str, ...]]:
-    """(the keys in a file, warnings). Raises KeysFileError."""
+    """Read a file; return (its keys, warnings). Raises KeysFileError."""
     data, mode = read(path)
     keys = parse(data, str(path))
     warnings = []
     if not keys:
         warnings.append(f"{path}: no key is in it; add one with `scripts/keys add NAME`")
-    # 0440 is what Kubernetes and systemd give: one group may read it, and nobody change it.
+    # 0440 is what Kubernetes and systemd set: one group may read the file, and no user may change it.
     if os.name == "posix" and mode & 0o077 and mode & 0o777 != 0o440:
         may = "change" if mode & 0o022 else "read"
         warnings.append(f"{path}: others may {may} it; run `chmod 600` on it")
@@ -66,18 +64,18 @@ def load(path: str | Path) -> tuple[tuple[Key, ...], tuple[str, ...]]:
 
 
 def read(path: str | Path) -> tuple[bytes, int]:
-    """(what is in a keys file, its mode). Raises KeysFileError."""
-    # It happens that a key is put where the path belongs; a key has none of these in it.
+    """Read a file; return (its bytes, its mode). Raises KeysFileError."""
+    # A key may have been set where the path belongs; a key has none of these characters.
     shown = str(path) if set(str(path)) & set("./\\~") else "the keys file"
     file = Path(_expanded(path))
     try:
         mode = file.stat().st_mode
         data = b""
-        if stat.S_ISREG(mode):  # A pipe would keep us waiting.
+        if stat.S_ISREG(mode):  # Opening a pipe would block.
             with file.open("rb") as opened:
                 data = opened.read(MAX_FILE + 1)
     except (OSError, ValueError) as error:
-        why = (isinstance(error, OSError) and error.strerror) or "it is no path"
+        why = (isinstance(error, OSError) and error.strerror) or "it is not a path"
         raise KeysFileError([f"{shown}: can't be read ({why}); name a keys file that this process may read"]) from None
     if not stat.S_ISREG(mode):
         raise KeysFileError([f"{shown}: is not a file; name the file that holds the keys"])
@@ -87,7 +85,7 @@ def read(path: str | Path) -> tuple[bytes, int]:
 
 
 def stamp(path: str | Path) -> tuple[int, ...] | None:
-    """Something that differs once the file at a path was written to or is another; None while there is none."""
+    """A value that changes when the file at a path is written or replaced; None while there is no file."""
     try:
         found = os.stat(_expanded(path))
     except (OSError, ValueError):
@@ -103,14 +101,14 @@ def _expanded(path: str | Path) -> str:
 
 
 def parse(data: bytes, where: str) -> tuple[Key, ...]:
-    """The keys in the bytes of a file, which faults call `where`. Raises KeysFileError.
+    """Parse the bytes of a file, which faults call `where`. Raises KeysFileError.
 
-    A blank file is a fault, since it is most likely one that is just being written; a comment alone is no key.
+    A blank file is a fault, since it is most likely being written just now; a file with only a comment has no keys.
     """
     try:
         document = _document(data)
         tables = _tables(document.pop("keys", []))
-    except Fault as fault:
+    except FieldError as fault:
         raise KeysFileError([f"{where}: {fault}"]) from None
     faults = [f"{where}: {_misplaced(field, value)}" for field, value in document.items()]
     keys: list[Key] = []
@@ -132,18 +130,18 @@ def _document(data: bytes) -> dict[str, Any]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Fault(f"byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
+        raise FieldError(f"byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
     if not text.strip():
-        raise Fault("is empty; add a key with `scripts/keys add NAME`, or a comment to let nobody in")
+        raise FieldError("is empty; add a key with `scripts/keys add NAME`, or a comment to let nobody in")
     try:
         return tomllib.loads(text)
     except RecursionError:
-        raise Fault("its brackets nest too deep; begin each key with a line [[keys]]") from None
+        raise FieldError("its brackets nest too deep; begin each key with a line [[keys]]") from None
     except ValueError as error:
         what, _, place = str(error).rpartition(" (at ")
-        words = re.match(r"[A-Za-z ]*", what)  # What is quoted behind them is out of the file.
+        words = re.match(r"[A-Za-z ]*", what)  # Anything quoted after these words comes from the file.
         why = words[0].strip() if words else ""
-        raise Fault(
+        raise FieldError(
             f"{place.rstrip(')') if what else 'somewhere'}: this is not TOML ({why or 'Invalid value'}); "
             "put text in quotes, and begin each key with a line [[keys]]"
         ) from None
@@ -151,7 +149,7 @@ def _document(data: bytes) -> dict[str, Any]:
 
 def _tables(found: object) -> list[Mapping[str, Any]]:
     if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
-        raise Fault("keys are not given as tables; begin each key with a line [[keys]], in double brackets")
+        raise FieldError("keys are not given as tables; begin each key with a line [[keys]], in double brackets")
     return found
 
 
@@ -170,7 +168,7 @@ def _unknown(field: str, value: object, fields: Collection[str]) -> str:
 
 
 def _values(table: Mapping[str, object]) -> tuple[dict[str, Any], list[str]]:
-    """(what could be read of a key, what could not and why)."""
+    """Read the fields of a key; return (the values by field, the faults)."""
     values: dict[str, Any] = {}
     faults: list[str] = []
     for field, value in table.items():
@@ -179,13 +177,13 @@ def _values(table: Mapping[str, object]) -> tuple[dict[str, Any], list[str]]:
             continue
         try:
             values[field] = FIELDS[field](value)
-        except Fault as fault:
+        except FieldError as fault:
             faults.append(f"{field} {fault}")
     return values, faults
 
 
 def _combination(fields: Iterable[str]) -> Iterator[str]:
-    """What is wrong with the fields of a key taken together."""
+    """Yield the faults in the combination of fields of a key."""
     fields = set(fields)
     if "name" not in fields:
         yield 'has no name; say whom the key is for, as in name = "alice"'
@@ -200,7 +198,7 @@ def _combination(fields: Iterable[str]) -> Iterator[str]:
 
 
 def _taken(values: Mapping[str, Any], number: int, seen: dict[object, int]) -> Iterator[str]:
-    """What keys above have too. `seen` is who had what first, and learns what is new."""
+    """Yield the values that a key above has too. `seen` maps (field, value) to the first key, and is updated."""
     for field in ("name", "sha256", "previous_sha256", "ssh_ed25519"):
         if field in values:
             what = field.removeprefix("previous_"), values[field]
@@ -210,45 +208,46 @@ def _taken(values: Mapping[str, Any], number: int, seen: dict[object, int]) -> I
 
 
 def _keys(values: Mapping[str, Any]) -> Iterator[Key]:
-    """The key of a table without a fault, and the one it replaced."""
+    """Yield the key of a valid table, and the one that it replaced."""
     principal = Principal(**{"scopes": DEFAULT_SCOPES} | {name: values[name] for name in _PRINCIPAL if name in values})
     yield Key(values.get("sha256"), principal, values.get("ssh_ed25519"))
     if "previous_sha256" in values:
         yield Key(values["previous_sha256"], principal, until=values["previous_until"])
 
 
-# What its fields hold. Each takes what TOML made of it and gives what we make of it, or raises Fault.
+# The fields. Each reader takes the value that TOML holds and returns the one that a Key or Principal holds, or raises
+# FieldError.
 
 
 def key_name(value: object) -> str:
-    """Whom a key is for, as logs and limits call them."""
+    """The name of a key, by which logs and limits identify its principal."""
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise Fault("is not 1 to 64 letters, digits, dots, underscores and hyphens in quotes; shorten or spell it so")
+        raise FieldError("is not 1 to 64 letters, digits, dots, underscores and hyphens in quotes; spell it so")
     if value in RESERVED:
-        raise Fault(f"{value} stands for {RESERVED[value]}; choose another")
+        raise FieldError(f"{value} stands for {RESERVED[value]}; choose another")
     if value.startswith("sk-"):
-        raise Fault(f"seems to be a key; say whom the key is for, and {_DIGEST_WANTED}")
+        raise FieldError(f"seems to be a key; say whom the key is for, and {_DIGEST_WANTED}")
     return value
 
 
 def _digest(value: object) -> bytes:
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):
-        raise Fault(f"is not 64 hex digits in quotes; {_DIGEST_WANTED}")
+        raise FieldError(f"is not 64 hex digits in quotes; {_DIGEST_WANTED}")
     return bytes.fromhex(value)
 
 
 def ssh_key(value: object) -> bytes:
-    """The 32 bytes of a public key as OpenSSH writes it, in one line `ssh-ed25519 AAAA... comment`."""
+    """The 32 bytes of a public key in OpenSSH's format, one line `ssh-ed25519 AAAA... comment`."""
     line = value.strip() if isinstance(value, str) else ""
     if "PRIVATE KEY" in line:
-        raise Fault("is a private key, which nobody but its owner may have; take the file beside it that ends in .pub")
+        raise FieldError("is a private key, which only its owner may have; take the file beside it that ends in .pub")
     kind, _, rest = line.partition(" ")
     if kind != "ssh-ed25519" or not rest.strip() or len(line.splitlines()) > 1:
-        raise Fault("is not one line `ssh-ed25519 AAAA... comment`; copy it from ~/.ollama/id_ed25519.pub")
-    blob = base64.b64decode(rest.split()[0]) if _SSH_BLOB.match(rest.lstrip()) else b""
-    if not blob.startswith(_SSH_PREFIX):
-        raise Fault("is not whole; copy the line of the public key again")
-    return blob.removeprefix(_SSH_PREFIX)
+        raise FieldError("is not one line `ssh-ed25519 AAAA... comment`; copy it from ~/.ollama/id_ed25519.pub")
+    key = parse_ssh_key(rest.split()[0].encode("utf-8", "replace"))
+    if key is None:
+        raise FieldError("is not whole; copy the line of the public key again")
+    return key
 
 
 def _scopes(value: object) -> frozenset[Scope]:
@@ -261,7 +260,7 @@ def _scope(value: object) -> Scope:
     except ValueError:
         close = get_close_matches(value.lower()[:64], Scope, n=1) if isinstance(value, str) else []
         hint = f"did you mean {close[0]}?" if close else f"the scopes are {', '.join(Scope)}"
-        raise Fault(f"is no scope; {hint}") from None
+        raise FieldError(f"is not a valid scope; {hint}") from None
 
 
 def _models(value: object) -> tuple[str, ...]:
@@ -269,52 +268,52 @@ def _models(value: object) -> tuple[str, ...]:
 
 
 def model_pattern(value: object) -> str:
-    """The name of a model, or of many."""
+    """A pattern of model names."""
     if not isinstance(value, str):
-        raise Fault("is not text; write it in quotes")
+        raise FieldError("is not text; write it in quotes")
     if fault := check_pattern(value):
-        raise Fault(fault)
+        raise FieldError(fault)
     return value
 
 
 def _each[T](value: object, read: Callable[[object], T]) -> list[T]:
     if not isinstance(value, list):
-        raise Fault('is not a list; write it in brackets, as in ["one", "another"]')
+        raise FieldError('is not a list; write it in brackets, as in ["one", "another"]')
     if not value:
-        raise Fault("is empty; leave it out for the default, or remove the key to let nobody in")
+        raise FieldError("is empty; leave it out for the default, or remove the key to let nobody in")
     found: list[T] = []
     faults: list[str] = []
     for number, item in enumerate(value, 1):
         try:
             found.append(read(item))
-        except Fault as fault:
+        except FieldError as fault:
             faults.append(f"number {number} {fault}")
     if faults:
-        raise Fault("; ".join(faults))
+        raise FieldError("; ".join(faults))
     return found
 
 
 def instant(value: object) -> float:
-    """A time in seconds since 1970. A date without a time is a whole day in UTC, and this is its end."""
+    """A time in seconds since 1970; of a date without a time, the end of that day in UTC."""
     if isinstance(value, datetime):
         if value.tzinfo is None:
-            raise Fault("has no time zone; write Z behind it for UTC, as in 2027-01-01T00:00:00Z")
+            raise FieldError("has no time zone; write Z behind it for UTC, as in 2027-01-01T00:00:00Z")
         seconds = value.timestamp()
     elif isinstance(value, date):
         seconds = datetime.combine(value, time(), UTC).timestamp() + timedelta(days=1).total_seconds()
     else:
-        raise Fault("is not a date; write it without quotes, as in 2027-01-01T00:00:00Z or 2027-01-01")
+        raise FieldError("is not a date; write it without quotes, as in 2027-01-01T00:00:00Z or 2027-01-01")
     if not 0 <= seconds < _YEAR_10000:
-        raise Fault("is before 1970 or after 9999; correct it, or leave it out for no end")
+        raise FieldError("is before 1970 or after 9999; correct it, or leave it out for no end")
     return seconds
 
 
 def limit(value: object) -> int:
-    """How many of something a key may have."""
+    """The amount of a limit."""
     if type(value) is not int:  # bool is an int to Python, and not to TOML.
-        raise Fault("is not a whole number; write it without quotes, as in 60")
+        raise FieldError("is not a whole number; write it without quotes, as in 60")
     if not 1 <= value <= MAX_LIMIT:
-        raise Fault(f"is not from 1 to {MAX_LIMIT}; leave it out for no limit, or remove the key to let nobody in")
+        raise FieldError(f"is not from 1 to {MAX_LIMIT}; leave it out for no limit, or remove the key to let nobody in")
     return value
 
 
@@ -331,5 +330,5 @@ FIELDS: dict[str, Callable[[object], object]] = {
     "previous_sha256": _digest,
     "previous_until": instant,
 }
-"""The fields of a key, and what reads them."""
+"""The fields of a key and their readers."""
 _PRINCIPAL = FIELDS.keys() & Principal.__slots__

@@ -1,7 +1,7 @@
-"""How much a principal may do: requests a minute, concurrent requests, tokens a day.
+"""The limits of principals: requests a minute, concurrent requests, tokens a day.
 
-Counted by the `limits` library, in memory or in a Redis that several gates share. Only principals with a limit come
-here, so that a gate without limits needs neither.
+The `limits` library counts, in memory or in a Redis that several gateways share. Only principals with a limit are
+counted, so a gateway without limits needs neither.
 """
 
 import asyncio
@@ -9,30 +9,33 @@ import contextlib
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
+from ..errors import OllamaAuthError
 from .keys import Principal
 
-AWAY = 1.0
-"""Seconds a shared storage has to answer, before it counts as away."""
+STORAGE_TIMEOUT = 1.0
+"""Seconds a shared storage has to answer, before it counts as unavailable."""
 LEASE = 30.0
-"""Seconds after which a concurrent request of a gate that died no longer counts."""
+"""Seconds after which a concurrent request of a gateway that died no longer counts."""
 RENEW = 2.0
-"""Seconds after which a gate says that its requests still run: so long a Redis that lost its memory counts too few."""
+"""Seconds between two renewals of the leases. After a Redis restart, counts are low for at most this long."""
 HOW_TO_INSTALL = "pip install 'limits[redis]>=5.8'"
 
 
-class LimitsError(ValueError):
+class LimitsError(OllamaAuthError, ValueError):
     """Limits that can't be counted here: one line with the remedy."""
 
 
-class StorageUnavailableError(Exception):
+class StorageUnavailableError(OllamaAuthError):
     """The shared storage does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exceeded:
-    """A limit that is used up: which (as the keys file names it), how much it is, and in how many seconds to retry."""
+    """A limit that is used up: its name in the keys file, its amount, and the seconds after which to retry."""
 
     name: str
     limit: int
@@ -41,31 +44,30 @@ class Exceeded:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """What is left of the requests of this minute: (limit, remaining, seconds until one more). None: not limited."""
+    """The requests left in this minute: (limit, remaining, seconds until one more). None: not limited."""
 
     requests: tuple[int, int, int] | None = None
 
 
 def limited(principal: Principal) -> bool:
-    """A principal who may do only so much."""
+    """Whether a principal has any limit."""
     limits = (principal.requests_per_minute, principal.concurrent_requests, principal.tokens_per_day)
     return limits != (None, None, None)
 
 
 class Limiter:
-    """Counts what principals do, in memory (`url` None) or at `redis://…`, `rediss://…`, `redis+sentinel://…`."""
+    """Counts by principal, in memory (`url` None) or at `redis://…`, `rediss://…`, `redis+sentinel://…`."""
 
     def __init__(self, url: str | None = None) -> None:
-        """Raises LimitsError where the library is missing or the URL is none."""
+        """Open the storage. Raises LimitsError where the library is missing or the URL is not valid."""
         try:
             from limits.aio.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
             from limits.errors import ConfigurationError
             from limits.storage import storage_from_string
         except ImportError as missing:
-            raise LimitsError(f"limits need the library that counts them: {HOW_TO_INSTALL}") from missing
-        options: dict[str, Any] = (
-            {"socket_timeout": AWAY, "socket_connect_timeout": AWAY, "implementation": "redispy"} if url else {}
-        )
+            raise LimitsError(f"limits need the library `limits`: {HOW_TO_INSTALL}") from missing
+        options: dict[str, Any] = {"implementation": "redispy"} if url else {}
+        options |= dict.fromkeys(("socket_timeout", "socket_connect_timeout"), STORAGE_TIMEOUT) if url else {}
         try:
             storage: Any = storage_from_string(f"async+{url or 'memory://'}", **options)
             self._redis = storage.bridge.get_connection() if url else None
@@ -76,14 +78,14 @@ class Limiter:
         self._storage = storage
         self._requests = MovingWindowRateLimiter(self._storage)
         self._tokens = FixedWindowRateLimiter(self._storage)
-        self._leases: Leases = SharedLeases(self._redis) if url else Leases()
+        self._leases = RedisLeases(self._redis) if url else LocalLeases()
 
     async def enter(self, principal: Principal, request_id: str) -> Granted | Exceeded:
         """Take what a request needs, all of it or nothing. Raises StorageUnavailableError.
 
-        A request that was let in must `leave`.
+        A request that was granted must `leave`.
         """
-        async with _answering():
+        async with _storage_errors():
             if principal.tokens_per_day is not None:
                 spent, item = await self._spent(principal, principal.tokens_per_day)
                 if spent >= principal.tokens_per_day:
@@ -95,7 +97,7 @@ class Limiter:
             granted: Granted | Exceeded | None = None
             try:
                 granted = await self._take_request(principal)
-            finally:  # Also where the storage fails here: a lease that is held is renewed for ever.
+            finally:  # Also where the storage fails here: a lease is renewed for as long as it is held.
                 if not isinstance(granted, Granted):
                     await self._leases.give_back(principal.name, request_id)
             return granted
@@ -120,71 +122,70 @@ class Limiter:
         return await self._storage.get(item.key_for(principal.name)), item
 
     async def spend(self, principal: Principal, tokens: int) -> None:
-        """Count tokens that were used; more than were left is counted too. Raises StorageUnavailableError."""
+        """Count tokens that were used, also those beyond the limit. Raises StorageUnavailableError."""
         if principal.tokens_per_day is not None and tokens > 0:
             from limits import RateLimitItemPerDay
 
-            async with _answering():
+            async with _storage_errors():
                 await self._tokens.hit(RateLimitItemPerDay(principal.tokens_per_day), principal.name, cost=tokens)
 
     async def leave(self, principal: Principal, request_id: str) -> None:
-        """A request that was let in has ended. Raises StorageUnavailableError; the lease then ends by itself."""
+        """End a request that was granted. Raises StorageUnavailableError; the lease then expires."""
         if principal.concurrent_requests is not None:
-            async with _answering():
+            async with _storage_errors():
                 await self._leases.give_back(principal.name, request_id)
 
-    async def age(self, signature: bytes, window: float) -> float:
-        """Seconds since that signature, good within `window` of its time, was first used at a gate that shares them.
+    async def signature_age(self, signature: bytes, window: float) -> float:
+        """Return the seconds since a signature was first used at any gateway that shares the storage.
 
-        Raises StorageUnavailableError. By the clock of Redis alone.
+        `window` is how far the time of a valid signature may be from now. By the clock of Redis alone; 0 without one.
+        Raises StorageUnavailableError.
         """
         if self._redis is None:
             return 0.0
-        good = int(2000 * window) + 1000  # From so long before its time to so long after, in ms.
+        good = int(2000 * window) + 1000  # From `window` before the signed time to `window` after it, in ms.
         key = f"ollama_auth:signature:{signature.hex()}"
-        async with _answering(), self._redis.pipeline(transaction=True) as pipe:
+        async with _storage_errors(), self._redis.pipeline(transaction=True) as pipe:
             pipe.set(key, 1, nx=True, px=good)
             pipe.pttl(key)
             return float(good - (await pipe.execute())[1]) / 1000
 
     async def renew(self) -> None:
-        """Say that the requests at work still are, every RENEW seconds. Raises StorageUnavailableError."""
-        async with _answering():
-            await self._leases.renew()
+        """Renew the leases of running requests, every RENEW seconds. Raises StorageUnavailableError."""
+        if isinstance(self._leases, RedisLeases):
+            async with _storage_errors():
+                await self._leases.renew()
 
 
-class Leases:
-    """Requests at work, by principal, in this process."""
+class LocalLeases:
+    """Concurrent requests by principal, in this process."""
 
     def __init__(self) -> None:
         self._held: defaultdict[str, set[str]] = defaultdict(set)
 
     async def take(self, name: str, request_id: str, limit: int) -> bool:
-        """Take one of `limit`, if there is one left."""
+        """Take one of `limit` leases, if there is one left."""
         if len(self._held[name]) >= limit:
             return False
         self._held[name].add(request_id)
         return True
 
     async def give_back(self, name: str, request_id: str) -> None:
-        """Give it back; twice is no harm."""
+        """Give a lease back; it may have been given back before."""
         self._held[name].discard(request_id)
         if not self._held[name]:
             del self._held[name]
 
-    async def renew(self) -> None:
-        """Say that those at work still are."""
 
-
-class SharedLeases(Leases):
-    """The same in Redis: a sorted set a principal, of request ids by when their lease ends."""
+class RedisLeases:
+    """Concurrent requests in Redis: for each principal a sorted set of request ids by the end of their lease."""
 
     def __init__(self, redis: Any) -> None:
-        super().__init__()
         self._redis = redis
+        self._held: set[tuple[str, str]] = set()  # (principal, request id) of this process, to be renewed
 
     async def take(self, name: str, request_id: str, limit: int) -> bool:
-        """Enter first and count then: of two at once for the last place none may get it, but never both."""
+        """Take one of `limit` leases: enter first and count then, so that two at once never both get the last one."""
         now = time.time()
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.zremrangebyscore(self._key(name), "-inf", now)
@@ -195,24 +196,25 @@ class SharedLeases(Leases):
         if count > limit:
             await self._redis.zrem(self._key(name), request_id)
             return False
-        self._held[name].add(request_id)
+        self._held.add((name, request_id))
         return True
 
     async def give_back(self, name: str, request_id: str) -> None:
-        await super().give_back(name, request_id)
+        """Give a lease back; it may have been given back before."""
+        self._held.discard((name, request_id))
         await self._redis.zrem(self._key(name), request_id)
 
     async def renew(self) -> None:
-        renewed = {name: set(held) for name, held in self._held.items()}
+        """Extend the leases that are held."""
+        renewed = set(self._held)
         async with self._redis.pipeline(transaction=False) as pipe:
-            for name, held in renewed.items():
-                pipe.zadd(self._key(name), dict.fromkeys(held, time.time() + LEASE))
+            for name, leases in groupby(sorted(renewed), key=itemgetter(0)):
+                pipe.zadd(self._key(name), dict.fromkeys(map(itemgetter(1), leases), time.time() + LEASE))
                 pipe.expire(self._key(name), int(LEASE * 2))
             await pipe.execute()
-            # What ended meanwhile may have been given back before it was renewed.
-            for name, held in renewed.items():
-                if ended := held - self._held.get(name, set()):
-                    pipe.zrem(self._key(name), *ended)
+            # A lease that was given back meanwhile may have been removed before it was renewed.
+            for name, request_id in renewed - self._held:
+                pipe.zrem(self._key(name), request_id)
             await pipe.execute()
 
     @staticmethod
@@ -221,10 +223,10 @@ class SharedLeases(Leases):
 
 
 @contextlib.asynccontextmanager
-async def _answering() -> Any:
-    """Whatever a storage raises, and its silence, is StorageUnavailableError."""
+async def _storage_errors() -> Any:
+    """Raise StorageUnavailableError for all that a storage raises, and for its silence."""
     try:
-        async with asyncio.timeout(AWAY * 2):
+        async with asyncio.timeout(STORAGE_TIMEOUT * 2):
             yield
     except Exception as fault:
         raise StorageUnavailableError(type(fault).__name__) from fault

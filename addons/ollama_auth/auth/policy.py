@@ -7,7 +7,9 @@ of it goes upstream, and `check_asked` judges what is in it.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ..ollama_api.models import Asked, allowed, is_cloud, is_listing, takes_model
+from ..ollama_api.listings import is_listing
+from ..ollama_api.model_names import allowed, is_cloud
+from ..ollama_api.request_models import Asked
 from ..ollama_api.routes import Route, RouteClass
 from .keys import Principal, Scope
 
@@ -64,7 +66,7 @@ def check_route(principal: Principal, route: Route, now: float) -> Denial | None
 def needs_models(principal: Principal, route: Route) -> bool:
     """Must the body be read, and `check_asked` be asked, before the request is admitted?"""
     scopes = (Scope.CLOUD, Scope.PULL) if route.route_class is RouteClass.WRITE else (Scope.CLOUD,)
-    return takes_model(route) and (principal.models is not None or not all(holds(principal, s) for s in scopes))
+    return route.takes_model and (principal.models is not None or not all(holds(principal, s) for s in scopes))
 
 
 def check_asked(principal: Principal, asked: Asked) -> Denial | None:

@@ -1,7 +1,8 @@
-"""Wrong credentials, counted by network, so that guessing is hopeless and its noise is bounded. Pure; bounded memory.
+"""Guards against abuse of credentials: failed attempts counted by network, and the replay of signatures.
 
-While a network is throttled, a key that was good from there before still is: people behind the same address go on
-working. A key that turns out right only now is not taken, or guessing would merely be slow.
+Pure, with bounded memory. While a network is throttled, principals that have authenticated from it before still may:
+people behind the same address go on working. A key that is right only now is not accepted, or guessing would merely be
+slow.
 """
 
 import time
@@ -12,12 +13,15 @@ from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
 
 WINDOW = 60.0
 """Seconds in which failures are counted, and after the last of which they are forgotten."""
-NETWORKS = 10_000
+MAX_NETWORKS = 10_000
 """Networks, and pairs of network and principal, that are remembered; the oldest are forgotten first."""
+REPLAY_GRACE = 2.0
+"""Seconds in which an equal signed request may be repeated, where a replay would do harm."""
+MAX_SIGNATURES = 10_000
 
 
 class Throttle:
-    """Who has failed too often lately."""
+    """Counts failed attempts to authenticate."""
 
     def __init__(self, most: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self.most = most
@@ -27,35 +31,50 @@ class Throttle:
         self._trusted: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def failed(self, network: str) -> None:
-        """A wrong credential came from there."""
+        """Count a wrong credential from a network."""
         now = self._clock()
         since, count = self._failures.pop(network, (now, 0))
         if now - since > WINDOW:
             since, count = now, 0
         # Once throttled, every further failure starts the window anew.
         self._failures[network] = (now if count >= self.most else since, count + 1)
-        _shorten(self._failures)
+        _drop_oldest(self._failures, MAX_NETWORKS)
 
     def succeeded(self, network: str, principal: str) -> None:
-        """A good credential came from there."""
+        """Remember a principal that authenticated from a network."""
         self._trusted[network, principal] = None
         self._trusted.move_to_end((network, principal))
-        _shorten(self._trusted)
+        _drop_oldest(self._trusted, MAX_NETWORKS)
 
-    def blocks(self, network: str, principal: str | None = None) -> int:
-        """Seconds for which credentials from there are not taken, but for those of a principal seen there; 0: none."""
+    def seconds_blocked(self, network: str, principal: str | None = None) -> int:
+        """Return the seconds until this network may authenticate again; 0 if it is not throttled.
+
+        A principal that has authenticated from it before is exempt.
+        """
         since, count = self._failures.get(network, (0.0, 0))
         left = WINDOW - (self._clock() - since)
-        if (
-            not self.most
-            or count < self.most
-            or left <= 0
-            or (principal is not None and (network, principal) in self._trusted)
-        ):
-            return 0
-        return int(left) + 1
+        throttled = self.most and count >= self.most and left > 0
+        exempt = principal is not None and (network, principal) in self._trusted
+        return int(left) + 1 if throttled and not exempt else 0
 
 
-def _shorten[K, V](remembered: OrderedDict[K, V]) -> None:
-    while len(remembered) > NETWORKS:
+class ReplayCache:
+    """The times at which the latest signatures were first used.
+
+    To push one out before its time takes as many other valid signatures, and so a key of one's own.
+    """
+
+    def __init__(self, max_signatures: int = MAX_SIGNATURES) -> None:
+        self._max = max_signatures
+        self._first_used: OrderedDict[bytes, float] = OrderedDict()
+
+    def replayed(self, signature: bytes, now: float) -> bool:
+        """Whether a verified signature was first used more than REPLAY_GRACE seconds ago, by a monotonic clock."""
+        first = self._first_used.setdefault(signature, now)
+        _drop_oldest(self._first_used, self._max)
+        return not 0 <= now - first <= REPLAY_GRACE
+
+
+def _drop_oldest[K, V](remembered: OrderedDict[K, V], most: int) -> None:
+    while len(remembered) > most:
         remembered.popitem(last=False)

@@ -9,7 +9,7 @@ are cookies, are never allowed. Without origins there is no CORS.
 import re
 from collections.abc import Collection
 
-from .head import Fields, values
+from .head import TOKEN, Fields, values
 from .responses import Answer
 
 ANY, OPAQUE = "*", "null"
@@ -23,8 +23,7 @@ EXPOSED = b"X-Request-Id, Retry-After, RateLimit, RateLimit-Policy"
 # RFC 6454 section 6.2, as a browser writes it: a scheme, a host in lower case, a port that is not the default one.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?")
 _DEFAULT_PORTS = ("http://", "80"), ("https://", "443")
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_NAMES = re.compile(rb"%s(?:[ \t]*,[ \t]*%s)*" % (_TOKEN, _TOKEN))
+_NAMES = re.compile(rb"%s(?:[ \t]*,[ \t]*%s)*" % (TOKEN.pattern, TOKEN.pattern))
 _REQUESTED = {b"access-control-request-method", b"access-control-request-headers", b"origin"}
 
 

@@ -1,14 +1,14 @@
-"""Bytes -> the head of one HTTP/1 request, or why not. Pure; stricter than RFC 9112 obliges a server to be.
+"""Parse the head of an HTTP/1 request, more strictly than RFC 9112 requires of a server. Pure.
 
-What two parsers read differently is how a request is smuggled past one of them, so nothing ambiguous is repaired
-here: it is refused, and the connection closed.
+A request that two parsers read differently can be smuggled past one of them, so nothing ambiguous is repaired: it is
+refused, and the connection closed.
 """
 
 import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
+from ..errors import RequestError
 
 type Fields = tuple[tuple[bytes, bytes], ...]
 """Header fields in their order: (name as sent, value without white space around it)."""
@@ -16,8 +16,8 @@ type Fields = tuple[tuple[bytes, bytes], ...]
 CHUNKED = -1
 """The body length of a chunked request: known when it ends."""
 
-# RFC 9110 section 5.6.2: a token.
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""A token, such as a method or the name of a field (RFC 9110 section 5.6.2)."""
 # RFC 3986: a URI is printable ASCII, and the fragment is never sent.
 _TARGET = re.compile(rb"[!\"$-~]+")
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
@@ -33,7 +33,7 @@ MAX_METHOD = 32
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much of a head is read: all of it (bytes), its fields (count) and the request target (bytes)."""
+    """The largest head that is read: all of it (bytes), its fields (count) and the request target (bytes)."""
 
     head: int = 32 * 1024
     fields: int = 100
@@ -53,13 +53,8 @@ class Head:
     """The client asked for the connection to be closed after this request, or speaks HTTP/1.0."""
 
 
-class HeadError(Exception):
-    """A head that is refused, with the status to refuse it with and a text for the client (never its bytes)."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
+class HeadError(RequestError):
+    """A head that is refused."""
 
 
 class Incoming(Protocol):
@@ -94,9 +89,9 @@ def take_head(buffer: Incoming, bounds: Bounds) -> bytes | None:
 
 
 def bare(data: bytes) -> bool:
-    """Is there a bare LF, a bare CR or a NUL? RFC 9112 section 2.2 lets a parser take the first two for a line end.
+    """Whether there is a bare LF, CR or NUL. RFC 9112 section 2.2 lets parsers take the first two for a line end.
 
-    Counted and not matched: this looks at all of a head again whenever a byte of it comes.
+    Counted and not matched, for speed: all of a head is looked at again whenever a byte of it comes.
     """
     lines = data.count(b"\r\n")
     return data.count(b"\n") != lines or data.count(b"\r") != lines + data.endswith(b"\r") or b"\0" in data
@@ -120,7 +115,7 @@ def parse_head(raw: bytes, bounds: Bounds) -> Head:
 
 
 def check_fields(fields: Fields, target: bytes, bounds: Bounds, *, ended: bool = False) -> None:
-    """Hold an HTTP/2 head, which its own library has parsed, to the same rules. `ended`: no body follows it.
+    """Apply the same rules to an HTTP/2 head, which its own library has parsed. `ended`: no body follows it.
 
     Raises HeadError.
     """
@@ -133,7 +128,7 @@ def check_fields(fields: Fields, target: bytes, bounds: Bounds, *, ended: bool =
     for name, value in fields:
         _check_field(name, value)
     _check_host(fields, required=False)
-    # The length goes on to an HTTP/1 upstream, where it says how much of what follows is body.
+    # The length is forwarded to an HTTP/1 upstream, where it frames the body.
     if _body(fields, b"HTTP/2.0") and ended:
         raise HeadError(400, "the Content-Length announces a body, and there is none")
 
@@ -146,8 +141,8 @@ def _request_line(line: bytes, bounds: Bounds) -> tuple[bytes, bytes, bytes]:
     if not _VERSION.fullmatch(version):
         raise HeadError(400, "the request line does not end in an HTTP version")
     if version not in (b"HTTP/1.1", b"HTTP/1.0"):
-        raise HeadError(505, "this HTTP version is not spoken here: HTTP/1.1, HTTP/1.0, and HTTP/2 over TLS are")
-    if len(method) > MAX_METHOD or not _TOKEN.fullmatch(method):
+        raise HeadError(505, "this HTTP version is not supported: use HTTP/1.1, HTTP/1.0, or HTTP/2 over TLS")
+    if len(method) > MAX_METHOD or not TOKEN.fullmatch(method):
         raise HeadError(400, "the request method is malformed")
     if len(target) > bounds.target:
         raise HeadError(414, f"the request target is longer than {bounds.target} bytes")
@@ -166,8 +161,8 @@ def _field(line: bytes) -> tuple[bytes, bytes]:
 
 
 def _check_field(name: bytes, value: bytes) -> None:
-    # A token can't start with a space, so that this refuses obsolete line folding too, and a space before the colon.
-    if not _TOKEN.fullmatch(name):
+    # A token has no spaces, so this also refuses obsolete line folding and a space before the colon.
+    if not TOKEN.fullmatch(name):
         raise HeadError(400, "a header field has a malformed name")
     if _CONTROL.search(value):
         raise HeadError(400, "a header field has a control character in it")
@@ -184,7 +179,7 @@ def values(fields: Fields, name: bytes) -> list[bytes]:
 
 
 def connection_options(fields: Fields) -> set[bytes]:
-    """What the Connection fields list, in lower case."""
+    """The options that the Connection fields list, in lower case."""
     return {token.strip().lower() for value in values(fields, b"connection") for token in value.split(b",")}
 
 
@@ -197,7 +192,7 @@ def _check_host(fields: Fields, required: bool) -> None:
 
 
 def _body(fields: Fields, version: bytes) -> int:
-    """The length of the body by RFC 9112 section 6.3, less everything there that is allowed but ambiguous."""
+    """The length of the body (RFC 9112 section 6.3), without anything there that is allowed but ambiguous."""
     codings = values(fields, b"transfer-encoding")
     lengths = values(fields, b"content-length")
     if codings and lengths:

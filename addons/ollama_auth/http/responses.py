@@ -1,8 +1,8 @@
-"""What the gate itself answers, in the words of the client's dialect. Pure; knows nothing of mitmproxy, so that it
-still works where that is broken.
+"""Responses of the gateway itself, in the error format of the client's dialect. Pure; independent of mitmproxy, so
+that it still works where mitmproxy fails.
 
-The shapes are those of Ollama (`{"error": "text"}`), OpenAI's error object and Anthropic's. One line of JSON always:
-the `ollama` command line takes an empty 4xx body on a streaming call for success.
+The formats are Ollama's (`{"error": "text"}`), OpenAI's error object and Anthropic's. The body is always one line of
+JSON: the `ollama` command line takes an empty 4xx body on a streaming call for success.
 """
 
 import json
@@ -27,14 +27,14 @@ _ANTHROPIC_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole response of our own: status, header fields (names in lower case), body."""
+    """A whole response: status, header fields (names in lower case), body."""
 
     status: int
     fields: Fields
     body: bytes
 
     def to(self, method: bytes) -> "Answer":
-        """The same to a request of that method: to HEAD without its body."""
+        """The response to a request of that method: without its body to HEAD."""
         return replace(self, body=b"") if method == b"HEAD" else self
 
     @property
@@ -46,7 +46,7 @@ class Answer:
 def error(
     status: int, message: str, dialect: Dialect = Dialect.OLLAMA, *extra: tuple[bytes, bytes], code: str | None = None
 ) -> Answer:
-    """An error as `dialect` words it; `extra` fields are added; `code` is OpenAI's short machine-readable reason."""
+    """An error in the format of `dialect`, with `extra` fields; `code` is OpenAI's short machine-readable reason."""
     body = json.dumps(_shape(status, message, dialect, code), separators=(",", ":")).encode() + b"\n"
     fields = (
         (b"content-type", b"application/json"),
@@ -64,12 +64,12 @@ def unauthorized(message: str, dialect: Dialect, *extra: tuple[bytes, bytes], se
 
 
 def retry_after(seconds: int) -> tuple[bytes, bytes]:
-    """The header field that says when to try again (RFC 9110 section 10.2.3)."""
+    """The Retry-After header field (RFC 9110 section 10.2.3)."""
     return (b"retry-after", b"%d" % seconds)
 
 
 def render(answer: Answer, *, close: bool = True) -> bytes:
-    """The answer as HTTP/1.1; `close` says that it ends its connection."""
+    """Serialize an answer as HTTP/1.1; `close` adds `Connection: close`."""
     lines = [f"HTTP/1.1 {answer.status} {answer.phrase}".encode()]
     lines += [name.title() + b": " + value for name, value in answer.fields]
     lines += [b"Connection: close"] if close else []

@@ -1,4 +1,4 @@
-"""How mitmweb and mitmproxy show a conversation: a Conversation and the body it was read from -> text; and the view."""
+"""The view that shows a request or an answer as a conversation in mitmweb and mitmproxy."""
 
 import json
 import re
@@ -8,31 +8,31 @@ from mitmproxy.contentviews import Contentview, Metadata
 from mitmproxy.http import HTTPFlow
 
 from ..ollama_api import conversation
-from ..ollama_api.conversation import Conversation, Kind, Part, size_of
+from ..ollama_api.conversation import Conversation, ConversationFormat, Kind, Part, size_of
 from ..ollama_api.routes import route
 
 MAX_TEXT = 256 * 1024
-"""Characters of one conversation that are shown."""
+"""Characters of a conversation that are shown."""
 MAX_RAW_LINES = 400
 MAX_RAW_LINE = 400
 """Characters."""
 MAX_INDENTED = 64 * 1024
-"""Bytes of a JSON object that is laid out on many lines: Python takes long for that."""
+"""Bytes of the largest JSON object that is indented: Python takes long for that."""
 WIDTH = 64
-"""Characters of a line of a conversation."""
+"""Characters of the longest line of a conversation."""
 BLANK = "\n \n"
-"""Between two blocks; mitmweb shows no line that has nothing in it."""
+"""Separates two blocks; mitmweb does not show empty lines."""
 _WRAP = re.compile(rf".{{1,{WIDTH}}}(?:\s|$)|.{{1,{WIDTH}}}")
 _TYPES = ("application/json", "application/x-ndjson", "text/event-stream")
 
 
 def render(found: Conversation, body: bytes, speed: float | None = None) -> str:
-    """All that is shown of a body. `speed`: tokens a second as the gate measured them."""
+    """Render a conversation and the body it was read from. `speed`: tokens a second as the gateway measured them."""
     blocks = [facts(found, speed), *(wrapped(f"error: {error}") for error in found.errors)]
     room = MAX_TEXT
     protocol = None
     for part in found.parts:
-        same = part.kind is Kind.MEDIA and part.role == protocol  # It belongs to what was said.
+        same = part.kind is Kind.MEDIA and part.role == protocol  # It belongs to the text above.
         blocks.append(("" if same else title(part) + "\n") + indent(part.text[:room], len(part.text) > room))
         protocol = part.role
         room -= len(part.text)
@@ -43,12 +43,12 @@ def render(found: Conversation, body: bytes, speed: float | None = None) -> str:
         blocks.append(f"({found.left_out} further parts are not shown)")
     if not found.complete and not found.errors:
         blocks.append("(incomplete: this is what has come so far)")
-    # What a model or a user wrote may hold halves of surrogate pairs, which no encoding can send.
+    # Texts may hold lone surrogates, which can't be encoded.
     return BLANK.join([*filter(None, blocks), raw(body)]).encode("utf-8", "backslashreplace").decode()
 
 
 def facts(found: Conversation, speed: float | None) -> str:
-    """The line about model, tokens, speed and end; another about tools."""
+    """The line about model, tokens, speed and finish reason, and one about the tools offered."""
     speed = speed or found.speed
     counts = (("prompt", found.prompt_tokens), ("answer", found.completion_tokens))
     words = [
@@ -62,7 +62,7 @@ def facts(found: Conversation, speed: float | None) -> str:
 
 
 def title(part: Part) -> str:
-    """Who says it, and how; the only lines that are not indented, so no text can look like one."""
+    """The heading of a part. Only headings are not indented, so no text can look like one."""
     match part.kind:
         case Kind.THINKING:
             return f"{part.role}, thinking:"
@@ -74,26 +74,26 @@ def title(part: Part) -> str:
 
 
 def indent(text: str, cut: bool = False) -> str:
-    """Each line two spaces in."""
+    """Indent each line by two spaces."""
     return "\n".join(f"  {line}" for line in wrapped(text).split("\n")) + (" [...]" if cut else "")
 
 
 def wrapped(text: str) -> str:
-    """No line longer than WIDTH; mitmweb wraps none."""
+    """Wrap lines at WIDTH; mitmweb does not wrap them."""
     return "\n".join(piece.rstrip() for line in text.splitlines() or [""] for piece in _WRAP.findall(line) or [""])
 
 
 def raw(body: bytes) -> str:
-    """The body as it was sent, line by line, bounded; one JSON object is laid out."""
+    """The body as it was sent, line by line, bounded; a single JSON object is indented."""
     lines = list(raw_lines(body))
     return "\n".join([f"──── raw, {size_of(len(body))} ────", *lines])
 
 
 def raw_lines(body: bytes) -> Iterator[str]:
-    """The first lines of a body, each of them cut."""
+    """Yield the first lines of a body, each cut to a bound."""
     whole = conversation.parse(body) if len(body) <= MAX_INDENTED else None
     if whole is not None:
-        body = laid_out(whole) or body
+        body = indented_json(whole) or body
     lines = body.split(b"\n", MAX_RAW_LINES)
     for line in lines[:MAX_RAW_LINES]:
         text = line[: 4 * MAX_RAW_LINE].decode("utf-8", "replace").rstrip("\r")[:MAX_RAW_LINE]
@@ -102,8 +102,8 @@ def raw_lines(body: bytes) -> Iterator[str]:
         yield f"[... {size_of(len(lines[-1]))} more]"
 
 
-def laid_out(whole: conversation.Json) -> bytes:
-    """JSON for people; nothing where it can't be."""
+def indented_json(whole: conversation.Json) -> bytes:
+    """Indent JSON; b"" where that is not possible."""
     try:
         return json.dumps(whole, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
     except (ValueError, RecursionError):
@@ -111,39 +111,39 @@ def laid_out(whole: conversation.Json) -> bytes:
 
 
 class ConversationView(Contentview):
-    """Chosen by itself for requests of conversations and their answers."""
+    """The view that mitmproxy selects for requests with a conversation, and for their answers."""
 
     name = "Conversation"
     syntax_highlight = "none"
 
     def prettify(self, data: bytes, metadata: Metadata) -> str:
-        path = path_of(metadata)
+        reader = format_of(metadata)
         if is_request(metadata):
-            return render(conversation.read_request(path, data), data)
-        found = conversation.read_answer(path, content_type_of(metadata), data)
+            return render(conversation.read_request(reader, data), data)
+        found = conversation.read_answer(reader, content_type_of(metadata), data)
         measured = metadata.flow.metadata.get("ollama_speed") if metadata.flow else None
         return render(found, data, measured if isinstance(measured, float) else None)
 
     def render_priority(self, data: bytes, metadata: Metadata) -> float:
-        if not data or not conversation.is_conversation(path_of(metadata)):
+        if not data or not format_of(metadata):
             return -1
-        # Ollama takes a request of any content type.
+        # Ollama accepts requests of any content type.
         fits = data.lstrip()[:1] == b"{" if is_request(metadata) else content_type_of(metadata) in _TYPES
         return 2 if fits else -1
 
 
-def path_of(metadata: Metadata) -> bytes:
-    """The decoded path of the request; b"" where there is none."""
+def format_of(metadata: Metadata) -> ConversationFormat | None:
+    """The format of the conversation in a flow, or None where there is none."""
     if not isinstance(metadata.flow, HTTPFlow):
-        return b""
-    return route(metadata.flow.request.data.method, metadata.flow.request.data.path).path
+        return None
+    return route(metadata.flow.request.data.method, metadata.flow.request.data.path).conversation
 
 
 def is_request(metadata: Metadata) -> bool:
-    """It is the body of a request."""
+    """Whether it is the body of a request."""
     return isinstance(metadata.flow, HTTPFlow) and metadata.http_message is metadata.flow.request
 
 
 def content_type_of(metadata: Metadata) -> str:
-    """In lower case, without parameters."""
+    """The content type in lower case, which mitmproxy gives without parameters."""
     return (metadata.content_type or "").lower()

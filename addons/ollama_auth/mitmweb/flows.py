@@ -203,7 +203,7 @@ class FlowViews:
         exchange.status = flow.response.status_code
         assert exchange.route
         kinds = get("content-type", ""), get("content-encoding", "")
-        exchange.usage = UsageReader(exchange.route, *kinds, flow.response.status_code)
+        exchange.usage = UsageReader(exchange.route.usage, *kinds, flow.response.status_code)
         self.begin(exchange, flow)
         flow.response.stream = self.response_started(exchange, flow)
 

@@ -1,19 +1,18 @@
-"""Have Ollama tell the tokens of an OpenAI stream whose client did not ask for them, and hide that it was asked. Pure.
+"""Ask Ollama for the usage of an OpenAI stream whose client did not, and hide the difference from the client. Pure.
 
-`stream_options.include_usage` (OpenAI's API; Ollama does the same) adds an event without choices before `[DONE]`; in
-/v1/completions Ollama then puts a placeholder in all events besides.
+`stream_options.include_usage` (OpenAI's API; Ollama has it too) adds an event without choices before `[DONE]`. In
+/v1/completions Ollama then also puts a placeholder in all other events.
 """
 
 import json
 import re
 
-from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
+from .sse import split_events
 
 MAX_READ = 4 * 1024 * 1024
-"""Bytes of a request body that is read for this; a larger one goes as it came."""
+"""Bytes of a request body that is read for this; a larger one is forwarded unchanged."""
 MAX_HELD = 64 * 1024
-"""Bytes of an event that has not ended, before it passes as it is: the one that is hidden has some hundred."""
-PATHS = frozenset({b"/v1/chat/completions", b"/v1/completions"})
+"""Bytes of an event that has not ended, before it passes as it is; the hidden event has some hundred."""
 
 _ASK = b',"stream_options":{"include_usage":true}}'
 # Inside a JSON string every quote has a backslash before it, so no text of a model looks like this.
@@ -21,12 +20,12 @@ _PLACEHOLDER = re.compile(rb',"usage":\{[^{}]*\}')
 
 
 def asking(body: bytes) -> bytes | None:
-    """The request body that asks for usage; None where this one asks already, does not stream, or can't be read.
+    """Return the request body with usage asked for; None if it asks already, does not stream, or can't be read.
 
     Ollama reads JSON as Go does: names match without case, and of two options the later one adds to the first.
     """
     try:
-        pairs = json.loads(body.decode("utf-8"), object_pairs_hook=tuple)  # Arrays are lists, and no pairs.
+        pairs = json.loads(body.decode("utf-8"), object_pairs_hook=tuple)  # Objects are tuples, arrays are lists.
     except (ValueError, RecursionError):
         return None
     if not isinstance(pairs, tuple):
@@ -42,19 +41,18 @@ def asking(body: bytes) -> bytes | None:
 
 
 class UsageHider:
-    """Takes what the client did not ask for out of a stream of events."""
+    """Takes out of a stream of events what the client did not ask for."""
 
     def __init__(self) -> None:
         self._held = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """What of it may pass now: all events that have ended. b"" is the end of the stream."""
-        whole, data = not data, self._held + data
-        end = len(data) if whole else data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0
-        if len(data) - end > MAX_HELD:
-            end = len(data)
-        self._held = data[end:]
-        shown = b"".join(_shown(event) for event in re.split(rb"(?<=\n\n)", data[:end]))
+        """Return what may pass now: all events that have ended. b"" ends the stream."""
+        *events, self._held = split_events(self._held + data)
+        if not data or len(self._held) > MAX_HELD:
+            events.append(self._held)
+            self._held = b""
+        shown = b"".join(map(_shown, events))
         return [shown] if shown else []
 
 

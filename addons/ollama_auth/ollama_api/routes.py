@@ -1,17 +1,21 @@
-"""Method and path -> what class of request it is and which dialect its client speaks. Pure, one table.
+"""The table of Ollama's routes: what a request is for, and how its models, usage and conversation are read. Pure.
 
-Ollama routes on the percent-decoded, case-sensitive path (seen: /api/%74ags is /api/tags), and so do we.
+Ollama routes on the percent-decoded, case-sensitive path (seen: /api/%74ags is /api/tags), and so does this table.
+To add a route, add its line here; a route that answers with a model's output needs one whole row.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from urllib.parse import unquote_to_bytes
 
-from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
+from . import conversation_formats, request_models, usage
+from .conversation import ConversationFormat
+from .request_models import Asked, BodyError, ModelReader
+from .usage import NO_USAGE, UsageFormat
 
 
 class Dialect(StrEnum):
-    """Whose words an error is put in."""
+    """The API whose error format a client understands."""
 
     OLLAMA = "ollama"
     OPENAI = "openai"
@@ -19,7 +23,7 @@ class Dialect(StrEnum):
 
 
 class RouteClass(StrEnum):
-    """What a request is for. A path in no table is `unknown`."""
+    """The purpose of a request. A path in no table is `unknown`."""
 
     HEALTH = "health"
     LIST = "list"
@@ -35,59 +39,42 @@ class RouteClass(StrEnum):
     UNKNOWN = "unknown"
 
 
+_NAMES_MODELS = {
+    RouteClass.INFER, RouteClass.EMBED, RouteClass.PULL, RouteClass.WRITE, RouteClass.DELETE, RouteClass.PUSH,
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a request goes: its class, its dialect, and the path as Ollama decodes it (bytes)."""
+    """A request's class, dialect and path as Ollama decodes it, and how the parts of it and its answer are read."""
 
     route_class: RouteClass
     dialect: Dialect
     path: bytes
+    models: ModelReader | None = None
+    """Where the request names models; None: nowhere."""
+    usage: UsageFormat = NO_USAGE
+    """Where the answer reports its tokens."""
+    conversation: ConversationFormat | None = None
+    """How a viewer shows both; None: as they are."""
+    include_usage: bool = False
+    """A stream reports its tokens only if `stream_options.include_usage` asks for it."""
 
+    @property
+    def takes_model(self) -> bool:
+        """Whether such a request names models."""
+        return self.models is not None or self.route_class in _NAMES_MODELS
 
-# Ollama's API as of 0.33. A path that ends in "*" stands for all one segment below it.
-_TABLE: dict[RouteClass, str] = {
-    RouteClass.HEALTH: "GET,HEAD / /api/version",
-    RouteClass.LIST: """GET,HEAD /api/tags /v1/models /v1/models/* /api/ps /api/status
-        /api/experimental/model-recommendations
-        POST /api/show""",
-    RouteClass.INFER: """POST /api/generate /api/chat /v1/chat/completions /v1/completions /v1/responses
-        /v1/messages /v1/audio/transcriptions""",
-    RouteClass.EMBED: "POST /api/embed /api/embeddings /v1/embeddings",
-    RouteClass.CLOUD: "POST /api/experimental/web_search /api/experimental/web_fetch",
-    RouteClass.PULL: "POST /api/pull",
-    RouteClass.WRITE: "POST /api/create /api/copy",
-    RouteClass.BLOB: "HEAD,POST /api/blobs/*",
-    RouteClass.DELETE: "DELETE /api/delete",
-    RouteClass.PUSH: "POST /api/push",
-    RouteClass.ACCOUNT: "POST /api/me /api/signout DELETE /api/user/keys/*",
-}
+    def asked(self, query: bytes, content_type: bytes, body: bytes) -> Asked:
+        """Read what a request asks for from its query, its one Content-Type and its whole decoded body.
 
-
-def _expand(table: dict[RouteClass, str]) -> dict[tuple[bytes, bytes], RouteClass]:
-    routes: dict[tuple[bytes, bytes], RouteClass] = {}
-    for route_class, row in table.items():
-        methods: list[bytes] = []
-        for word in row.split():
-            if word.startswith("/"):
-                routes |= {(method, word.encode()): route_class for method in methods}
-            else:
-                methods = [method.encode() for method in word.split(",")]
-    return routes
-
-
-_ROUTES = _expand(_TABLE)
-
-
-def _pattern(path: bytes) -> bytes:
-    parent, _, last = path.rpartition(b"/")
-    return parent + b"/*" if last else b""
-
-
-def route(method: bytes, target: bytes) -> Route:
-    """Classify a request by its method and its request target in origin form, query and all."""
-    path = unquote_to_bytes(target.partition(b"?")[0])
-    found = _ROUTES.get((method, path)) or _ROUTES.get((method, _pattern(path))) or RouteClass.UNKNOWN
-    return Route(found, dialect(path), path)
+        Raises BodyError. All names are valid: what Ollama would refuse as a name is refused here.
+        """
+        if self.models:
+            return self.models(self.path, query, content_type, body)
+        if self.takes_model:
+            raise BodyError(403, "which model this path uses is not known here")
+        return Asked()
 
 
 def dialect(path: bytes) -> Dialect:
@@ -95,3 +82,84 @@ def dialect(path: bytes) -> Dialect:
     if path == b"/v1/messages" or path.startswith(b"/v1/messages/"):
         return Dialect.ANTHROPIC
     return Dialect.OPENAI if path.startswith(b"/v1/") else Dialect.OLLAMA
+
+
+def _routes(
+    route_class: RouteClass,
+    words: str,
+    models: ModelReader | None = None,
+    usage: UsageFormat = NO_USAGE,
+    conversation: ConversationFormat | None = None,
+    include_usage: bool = False,
+) -> dict[tuple[bytes, bytes], Route]:
+    """Routes of one kind; `words` are methods, joined by commas, each followed by the paths that are served with it."""
+    routes: dict[tuple[bytes, bytes], Route] = {}
+    methods: list[bytes] = []
+    for word in words.split():
+        path = word.encode()
+        if word.startswith("/"):
+            found = Route(route_class, dialect(path), path, models, usage, conversation, include_usage)
+            routes |= {(method, path): found for method in methods}
+        else:
+            methods = path.split(b",")
+    return routes
+
+
+def _answering(
+    route_class: RouteClass,
+    words: str,
+    *,
+    models: ModelReader,
+    usage: UsageFormat,
+    conversation: ConversationFormat | None,
+    include_usage: bool = False,
+) -> dict[tuple[bytes, bytes], Route]:
+    """Routes that answer with a model's output: nothing of a row has a default."""
+    return _routes(route_class, words, models, usage, conversation, include_usage)
+
+
+_INFER, _EMBED = RouteClass.INFER, RouteClass.EMBED
+
+# Ollama's API as of 0.33. A path that ends in "*" stands for every path with one segment in its place.
+_ROUTES = {
+    **_answering(_INFER, "POST /api/generate /api/chat",
+        models=request_models.MODEL, usage=usage.OLLAMA, conversation=conversation_formats.OLLAMA),
+    **_answering(_INFER, "POST /v1/chat/completions /v1/completions",
+        models=request_models.MODEL, usage=usage.OPENAI, conversation=conversation_formats.OPENAI, include_usage=True),
+    **_answering(_INFER, "POST /v1/responses",
+        models=request_models.MODEL_AND_TOOLS, usage=usage.RESPONSES, conversation=conversation_formats.RESPONSES),
+    **_answering(_INFER, "POST /v1/messages",
+        models=request_models.MODEL_AND_TOOLS, usage=usage.MESSAGES, conversation=conversation_formats.MESSAGES),
+    **_answering(_INFER, "POST /v1/audio/transcriptions",
+        models=request_models.in_form, usage=NO_USAGE, conversation=None),
+    **_answering(_EMBED, "POST /api/embed /api/embeddings",
+        models=request_models.MODEL, usage=usage.OLLAMA_EMBEDDING, conversation=None),
+    **_answering(_EMBED, "POST /v1/embeddings",
+        models=request_models.MODEL, usage=usage.OPENAI_EMBEDDING, conversation=None),
+
+    **_routes(RouteClass.LIST, "GET,HEAD /v1/models/*", request_models.in_path),
+    **_routes(RouteClass.LIST, "POST /api/show", request_models.MODEL_OR_NAME),
+    **_routes(RouteClass.PULL, "POST /api/pull", request_models.MODEL_OR_NAME),
+    **_routes(RouteClass.WRITE, "POST /api/create", request_models.CREATED),
+    **_routes(RouteClass.WRITE, "POST /api/copy", request_models.COPIED),
+    **_routes(RouteClass.DELETE, "DELETE /api/delete", request_models.MODEL_OR_NAME),
+    **_routes(RouteClass.PUSH, "POST /api/push", request_models.PUSHED),
+
+    **_routes(RouteClass.HEALTH, "GET,HEAD / /api/version"),
+    **_routes(RouteClass.LIST,
+        "GET,HEAD /api/tags /v1/models /api/ps /api/status /api/experimental/model-recommendations"),
+    **_routes(RouteClass.CLOUD, "POST /api/experimental/web_search /api/experimental/web_fetch"),
+    **_routes(RouteClass.BLOB, "HEAD,POST /api/blobs/*"),
+    **_routes(RouteClass.ACCOUNT, "POST /api/me /api/signout DELETE /api/user/keys/*"),
+}  # fmt: skip
+
+
+def route(method: bytes, target: bytes) -> Route:
+    """Find the route of a request by its method and its request target in origin form, query and all."""
+    path = unquote_to_bytes(target.partition(b"?")[0])
+    if found := _ROUTES.get((method, path)):
+        return found
+    parent, _, last = path.rpartition(b"/")
+    if last and (found := _ROUTES.get((method, parent + b"/*"))):
+        return replace(found, path=path)
+    return Route(RouteClass.UNKNOWN, dialect(path), path)

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ollama_auth.auth.cli_signature import REPLAY_GRACE, Replays, Signature, SignatureError, parse, verify, without_ts
+from ollama_auth.auth.cli_signature import Signature, SignatureError, parse, verify, without_ts
 
 # Cut from what a real `ollama` 0.33 sent with OLLAMA_AUTH=1 and a key that was thrown away.
 KEY = b"AAAAC3NzaC1lZDI1NTE5AAAAIOmhYnyO1NIo/B2aw2atZThi1GLkCSy7kaG2runxuegJ"
@@ -273,37 +273,3 @@ def test_whatever_the_bytes_the_answer_is_a_key_or_a_signature_error(
 )
 def test_the_time_does_not_go_upstream(target: bytes, expected: bytes) -> None:
     assert without_ts(target) == expected
-
-
-# Replays.
-
-
-def test_equal_requests_may_follow_each_other_for_two_seconds() -> None:
-    replays = Replays()
-    assert not replays.seen(b"one", 100.0)
-    assert not replays.seen(b"one", 101.0)
-    assert not replays.seen(b"one", 100.0 + REPLAY_GRACE)
-    assert replays.seen(b"one", 100.1 + REPLAY_GRACE)
-    assert replays.seen(b"one", 1000.0)
-    assert not replays.seen(b"two", 1000.0)
-
-
-def test_a_clock_that_goes_back_makes_no_replay_good() -> None:
-    replays = Replays()
-    assert not replays.seen(b"one", 100.0)
-    assert replays.seen(b"one", 50.0)
-
-
-def test_memory_is_bounded_and_the_oldest_goes_first() -> None:
-    replays = Replays(3)
-    assert not any(replays.seen(b"%d" % count, float(count)) for count in range(4))
-    assert [replays.seen(b"%d" % count, 100.0) for count in (3, 2, 1)] == [True] * 3
-    assert not replays.seen(b"0", 100.0)
-    assert not replays.seen(b"1", 100.0)  # Pushed out by the one before.
-
-
-@given(st.lists(st.tuples(st.sampled_from(b"abc"), st.floats(0, 10)), max_size=20))
-def test_a_signature_is_good_from_its_first_use_on_and_no_longer(uses: list[tuple[int, float]]) -> None:
-    replays, first = Replays(), dict[int, float]()
-    for name, now in sorted(uses, key=lambda use: use[1]):
-        assert replays.seen(b"%c" % name, now) is (now - first.setdefault(name, now) > REPLAY_GRACE)

@@ -190,7 +190,7 @@ def test_a_public_key_as_openssh_writes_it(line: str) -> None:
         (f"ssh-rsa {wire(PUBLIC)}", "is not one line"),
         (f"restrict {SSH}", "is not one line"),
         (rf"{SSH}\n{SSH}", "is not one line"),
-        ("-----BEGIN OPENSSH PRIVATE KEY-----", "is a private key, which nobody but its owner may have"),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----", "is a private key, which only its owner may have"),
         (SSH.replace("ssh-ed25519", "ssh-ed25519 x"), "is not whole"),
         (f"ssh-ed25519 {wire(PUBLIC)}=", "is not whole"),
         (f"ssh-ed25519 {wire(PUBLIC)[:-4]}", "is not whole"),
@@ -211,12 +211,12 @@ def test_a_public_key_that_is_none(line: str, fault: str) -> None:
     [
         ("scopes = []", "scopes is empty; leave it out for the default"),
         ('scopes = "infer"', "scopes is not a list"),
-        ('scopes = ["pul"]', "scopes number 1 is no scope; did you mean pull?"),
-        ('scopes = ["infer", "INFER"]', "scopes number 2 is no scope; did you mean infer?"),
-        ("scopes = [[]]", "scopes number 1 is no scope; the scopes are infer, embed, list, pull"),
+        ('scopes = ["pul"]', "scopes number 1 is not a valid scope; did you mean pull?"),
+        ('scopes = ["infer", "INFER"]', "scopes number 2 is not a valid scope; did you mean infer?"),
+        ("scopes = [[]]", "scopes number 1 is not a valid scope; the scopes are infer, embed, list, pull"),
         ("models = []", "models is empty"),
         ("models = {}", "models is not a list"),
-        ('models = ["llama3.2", "a b"]', "models number 2 is no name of a model"),
+        ('models = ["llama3.2", "a b"]', "models number 2 is not a valid name of a model"),
         ("models = [7]", "models number 1 is not text; write it in quotes"),
         ("expirs = 1", "there is no field expirs; did you mean expires?"),
         ("rpm = 1", "there is no field rpm; there are name, sha256, "),
@@ -342,7 +342,7 @@ VALUES = st.recursive(
 def fault(field: str, value: object) -> str:
     try:
         keys_file.FIELDS[field](value)
-    except keys_file.Fault as error:
+    except keys_file.FieldError as error:
         return str(error)
     return ""
 
@@ -422,7 +422,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
         assert unloadable(path) == f"{path}: is not a file; name the file that holds the keys"
     assert unloadable(tmp_path / "none").startswith(f"{tmp_path / 'none'}: can't be read (No such file")
     assert unloadable(tmp_path / "loop").startswith(f"{tmp_path / 'loop'}: can't be read (Too many")
-    assert "it is no path" in unloadable("keys\0.toml")
+    assert "it is not a path" in unloadable("keys\0.toml")
 
 
 def test_a_key_for_a_path_is_not_shown() -> None:

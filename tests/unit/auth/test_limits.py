@@ -31,7 +31,7 @@ async def test_a_storage_that_fails_between_two_limits(monkeypatch: pytest.Monke
         raise ConnectionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(limits, "AWAY", 0.01)
+        patch.setattr(limits, "STORAGE_TIMEOUT", 0.01)
         patch.setattr(limiter._requests, "hit", fail)
         with pytest.raises(StorageUnavailableError):
             await limiter.enter(both, "a")

@@ -19,7 +19,7 @@ from ollama_auth.auth.policy import (
     needs_models,
     usable,
 )
-from ollama_auth.ollama_api.models import Asked
+from ollama_auth.ollama_api.request_models import Asked
 from ollama_auth.ollama_api.routes import _ROUTES, Route, RouteClass, route
 
 NOW = 1_800_000_000.0

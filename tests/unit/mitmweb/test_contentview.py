@@ -23,17 +23,26 @@ from ollama_auth.ollama_api import conversation
 from ollama_auth.ollama_api.conversation import (
     MAX_PARTS,
     MAX_READ,
-    READERS,
     Conversation,
     Kind,
-    read_answer,
-    read_request,
     size_of,
 )
+from ollama_auth.ollama_api.routes import _ROUTES, RouteClass, route
 
 RECORDED: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "conversations.json").read_text("utf-8"))
 WHOLE = [name for name in RECORDED if not name.startswith(("err-", "runner-", "server-"))]
 NDJSON, SSE, JSON = "application/x-ndjson", "text/event-stream", "application/json"
+
+
+CONVERSATIONS = sorted(path for (_, path), found in _ROUTES.items() if found.conversation)
+
+
+def read_request(path: bytes, body: bytes) -> Conversation:
+    return conversation.read_request(route(b"POST", path).conversation, body)
+
+
+def read_answer(path: bytes, content_type: str, body: bytes) -> Conversation:
+    return conversation.read_answer(route(b"POST", path).conversation, content_type, body)
 
 
 def recorded(name: str, end: int | None = None) -> Conversation:
@@ -111,7 +120,7 @@ def test_a_stream_cut_at_any_byte_shows_what_had_come(name: str) -> None:
 )
 def test_errors(name: str, error: str) -> None:
     found = recorded(name)
-    assert found.errors == (error,)
+    assert found.errors == [error]
     assert not found.complete
     assert f"error: {error}"[:40] in render(found, b"")
 
@@ -267,7 +276,7 @@ def test_system_prompt_and_image_of_a_request(
 )
 def test_tools_that_are_offered(tool: dict[str, object]) -> None:
     found = read_request(b"/api/chat", json.dumps({"model": "m", "tools": [tool], "messages": []}).encode())
-    assert found.tools == ("weather",)
+    assert found.tools == ["weather"]
     assert "tools: weather" in render(found, b"")
 
 
@@ -334,7 +343,7 @@ VALUES = st.recursive(
 )
 
 
-@given(st.sampled_from(sorted(READERS)), st.sampled_from([NDJSON, SSE, JSON, ""]), st.lists(VALUES, max_size=4))
+@given(st.sampled_from(CONVERSATIONS), st.sampled_from([NDJSON, SSE, JSON, ""]), st.lists(VALUES, max_size=4))
 def test_anything_in_any_place_is_shown(path: bytes, kind: str, values: list[object]) -> None:
     form = "data: {}\n\n" if kind == SSE else "{}\n"
     body = "".join(form.format(json.dumps(value)) for value in values).encode()
@@ -342,7 +351,7 @@ def test_anything_in_any_place_is_shown(path: bytes, kind: str, values: list[obj
         render(found, body).encode()
 
 
-@given(st.sampled_from(sorted(READERS)), st.sampled_from([NDJSON, SSE, JSON]), st.binary(max_size=200))
+@given(st.sampled_from(CONVERSATIONS), st.sampled_from([NDJSON, SSE, JSON]), st.binary(max_size=200))
 def test_any_bytes_are_shown(path: bytes, kind: str, body: bytes) -> None:
     render(read_answer(path, kind, body), body).encode()
     render(read_request(path, body), body).encode()
@@ -463,7 +472,5 @@ def test_a_flow_that_is_no_http_is_left_alone() -> None:
 
 
 def test_every_path_that_is_read_is_one_that_infers() -> None:
-    from ollama_auth.ollama_api.routes import RouteClass, route
-
-    assert {route(b"POST", path).route_class for path in READERS} == {RouteClass.INFER}
-    assert conversation.is_conversation(b"/api/chat")
+    assert {route(b"POST", path).route_class for path in CONVERSATIONS} == {RouteClass.INFER}
+    assert b"/api/chat" in CONVERSATIONS

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth.ollama_api.routes import Dialect, Route, RouteClass, dialect, route
+from ollama_auth.ollama_api.routes import _ROUTES, Dialect, Route, RouteClass, dialect, route
+from ollama_auth.ollama_api.usage import NO_USAGE
 
 R = RouteClass
 TABLE = [
@@ -172,3 +173,18 @@ def test_whose_words_an_error_is_put_in(path: bytes, expected: Dialect) -> None:
 
 def test_the_path_is_decoded_once_and_without_its_query() -> None:
     assert route(b"GET", b"/%61%2520%ff?%61").path == b"/a%20\xff"
+
+
+WITHOUT = {
+    "usage": {b"/v1/audio/transcriptions"},
+    "conversation": {b"/v1/audio/transcriptions", b"/api/embed", b"/api/embeddings", b"/v1/embeddings"},
+}
+"""Routes whose answers have no such part."""
+
+
+def test_every_route_that_answers_has_all_of_a_row() -> None:
+    rows = [found for found in _ROUTES.values() if found.route_class in (R.INFER, R.EMBED)]
+    assert len(rows) == 10
+    assert all(row.models for row in rows)
+    assert {row.path for row in rows if row.usage is NO_USAGE} == WITHOUT["usage"]
+    assert {row.path for row in rows if row.conversation is None} == WITHOUT["conversation"]

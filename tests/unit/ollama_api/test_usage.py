@@ -8,15 +8,15 @@ import re
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_auth.ollama_api import usage as module
+from ollama_auth.ollama_api.json_scanner import MAX_TOKEN
 from ollama_auth.ollama_api.routes import route
-from ollama_auth.ollama_api.usage import MAX_LINE, MAX_TOKEN, Scanner, Usage, UsageReader, Wanted
+from ollama_auth.ollama_api.usage import MAX_LINE, Usage, UsageReader
 
 NDJSON, SSE, JSON = "application/x-ndjson", "text/event-stream", "application/json"
 HEAD = b'"model":"tiny","created_at":"2026-11-23T09:39:33.325531638Z"'
@@ -106,7 +106,7 @@ class Case:
     clean: bool = True
 
     def reader(self) -> UsageReader:
-        return UsageReader(route(b"POST", self.path.encode()), self.media_type, "", 200)
+        return UsageReader(route(b"POST", self.path.encode()).usage, self.media_type, "", 200)
 
     def read(self, pieces: Iterable[bytes] | None = None) -> Usage:
         reader = self.reader()
@@ -145,19 +145,6 @@ CASES = {
     ),
     "embeddings-legacy": Case(
         "/api/embeddings", JSON, b'{"embedding":[0.8746028542518616,-0.034480009227991104]}', Usage(complete=True)
-    ),
-    "pull-stream": Case(
-        "/api/pull",
-        NDJSON,
-        b'{"status":"pulling manifest"}\n{"status":"pulling 5b1d2","digest":"sha256:5b1d2","total":4096,'
-        b'"completed":4096}\n{"status":"success"}\n',
-        Usage(complete=True),
-    ),
-    "pull-unknown": Case(
-        "/api/pull",
-        NDJSON,
-        b'{"status":"pulling manifest"}\n{"error":"pull model manifest: file does not exist"}\n',
-        Usage(error="error"),
     ),
     "v1-chat-stream": Case("/v1/chat/completions", SSE, words(V1_CHAT) + V1_CHAT_END + DONE, COUNTED),
     "v1-chat-stream-usage": Case(
@@ -306,14 +293,13 @@ def test_a_broken_stream_counts_as_far_as_it_was_seen(case: Case) -> None:
         assert usage.model in (None, case.expected.model)
         assert usage.prompt_tokens in (None, case.expected.prompt_tokens)
         assert usage.completion_tokens in (None, usage.events, case.expected.completion_tokens)
-        assert usage.estimated == (usage.completion_tokens == usage.events and case.path not in ("/api/pull",))
+        assert usage.estimated == (usage.completion_tokens == usage.events)
 
 
 @each({name: case for name, case in CASES.items() if case.expected.complete})
 def test_an_answer_that_stops_early_or_breaks_off_is_not_complete(case: Case) -> None:
     assert not replace(case, clean=False).read().complete
-    if case.path != "/api/pull":  # progress has no end of its own
-        assert not replace(case, body=case.body.rstrip()[:-1]).read().complete
+    assert not replace(case, body=case.body.rstrip()[:-1]).read().complete
 
 
 def test_the_name_of_an_event_is_not_that_of_the_next() -> None:
@@ -356,7 +342,7 @@ def test_the_last_line_needs_no_line_end() -> None:
 )
 def test_what_is_not_read(path: str, media_type: str, encoding: str, status: int, expected: Usage) -> None:
     """Errors, compressed bodies, and answers that have no tokens."""
-    reader = UsageReader(route(b"POST", path.encode()), media_type, encoding, status)
+    reader = UsageReader(route(b"POST", path.encode()).usage, media_type, encoding, status)
     reader.feed(CHAT % b"f" + CHAT_END)
     assert reader.finish(True) == expected
 
@@ -546,57 +532,6 @@ def test_whatever_comes_is_read_the_same_in_pieces_and_never_raises(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MAX_LINE", max_line)
         assert case.read(pieces) == case.read()
-
-
-WANTED: Wanted = {b"a": "A", b"b": {b"a": "BA", b"c": {b"a": "BCA"}}, b"c": "C", b"\xc3\xa9": "E"}
-names = st.sampled_from(["a", "b", "c", "é", "d", 'a"', "a\\", ""]) | st.text(max_size=3)
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
-values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4), max_leaves=25
-)
-documents = st.dictionaries(names, values, max_size=6)
-
-
-def expected_of(document: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
-    """What a parser of whole documents finds in the places the scanner looks at."""
-    found: dict[str, Any] = {}
-    for name, value in document.items():
-        inner = wanted.get(name.encode("utf-8", "surrogatepass"))
-        if isinstance(inner, str):
-            found |= {} if isinstance(value, dict | list) else {inner: value}
-        elif inner is not None:
-            for item in value if isinstance(value, list) else [value]:
-                found |= expected_of(item, inner) if isinstance(item, dict) else {}
-    return found
-
-
-@given(documents, st.integers(1, 30), st.sampled_from([None, 1, "\t"]))
-def test_the_scanner_finds_what_a_parser_finds(document: dict[str, Any], size: int, indent: int | str | None) -> None:
-    text = json.dumps(document, indent=indent, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    for pieces in ((text,), cut(text, size), cut(text, 1)):
-        scanner = Scanner(WANTED)
-        for piece in pieces:
-            assert not scanner.closed
-            scanner.feed(piece)
-        assert scanner.closed
-        found = {name: json.loads(raw.decode("utf-8", "surrogatepass")) for name, raw in scanner.found.items()}
-        assert found == expected_of(document, WANTED)
-
-
-@pytest.mark.parametrize("size", [1, 1000, 100_000])
-def test_long_names_and_values_are_passed_over(size: int) -> None:
-    long = b'"' + b'\\"' * MAX_TOKEN + b'"'
-    scanner = Scanner({b"a": "A", b"b": "B"})
-    for piece in cut(b'{%s:"a","b":%s,"c":[%s,{%s:"a"}],"a":1}' % ((long,) * 4), size):
-        scanner.feed(piece)
-    assert (scanner.found, scanner.closed) == ({"A": b"1", "B": b""}, True)
-
-
-def test_what_follows_the_object_is_not_read() -> None:
-    scanner = Scanner({b"a": "A"})
-    scanner.feed(b'{"a":1}{"a":2}')
-    scanner.feed(b'{"a":3}')
-    assert scanner.found == {"A": b"1"}
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def answered(usage: bytes, **more: Any) -> Exchange:
     """An exchange whose answer was a stream with that last line, and took half a second from its first token on."""
     seen = exchange(**more)
     assert seen.route
-    seen.usage = UsageReader(seen.route, "application/x-ndjson", "", 200)
+    seen.usage = UsageReader(seen.route.usage, "application/x-ndjson", "", 200)
     seen.response_chunk(b'{"model":"m","message":{"content":"a"},"done":false}\n' * 2 + usage)
     seen.first_byte, seen.first_token, seen.last_token, seen.ended = 100.1, 100.25, 100.75, None
     seen.finish()
@@ -126,7 +126,7 @@ def test_an_answer_with_an_error_tells_of_no_tokens() -> None:
 def test_a_compressed_answer_is_marked() -> None:
     seen = exchange()
     assert seen.route
-    seen.usage, seen.ended = UsageReader(seen.route, "application/json", "gzip", 200), None
+    seen.usage, seen.ended = UsageReader(seen.route.usage, "application/json", "gzip", 200), None
     seen.finish()
     assert record(seen)["compressed"] is True
     assert "completion_tokens" not in record(seen)

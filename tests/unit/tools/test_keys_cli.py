@@ -362,7 +362,7 @@ def test_which_file_it_is(terminal: Terminal) -> None:
         ("add a/b", 2, "argument NAME: it is not 1 to 64 letters"),
         ("add default", 2, "argument NAME: it default stands for the key that the environment holds"),
         ("add x --scope pul", 2, "invalid choice: 'pul'"),
-        ("add x --model a\tb", 2, "argument --model: it is no name of a model"),
+        ("add x --model a\tb", 2, "argument --model: it is not a valid name of a model"),
         ("add x --rpm 0", 2, "argument --rpm: it is not from 1 to"),
         ("add x --rpm=-1", 2, "argument --rpm: it is not from 1 to"),
         ("add x --concurrent two", 2, "argument --concurrent: it is not a whole number"),
@@ -370,7 +370,7 @@ def test_which_file_it_is(terminal: Terminal) -> None:
         ("add x --expires 2020-01-01", 2, "argument --expires: it is over already; name a time to come"),
         ("add x --expires 0d", 2, "argument --expires: it is over already"),
         ("add x --expires 2127-01-01T00:00:00", 2, "argument --expires: it has no time zone; write Z"),
-        ("add x --expires tomorrow", 2, "argument --expires: it is no time; write it as in 30d"),
+        ("add x --expires tomorrow", 2, "argument --expires: it is not a time; write it as in 30d"),
         ("add x --expires 7", 2, "argument --expires: it is not a date"),
         ("add x --ssh nothing", 2, "argument --ssh: it can't be read (No such file or directory); name a file"),
         ("add x --ssh .", 2, "argument --ssh: it can't be read (Is a directory); name a file"),
@@ -386,7 +386,7 @@ def test_which_file_it_is(terminal: Terminal) -> None:
         ("check --file none", 1, "there is no none: "),
         ("revoke alice --file none", 1, "there is no none: "),
         ("rotate alice --file none", 1, "there is no none: "),
-        ("check alice POST /api/chat a\tb", 1, "MODEL is no name of a model: write it as `ollama list` does"),
+        ("check alice POST /api/chat a\tb", 1, "MODEL is not a valid name of a model: write it as `ollama list` does"),
         ("add x --file none/keys", 1, "none/keys can't be written (No such file or directory): make the directory"),
         ("add x --file .", 1, ".: is not a file; name the file that holds the keys"),
         ("list --file .", 1, ".: is not a file; name the file that holds the keys"),
@@ -435,7 +435,7 @@ def test_a_key_that_signs_is_not_rotated(terminal: Terminal) -> None:
 def test_a_private_key_is_refused_and_not_shown(terminal: Terminal) -> None:
     (terminal.folder / "id").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAAsecret\n")
     said = terminal.run("add", "bob", "--ssh", "id")
-    assert "it is a private key, which nobody but its owner may have; take the file beside it" in said.err
+    assert "it is a private key, which only its owner may have; take the file beside it" in said.err
     assert "secret" not in said.err
 
 
