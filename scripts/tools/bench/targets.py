@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ..serve import KEY, KEYS_FILE, REPOSITORY, WATCH, gate_command, split
+from .. import launch
+from ..serve import KEY, KEYS_FILE, METRICS_LISTEN, TOOLS, gate_command
 from .load import Address
 
 HOST = "127.0.0.1"
@@ -149,7 +150,7 @@ def program(name: str) -> str | None:
 
 def upstream() -> Target:
     at = address(checks=False)
-    script = str(REPOSITORY / "scripts" / "tools" / "bench" / "upstream.py")
+    script = str(TOOLS / "bench" / "upstream.py")
     return Target("direct", at, [sys.executable, script, str(at.port)], checks=False)
 
 
@@ -187,8 +188,8 @@ def bare(upstream: Address, folder: Path) -> Target:
 def ours(name: str, more: list[str], upstream: Address, folder: Path) -> Target:
     """As scripts/serve starts it: with its metrics and status page."""
     at = address()
-    command = gate_command(f"http://{HOST}:{upstream.port}", split([*arguments(at, folder), *more]))
-    return Target(name, at, command, {KEY: at.key, WATCH: f"{HOST}:{free_port()}"})
+    command = gate_command(f"http://{HOST}:{upstream.port}", launch.read([*arguments(at, folder), *more]))
+    return Target(name, at, command, {KEY: at.key, METRICS_LISTEN: f"{HOST}:{free_port()}"})
 
 
 def blind(upstream: Address, folder: Path) -> Target:
@@ -199,9 +200,12 @@ def blind(upstream: Address, folder: Path) -> Target:
 
 def workers(count: int, upstream: Address, folder: Path) -> Target:
     at = address()
-    serve = str(REPOSITORY / "scripts" / "serve.py")
-    command = [sys.executable, serve, "--workers", str(count), *arguments(at, folder)]
-    variables = {KEY: at.key, "OLLAMA_ENDPOINT": f"http://{HOST}:{upstream.port}", WATCH: f"{HOST}:{free_port()}"}
+    command = [sys.executable, str(TOOLS), "serve", "--workers", str(count), *arguments(at, folder)]
+    variables = {
+        KEY: at.key,
+        "OLLAMA_ENDPOINT": f"http://{HOST}:{upstream.port}",
+        METRICS_LISTEN: f"{HOST}:{free_port()}",
+    }
     return Target(f"ours x{count}", at, command, variables)
 
 
@@ -225,7 +229,7 @@ def named_keys(name: str, entry: str, upstream: Address, folder: Path) -> Target
     (file := folder / f"keys-{name}.toml").write_text(text)
     file.chmod(0o600)
     more = [*arguments(at, folder), "--set", "ollama_max_wrong_keys=0"]
-    command = gate_command(f"http://{HOST}:{upstream.port}", split(more))
+    command = gate_command(f"http://{HOST}:{upstream.port}", launch.read(more))
     return Target(name, at, command, {KEY: secrets.token_hex(16), KEYS_FILE: str(file)})
 
 
