@@ -17,12 +17,13 @@ from contextlib import suppress
 
 from .terminal import say
 
-STARTING = 10.0
-"""Seconds. A gate that fails within them, on its first run, can't start at all."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before a restart."""
 STABLE = 60.0
-"""Seconds. A gate that ran for longer is restarted after FIRST_PAUSE."""
+"""Seconds. A gate that ran for longer is restarted after FIRST_PAUSE; a first run that fails sooner ends all gates.
+
+Not less: a broken configuration may take 20 s to be noticed on a busy machine.
+"""
 
 
 class Supervisor:
@@ -58,7 +59,7 @@ class Supervisor:
             ran = time.monotonic() - begun
             if self.stopping.is_set():
                 self.status = self.status or max(status, 0)
-            elif first and status > 0 and ran < STARTING:
+            elif first and status > 0 and ran < STABLE:
                 say(f"a gate ended with status {status} before it had begun, so all of them end")
                 self.status = status
                 self.stop()

@@ -13,7 +13,8 @@ import pytest
 
 from ollama_auth import option_table
 from ollama_auth.auth import keys_file
-from scripts.tools import image, keys, usage
+from scripts.tools import image, usage
+from scripts.tools.keys.arguments import parse as parse_keys
 from tests.harness.pages import CLIENTS, DEPLOYMENT, PAGES, README, TROUBLESHOOTING, anchors, block, commands
 from tests.harness.pages import tests as all_tests
 from tests.harness.support import KEY, ROOT, Gate, Upstream, ask, free_port
@@ -121,7 +122,7 @@ def test_options_that_are_named_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_within_sentences_can_be_given(page: str) -> None:
     """Those of scripts/: there is such a one, and what parses its arguments takes them."""
-    parsers: dict[str, Callable[[list[str]], object]] = {"keys": keys.parse, "usage": usage.parse, "image": image.parse}
+    parsers: dict[str, Callable[[list[str]], object]] = {"keys": parse_keys, "usage": usage.parse, "image": image.parse}
     for name, arguments in re.findall(r"(?<!`)`scripts/([\w-]+)( [^`]*)?`", PAGES[page]):
         assert (ROOT / "scripts" / name).stat().st_mode & 0o111
         if name in parsers and arguments and "--help" not in arguments:

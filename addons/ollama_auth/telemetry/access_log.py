@@ -121,9 +121,9 @@ def escape_name(name: str) -> str:
     return escape(name.encode("ascii", "replace"))
 
 
-def utc(seconds: float) -> str:
-    """Seconds since 1970 as RFC 3339 writes them, to the millisecond."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def utc(seconds: float, precision: str = "milliseconds") -> str:
+    """Seconds since 1970 as RFC 3339 writes them; the precision is a `timespec` of datetime.isoformat."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
 
 
 def _ms(seconds: float) -> float:
