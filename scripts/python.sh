@@ -3,15 +3,17 @@
 scripts=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) || exit
 venv=$scripts/../.venv
 
-run_with() { # returns only if the candidate is missing, too old, or unable to make an environment
+# run_with PYTHON ARGUMENTS: returns only if that Python is missing, too old, or unable to make an environment.
+run_with() {
     "$1" -c 'import sys, ensurepip, ssl, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || return
+    candidate=$1
     shift
-    exec "$python" "$scripts/bootstrap.py" "$@"
+    exec "$candidate" "$scripts/bootstrap.py" "$@"
 }
 
 # A finished environment needs no search. 3.13 comes before 3.14 because it is what the tests run on.
-[ -f "$venv/installed" ] && python=$venv/bin/python && run_with "$python" "$@"
-python=${PYTHON:-python3.13} && run_with "$python" "$@"
+[ -f "$venv/installed" ] && run_with "$venv/bin/python" "$@"
+run_with "${PYTHON:-python3.13}" "$@"
 for version in 3.13 3.14 3.12; do
     for python in "python$version" \
         "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version"*/bin/python \

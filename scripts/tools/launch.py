@@ -18,7 +18,7 @@ from mitmproxy.options import Options
 from mitmproxy.proxy.mode_specs import ReverseMode
 from mitmproxy.tools import cmdline
 
-from ollama_auth import settings
+from ollama_auth import option_table, settings
 
 from .terminal import ToolError
 
@@ -111,7 +111,7 @@ def read(arguments: Sequence[str]) -> Launch:
     if found.workers < 1 or (found.workers > 1 and not hasattr(socket, "SO_REUSEPORT")):
         raise ToolError("--workers takes a number from 1; more than 1 can't share a port on this system")
     options = Options()
-    for option in settings.OPTIONS:
+    for option in option_table.OPTIONS:
         options.add_option(option.name, option.type, option.default, option.help)
     # Options of mitmproxy's own addons are missing here, and so stay unparsed: importing them takes a second.
     theirs = _Parser(add_help=False)
