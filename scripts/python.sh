@@ -1,5 +1,5 @@
 #!/bin/sh
-# python.sh REQUIREMENTS TOOL [ARGUMENTS]: finds a Python that will do, then bootstrap.py runs scripts/tools/TOOL in .venv.
+# python.sh REQUIREMENTS TOOL [ARGUMENTS]: find a suitable Python; with it, bootstrap.py runs scripts/tools/TOOL in .venv.
 scripts=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) || exit
 venv=$scripts/../.venv
 
@@ -30,6 +30,6 @@ for python in python3 python; do run_with "$python" "$@"; done
 cat >&2 <<'END'
 ollama-auth: no Python 3.12 or newer that can make a virtual environment was found.
 Install one (from python.org, Homebrew, uv or pyenv; on Debian and Ubuntu also: apt install python3-venv),
-or name the one to take: PYTHON=/path/to/python3
+or name the one to use: PYTHON=/path/to/python3
 END
 exit 1
