@@ -16,8 +16,6 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ollama_auth.telemetry.access_log import utc
-
 from . import launch
 from .serve import gate_command
 from .terminal import ToolError, say
@@ -54,6 +52,9 @@ class JsonLines(io.TextIOBase):
     """A standard output that prints each line as JSON. The access log is JSON already and writes to the descriptor."""
 
     def __init__(self, descriptor: int) -> None:
+        from ollama_auth.telemetry.access_log import utc  # It imports much that the health check does not need.
+
+        self._utc = utc
         self._descriptor = descriptor
         self._rest = ""
 
@@ -63,7 +64,7 @@ class JsonLines(io.TextIOBase):
     def write(self, text: str) -> int:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            fields = {"time": utc(time.time()), "message": CLOCK.sub("", line, count=1)}
+            fields = {"time": self._utc(time.time()), "message": CLOCK.sub("", line, count=1)}
             message = json.dumps(fields, separators=(",", ":"))
             os.write(self._descriptor, f"{message}\n".encode())
         return len(text)

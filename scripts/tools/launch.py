@@ -163,5 +163,5 @@ def _mode(modes: Sequence[str], *, strict: bool) -> ReverseMode | None:
         try:
             return ReverseMode.parse(modes[0])
         except ValueError as error:
-            raise ToolError(f"the mode {modes[0]} is not valid ({error}): write reverse:http://HOST:PORT") from None
+            raise ToolError(f"the mode is not valid ({error}): write reverse:http://HOST:PORT") from None
     return None
