@@ -1,18 +1,18 @@
-# Another base, such as one that is pinned by its digest: --build-arg PYTHON=python:3.13-slim@sha256:…
+# To build on another base, such as one pinned by its digest: --build-arg PYTHON=python:3.13-slim@sha256:…
 ARG PYTHON=docker.io/library/python:3.13-slim
 
 FROM ${PYTHON} AS build
-# What is compiled must not differ from build to build.
+# Compiled files must be the same in every build.
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
 COPY scripts/requirements.txt /
-# A package index of your own: --secret id=pip,src=pip.conf
+# To use another package index: --secret id=pip,src=pip.conf
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     python -m venv --without-pip /venv && \
     pip --python /venv/bin/python install --no-cache-dir --no-compile --require-hashes -r /requirements.txt
 COPY addons /app/addons
 COPY scripts/tools /app/scripts/tools
-# Compiled files that hold times would be stale in an image whose times are set, and everything compiled at each start.
-# Whatever the modes in the checkout are: anybody may read, nobody may write.
+# Compiled files with times would be stale in an image whose times are set, and Python would compile again at each start.
+# All users may read the code and none may write it, whatever the modes in the checkout are.
 RUN find /venv -depth -type d -name tests -exec rm -r {} + && \
     chmod -R u=rwX,go=rX /app && \
     /venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /venv/lib /app
@@ -26,18 +26,18 @@ LABEL org.opencontainers.image.title="ollama-auth" \
       org.opencontainers.image.source="${SOURCE}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# Nothing is installed in a container that runs.
+# A running container installs nothing.
 RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3*/site-packages/pip* /usr/local/lib/python3*/ensurepip
 COPY --from=build /venv /venv
 COPY --from=build /app /app
-# mitmproxy makes its certificates at every start, in $HOME: /dev/shm can be written also under --read-only.
+# mitmproxy makes certificates in $HOME at each start. /dev/shm is writable even with --read-only.
 ENV HOME=/dev/shm \
     OLLAMA_ENDPOINT=http://host.docker.internal:11434 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 USER 65532:65532
 EXPOSE 8081
-# Any answer will do, and without a key that is a 401; only silence is ill. Ollama's health is not the gate's.
+# Healthy means that the gate answers at all; without a key it answers 401. Ollama's health is not part of it.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s \
     CMD ["/venv/bin/python", "/app/scripts/tools", "entrypoint", "--healthy"]
 ENTRYPOINT ["/venv/bin/python", "/app/scripts/tools", "entrypoint"]

@@ -1,17 +1,19 @@
 #!/bin/sh
-# python.sh REQUIREMENTS TOOL [ARGUMENTS]: finds a Python that will do, then bootstrap.py runs scripts/tools/TOOL in .venv.
+# python.sh REQUIREMENTS TOOL [ARGUMENTS]: find a suitable Python; with it, bootstrap.py runs scripts/tools/TOOL in .venv.
 scripts=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) || exit
 venv=$scripts/../.venv
 
-run_with() { # returns only if the candidate is missing, too old, or unable to make an environment
+# run_with PYTHON ARGUMENTS: returns only if that Python is missing, too old, or unable to make an environment.
+run_with() {
     "$1" -c 'import sys, ensurepip, ssl, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || return
+    candidate=$1
     shift
-    exec "$python" "$scripts/bootstrap.py" "$@"
+    exec "$candidate" "$scripts/bootstrap.py" "$@"
 }
 
 # A finished environment needs no search. 3.13 comes before 3.14 because it is what the tests run on.
-[ -f "$venv/installed" ] && python=$venv/bin/python && run_with "$python" "$@"
-python=${PYTHON:-python3.13} && run_with "$python" "$@"
+[ -f "$venv/installed" ] && run_with "$venv/bin/python" "$@"
+run_with "${PYTHON:-python3.13}" "$@"
 for version in 3.13 3.14 3.12; do
     for python in "python$version" \
         "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version"*/bin/python \
@@ -28,6 +30,6 @@ for python in python3 python; do run_with "$python" "$@"; done
 cat >&2 <<'END'
 ollama-auth: no Python 3.12 or newer that can make a virtual environment was found.
 Install one (from python.org, Homebrew, uv or pyenv; on Debian and Ubuntu also: apt install python3-venv),
-or name the one to take: PYTHON=/path/to/python3
+or name the one to use: PYTHON=/path/to/python3
 END
 exit 1

@@ -1,1 +1,1 @@
-"""What the commands in scripts/ start."""
+"""The tools behind the commands in scripts/."""

@@ -1,4 +1,4 @@
-"""python scripts/tools NAME [ARGUMENTS]: runs the tool, with the repository and addons/ on Python's path."""
+"""python scripts/tools NAME [ARGUMENTS]: run a tool, with the repository and addons/ on Python's path."""
 
 import runpy
 import sys

@@ -1,7 +1,7 @@
-"""A small stand-in for Ollama: to try the gateway, and for its tests and its benchmark.
+"""A fake Ollama server, for trying the gateway and for its tests.
 
-It puts on the wire what Ollama does: the framing, the order of the headers, the JSON and the errors.
-No model runs: every answer is one sentence that quotes the question.
+On the wire it is like Ollama: the framing, the order of header fields, the JSON and the errors. It runs no model; every
+answer is one sentence that quotes the question.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any, Self
 from urllib.parse import unquote
 
 type Json = dict[str, Any]
-type Handler = Callable[[Exchange], Awaitable[Json | None]]
-type Dialect = Callable[[Turn], Iterator[bytes]]
+type Handler = Callable[[DemoRequest], Awaitable[Json | None]]
+type Format = Callable[[Completion], Iterator[bytes]]
 
 PIECE = 64 * 1024
 HEAD_LIMIT = KEPT_BODY = 1 << 20
@@ -54,7 +54,7 @@ JOB_END = [{"status": "writing manifest"}, {"status": "success"}]
 
 @dataclass
 class SeenRequest:
-    """A request as it came in; its body grows while it is read."""
+    """A request as received. `body` is its beginning, at most KEPT_BODY bytes, and grows while it is read."""
 
     method: str
     target: str
@@ -66,22 +66,22 @@ class SeenRequest:
 
     @classmethod
     def parse(cls, head: bytes) -> Self:
-        """Read a request head."""
+        """Parse a request head. Raises ValueError."""
         first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
         method, target, version = first.split(" ")
         fields = [line.split(":", 1) for line in lines]
         return cls(method, target, version, [(name, value.strip()) for name, value in fields])
 
 
-class Failure(Exception):
-    """An error that is told in JSON."""
+class ApiError(Exception):
+    """An error response, in JSON."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status, self.message = status, message
 
     def json(self, path: str) -> Json:
-        """Put it in the words of the API that the path belongs to."""
+        """The body, in the format of the API that the path belongs to."""
         if not path.startswith("/v1/"):
             return {"error": self.message}
         kind = "not_found_error" if self.status == 404 else "invalid_request_error"
@@ -91,8 +91,8 @@ class Failure(Exception):
         return {"type": "error", "error": error, "request_id": f"req_{secrets.token_hex(12)}"}
 
 
-class Link(asyncio.StreamReaderProtocol):
-    """A connection whose task ends when the client leaves, also while it does not read."""
+class DemoProtocol(asyncio.StreamReaderProtocol):
+    """A connection that cancels its task when the client leaves, even if the task is not reading."""
 
     def __init__(self, serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], asyncio.Task[None]]):
         def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -101,18 +101,17 @@ class Link(asyncio.StreamReaderProtocol):
         super().__init__(asyncio.StreamReader(HEAD_LIMIT), connected)
 
     def eof_received(self) -> bool | None:
-        """Hear that the client sends no more, which Go too takes for its leaving."""
+        """Treat the end of the client's data as its leaving, as Go does."""
         self._serving.cancel()
         return super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Hear that the connection is gone."""
         self._serving.cancel()
         super().connection_lost(exc)
 
 
-class Exchange:
-    """One request on a connection, and the answer to it."""
+class DemoRequest:
+    """One request on a connection, with the methods that read its body and send the response."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seen: SeenRequest) -> None:
         fields = {name.lower(): value.lower() for name, value in seen.headers}
@@ -127,7 +126,7 @@ class Exchange:
         seen.complete = not (self._body_in_chunks or self._length)
 
     async def body(self) -> AsyncIterator[bytes]:
-        """Read what is left of the request body, in pieces."""
+        """Read the rest of the request body, in pieces."""
         if self.seen.complete:
             return
         if self._expects:
@@ -139,21 +138,24 @@ class Exchange:
         self.seen.complete = True
 
     async def read_json(self) -> Json:
-        """Read an object as Go does: the case of a key does not count, and the last of two wins."""
+        """Read a JSON object as Go does: keys are case-insensitive, and the last of two equal ones wins.
+
+        Raises ApiError.
+        """
         text = b"".join([piece async for piece in self.body()]).decode(errors="replace").rstrip()
         if not text:
-            raise Failure(400, "missing request body")
+            raise ApiError(400, "missing request body")
         try:
             return an_object(json.loads(text, object_pairs_hook=lower_keys))
         except RecursionError:
-            raise Failure(400, "exceeded max depth") from None
+            raise ApiError(400, "exceeded max depth") from None
         except json.JSONDecodeError as error:
             cut = error.pos >= len(text) - 1 or "Unterminated" in error.msg
             wrong = f"invalid character {text[error.pos : error.pos + 1]!r} looking for beginning of value"
-            raise Failure(400, "unexpected EOF" if cut else wrong) from None
+            raise ApiError(400, "unexpected EOF" if cut else wrong) from None
 
     def start(self, status: int, *, length: int | None = None, chunked: bool = False) -> None:
-        """Make the head of the answer, in the order of Go; it leaves together with what comes next."""
+        """Prepare the response head, with its fields in Go's order. It is sent with the first piece of the body."""
         modern = self.seen.version != "HTTP/1.0"
         self._chunked = chunked and modern
         stuck = self._expects or self._body_in_chunks or self._length > DRAIN_LIMIT
@@ -168,7 +170,7 @@ class Exchange:
         self._head = "\r\n".join([first, *map(": ".join, fields), "", ""]).encode("latin-1")
 
     async def send(self, data: bytes) -> None:
-        """Send a piece of the answer; in a chunked one an empty piece is the end."""
+        """Send a piece of the body; in chunked encoding an empty piece is the end."""
         await self.send_raw(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     async def send_raw(self, data: bytes) -> None:
@@ -178,7 +180,7 @@ class Exchange:
         await self._writer.drain()
 
     async def answer(self, status: int, body: bytes = b"", content_type: str = "") -> None:
-        """Send a whole answer."""
+        """Send a whole response."""
         if content_type:
             self.headers["Content-Type"] = content_type
         long = len(body) > GO_BUFFER
@@ -188,19 +190,19 @@ class Exchange:
             await self.send(b"")
 
     async def json(self, body: bytes, status: int = 200) -> None:
-        """Send JSON: on /v1 it is a line, unless it complains about the request itself."""
+        """Send JSON. On /v1 it ends with a newline, except in a 400."""
         line = self.path.startswith("/v1/") and status != 400
         await self.answer(status, body + b"\n" * line, JSON if line else JSON + UTF8)
 
     async def stream(self, pieces: AsyncIterator[bytes]) -> None:
-        """Send an answer in chunks, as its pieces come."""
+        """Send a chunked response, each piece when it comes."""
         self.start(200, chunked=True)
         async for piece in pieces:
             await self.send(piece)
         await self.send(b"")
 
     async def settle(self) -> None:
-        """Deal with a request body that nobody wanted."""
+        """Discard what is left of the request body."""
         if not self.close:
             async for _ in self.body():
                 pass
@@ -231,18 +233,18 @@ def lower_keys(pairs: list[tuple[str, object]]) -> Json:
 
 
 def an_object(value: object) -> Json:
-    """Take a JSON object, or an empty one in the place of anything else."""
+    """Return the value if it is a JSON object, else an empty object."""
     return value if isinstance(value, dict) else {}
 
 
 def dump(value: Json) -> bytes:
-    """Write JSON as Go does: compact, and harmless in HTML."""
+    """Write JSON as Go does: compact, with <, > and & escaped."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return re.sub("[<>&]", lambda mark: f"\\u{ord(mark[0]):04x}", text).encode(errors="replace")
 
 
 def sse(event: Json) -> bytes:
-    """Write an event; those of Anthropic have a type, and a line more for it."""
+    """Write a server-sent event. Anthropic's have a type, which is the event's name, too."""
     name = f"event: {event['type']}\n" if "type" in event else ""
     return b"%bdata: %b\n\n" % (name.encode(), dump(event))
 
@@ -279,13 +281,13 @@ def count(texts: list[str]) -> int:
 
 
 def vector_of(text: str) -> list[float]:
-    """Make up an embedding of length one."""
+    """An embedding of length one, derived from a hash of the text."""
     raw = [byte - 127.5 for byte in hashlib.sha256(text.encode(errors="replace")).digest()]
     return [round(number / math.hypot(*raw), 7) for number in raw]
 
 
-class Turn:
-    """A question and the answer to it."""
+class Completion:
+    """A prompt and the reply to it. `asked` and `answered` count tokens."""
 
     def __init__(self, path: str, ask: Json) -> None:
         self.path, self.model, self.begun = path, ask.get("model", ""), time.time_ns()
@@ -299,95 +301,95 @@ class Turn:
         self.asked, self.answered = count(texts), len(self.tokens)
         wanted = path.startswith("/api/") if ask.get("stream") is None else bool(ask["stream"])
         self.stream = wanted and bool(reply)
-        # A question without words only loads or unloads the model, as the CLI does.
+        # A prompt without words only loads or unloads the model. The CLI sends such prompts.
         self.idle = "unload" if ask.get("keep_alive") in (0, "0s") else "load"
 
     def openai(self, prefix: str, kind: str) -> tuple[Json, Json, Json]:
-        """Make what OpenAI's answers share: their beginning, who answers, and the usage."""
+        """The parts of all OpenAI responses: the first fields, those of the model, and the usage."""
         head = {"id": f"{prefix}-{secrets.randbelow(1000)}", "object": kind, "created": self.begun // 10**9}
         signature = {"model": self.model, "system_fingerprint": "fp_ollama"}
         usage = {"prompt_tokens": self.asked, "completion_tokens": self.answered}
         return head, signature, {"usage": usage | {"total_tokens": self.asked + self.answered}}
 
 
-def native(turn: Turn) -> Iterator[bytes]:
-    """Answer in Ollama's own words."""
+def native(completion: Completion) -> Iterator[bytes]:
+    """The response in Ollama's format."""
 
     def line(text: str, **rest: object) -> bytes:
         said = {"message": {"role": "assistant", "content": text}} if chat else {"response": text}
-        head = {"model": turn.model, "created_at": timestamp(time.time_ns())}
-        return dump(head | said | rest) + b"\n" * turn.stream
+        head = {"model": completion.model, "created_at": timestamp(time.time_ns())}
+        return dump(head | said | rest) + b"\n" * completion.stream
 
-    chat = turn.path == "/api/chat"
-    if not turn.tokens:
-        yield line("", done=True, done_reason=turn.idle)
+    chat = completion.path == "/api/chat"
+    if not completion.tokens:
+        yield line("", done=True, done_reason=completion.idle)
         return
-    if turn.stream:
-        yield from (line(token, done=False) for token in turn.tokens)
-    took = time.time_ns() - turn.begun
-    end: Json = {} if chat else {"context": [*range(turn.asked)]}
+    if completion.stream:
+        yield from (line(token, done=False) for token in completion.tokens)
+    took = time.time_ns() - completion.begun
+    end: Json = {} if chat else {"context": [*range(completion.asked)]}
     end |= {"total_duration": took, "load_duration": took // 8}
-    end |= {"prompt_eval_count": turn.asked, "prompt_eval_duration": took // 8}
-    end |= {"eval_count": turn.answered, "eval_duration": took // 2}
-    yield line("" if turn.stream else turn.text, done=True, done_reason=turn.reason, **end)
+    end |= {"prompt_eval_count": completion.asked, "prompt_eval_duration": took // 8}
+    end |= {"eval_count": completion.answered, "eval_duration": took // 2}
+    yield line("" if completion.stream else completion.text, done=True, done_reason=completion.reason, **end)
 
 
-def openai_chat(turn: Turn) -> Iterator[bytes]:
-    """Answer as OpenAI's chat does."""
+def openai_chat(completion: Completion) -> Iterator[bytes]:
+    """The response in the format of OpenAI's chat completions."""
 
     def chunk(*deltas: Json, reason: str | None = None) -> Json:
         choices = [{"index": 0, "delta": delta, "finish_reason": reason} for delta in deltas]
         return head | signature | {"choices": choices}
 
-    head, signature, usage = turn.openai("chatcmpl", "chat.completion" + ".chunk" * turn.stream)
-    said = {"role": "assistant", "content": turn.text}
-    if not turn.stream:
-        choice = {"index": 0, "message": said, "finish_reason": turn.reason}
+    head, signature, usage = completion.openai("chatcmpl", "chat.completion" + ".chunk" * completion.stream)
+    said = {"role": "assistant", "content": completion.text}
+    if not completion.stream:
+        choice = {"index": 0, "message": said, "finish_reason": completion.reason}
         yield dump(head | signature | {"choices": [choice]} | usage)
         return
-    for token in turn.tokens:
+    for token in completion.tokens:
         yield sse(chunk(said | {"content": token}))
         said = {}
-    total = sse(chunk() | usage) if turn.counts else b""
-    yield sse(chunk({}, reason=turn.reason)) + total + b"data: [DONE]\n\n"
+    total = sse(chunk() | usage) if completion.counts else b""
+    yield sse(chunk({}, reason=completion.reason)) + total + b"data: [DONE]\n\n"
 
 
-def openai_text(turn: Turn) -> Iterator[bytes]:
-    """Answer as OpenAI's older completions do."""
+def openai_text(completion: Completion) -> Iterator[bytes]:
+    """The response in the format of OpenAI's completions."""
 
     def choices(*texts: str, reason: str | None = None) -> Json:
         return {"choices": [{"text": text, "index": 0, "finish_reason": reason} for text in texts]}
 
-    head, signature, usage = turn.openai("cmpl", "text_completion")
-    if not turn.stream:
-        yield dump(head | signature | choices(turn.text, reason=turn.reason) | usage)
+    head, signature, usage = completion.openai("cmpl", "text_completion")
+    if not completion.stream:
+        yield dump(head | signature | choices(completion.text, reason=completion.reason) | usage)
         return
-    zero = {"usage": dict.fromkeys(usage["usage"], 0)} if turn.counts else {}
-    for token in turn.tokens:
+    zero = {"usage": dict.fromkeys(usage["usage"], 0)} if completion.counts else {}
+    for token in completion.tokens:
         yield sse(head | choices(token) | signature | zero)
-    total = sse(head | choices() | signature | usage) if turn.counts else b""
-    yield sse(head | choices("", reason=turn.reason) | signature | zero) + total + b"data: [DONE]\n\n"
+    total = sse(head | choices() | signature | usage) if completion.counts else b""
+    yield sse(head | choices("", reason=completion.reason) | signature | zero) + total + b"data: [DONE]\n\n"
 
 
-def messages(turn: Turn) -> Iterator[bytes]:
-    """Answer as Anthropic does."""
-    head = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": turn.model}
-    reason = {"stop_reason": "end_turn" if turn.reason == "stop" else "max_tokens"}
-    usage = {"usage": {"input_tokens": turn.asked, "output_tokens": turn.answered}}
-    if not turn.stream:
-        yield dump(head | {"content": [{"type": "text", "text": turn.text}]} | reason | usage)
+def messages(completion: Completion) -> Iterator[bytes]:
+    """The response in the format of Anthropic's messages."""
+    head = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": completion.model}
+    reason = {"stop_reason": "end_turn" if completion.reason == "stop" else "max_tokens"}
+    usage = {"usage": {"input_tokens": completion.asked, "output_tokens": completion.answered}}
+    if not completion.stream:
+        yield dump(head | {"content": [{"type": "text", "text": completion.text}]} | reason | usage)
         return
     guess = {"usage": {"input_tokens": 5, "output_tokens": 0}}  # as in Ollama: the true count comes last
     yield sse({"type": "message_start", "message": head | {"content": []} | guess})
     yield sse({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}})
-    for token in turn.tokens:
+    for token in completion.tokens:
         yield sse({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": token}})
     yield sse({"type": "content_block_stop", "index": 0})
     yield sse({"type": "message_delta", "delta": reason} | usage)
     yield sse({"type": "message_stop"})
 
 
-DIALECTS: dict[str, tuple[Dialect, dict[str, str]]] = {
+FORMATS: dict[str, tuple[Format, dict[str, str]]] = {
     "/api/chat": (native, {"Content-Type": NDJSON}),
     "/api/generate": (native, {"Content-Type": NDJSON}),
     "/v1/chat/completions": (openai_chat, {"Content-Type": SSE}),
@@ -400,13 +402,13 @@ DIALECTS: dict[str, tuple[Dialect, dict[str, str]]] = {
 
 
 class DemoUpstream:
-    """The server. A test starts it on a free port, looks at what came in, and may hold its streams."""
+    """The server. Tests look at `requests` and `connections`, and may stop its streams with `hold`."""
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0, token_delay: float = 0.0) -> None:
         self.host, self.port, self.token_delay = host, port, token_delay
         self.connections = 0
         self.requests: list[SeenRequest] = []
-        self.hold = asyncio.Event()  # while it is cleared, no answer gets further than its first item
+        self.hold = asyncio.Event()  # while it is cleared, no response gets further than its first item
         self.hold.set()
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._blobs: set[str] = set()
@@ -429,7 +431,7 @@ class DemoUpstream:
             "/demo/status/*": ("GET", self._status),
             "/demo/trailers": ("GET", self._trailers),
             **dict.fromkeys(("/api/embed", "/api/embeddings", "/v1/embeddings"), ("POST", self._embed)),
-            **dict.fromkeys(DIALECTS, ("POST", self._generate)),
+            **dict.fromkeys(FORMATS, ("POST", self._generate)),
             **dict.fromkeys(JOBS, ("POST", self._job)),
         }
 
@@ -442,18 +444,18 @@ class DemoUpstream:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL of the server."""
         return f"http://{self.host}:{self.port}"
 
     @property
     def open_connections(self) -> int:
-        """How many connections are open now."""
+        """The number of connections that are open now."""
         return len(self._open)
 
     async def start(self) -> None:
-        """Listen; from here on the port is known."""
+        """Start to listen. From now on `port` is the real one."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Link(self._serve), self.host, self.port)
+        self._server = await loop.create_server(lambda: DemoProtocol(self._serve), self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
@@ -465,44 +467,44 @@ class DemoUpstream:
 
     def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> asyncio.Task[None]:
         self.connections += 1
-        task = asyncio.create_task(self._converse(reader, writer))
+        task = asyncio.create_task(self._answer_all(reader, writer))
         self._open[task] = writer
         task.add_done_callback(self._open.pop)
         return task
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while await self._exchange(reader, writer):
+            while await self._answer_one(reader, writer):
                 pass
             writer.close()
             await writer.wait_closed()
         except (ConnectionError, EOFError, ValueError, asyncio.LimitOverrunError):
-            pass  # the client is gone, or speaks no HTTP
+            pass  # the client is gone, or does not send HTTP
         finally:
             if not writer.is_closing():
                 writer.transport.abort()
 
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         seen = SeenRequest.parse(await reader.readuntil(b"\r\n\r\n"))
         self.requests.append(seen)
         del self.requests[:-KEPT_REQUESTS]
-        exchange = Exchange(reader, writer, seen)
+        request = DemoRequest(reader, writer, seen)
         try:
-            await self._route(exchange)
-        except Failure as failure:
-            await exchange.json(dump(failure.json(exchange.path)), failure.status)
-        await exchange.settle()
-        return not exchange.close
+            await self._route(request)
+        except ApiError as error:
+            await request.json(dump(error.json(request.path)), error.status)
+        await request.settle()
+        return not request.close
 
-    async def _route(self, exchange: Exchange) -> None:
-        route = self._routes.get(exchange.path) or self._routes.get(f"{exchange.parent}/*")
+    async def _route(self, request: DemoRequest) -> None:
+        route = self._routes.get(request.path) or self._routes.get(f"{request.parent}/*")
         if not route:
-            await exchange.answer(404, b"404 page not found", TEXT)
-        elif exchange.seen.method not in route[0].split():
-            exchange.headers["Allow"] = route[0].replace(" ", ", ")
-            await exchange.answer(405, b"405 method not allowed", TEXT)
-        elif value := await route[1](exchange):
-            await exchange.json(dump(value))
+            await request.answer(404, b"404 page not found", TEXT)
+        elif request.seen.method not in route[0].split():
+            request.headers["Allow"] = route[0].replace(" ", ", ")
+            await request.answer(405, b"405 method not allowed", TEXT)
+        elif value := await route[1](request):
+            await request.json(dump(value))
 
     async def _paced[T](self, items: Iterable[T]) -> AsyncIterator[T]:
         for item in items:
@@ -512,38 +514,38 @@ class DemoUpstream:
 
     def _find(self, name: object, complaint: str = "model '{}' not found") -> str:
         if (full := full_name(name)) not in self._models:
-            raise Failure(404, complaint.format(name))
+            raise ApiError(404, complaint.format(name))
         return full
 
-    async def _generate(self, exchange: Exchange) -> None:
-        turn = Turn(exchange.path, await exchange.read_json())
-        dialect, headers = DIALECTS[exchange.path]
-        exchange.headers |= headers if turn.stream else {}
-        self._find(turn.model)
-        if turn.stream:
-            return await exchange.stream(self._paced(dialect(turn)))
-        async for _ in self._paced(turn.tokens):
+    async def _generate(self, request: DemoRequest) -> None:
+        completion = Completion(request.path, await request.read_json())
+        answer, headers = FORMATS[request.path]
+        request.headers |= headers if completion.stream else {}
+        self._find(completion.model)
+        if completion.stream:
+            return await request.stream(self._paced(answer(completion)))
+        async for _ in self._paced(completion.tokens):
             pass
-        await exchange.json(next(dialect(turn)))
+        await request.json(next(answer(completion)))
 
-    async def _job(self, exchange: Exchange) -> None:
-        ask = await exchange.read_json()
-        lines = self._paced(dump(step) + b"\n" for step in JOBS[exchange.path] + JOB_END)
+    async def _job(self, request: DemoRequest) -> None:
+        ask = await request.read_json()
+        lines = self._paced(dump(step) + b"\n" for step in JOBS[request.path] + JOB_END)
         if ask.get("stream") is False:
-            await exchange.answer(200, [line.strip() async for line in lines][-1], JSON)
+            await request.answer(200, [line.strip() async for line in lines][-1], JSON)
         else:
-            exchange.headers["Content-Type"] = NDJSON
-            await exchange.stream(lines)
+            request.headers["Content-Type"] = NDJSON
+            await request.stream(lines)
         self._models[full_name(ask.get("model") or ask.get("name"))] = time.time_ns()
 
-    async def _embed(self, exchange: Exchange) -> Json:
-        ask = await exchange.read_json()
+    async def _embed(self, request: DemoRequest) -> Json:
+        ask = await request.read_json()
         self._find(ask.get("model"), 'model "{}" not found, try pulling it first')
         texts, model = texts_of([ask.get("input"), ask.get("prompt")]), {"model": ask["model"]}
         vectors: list[Any] = [vector_of(text) for text in texts]
-        if exchange.path == "/api/embeddings":
+        if request.path == "/api/embeddings":
             return {"embedding": vectors[0] if vectors else []}
-        if exchange.path == "/api/embed":
+        if request.path == "/api/embed":
             times = {"total_duration": 1000, "load_duration": 100}
             return model | {"embeddings": vectors} | times | {"prompt_eval_count": count(texts)}
         if ask.get("encoding_format") == "base64":
@@ -552,100 +554,100 @@ class DemoUpstream:
         usage = {"prompt_tokens": count(texts), "total_tokens": count(texts)}
         return {"object": "list", "data": data} | model | {"usage": usage}
 
-    async def _blob(self, exchange: Exchange) -> None:
-        wanted, known, digest = exchange.tail, exchange.tail in self._blobs, hashlib.sha256()
+    async def _blob(self, request: DemoRequest) -> None:
+        wanted, known, digest = request.tail, request.tail in self._blobs, hashlib.sha256()
         if not re.fullmatch("sha256:[0-9a-f]{64}", wanted):
-            raise Failure(400, "invalid digest format")
-        if exchange.seen.method == "HEAD":
+            raise ApiError(400, "invalid digest format")
+        if request.seen.method == "HEAD":
             if not known:
-                raise Failure(404, f'blob "{wanted}" not found')
-            exchange.start(200)
-            return await exchange.send(b"")
+                raise ApiError(404, f'blob "{wanted}" not found')
+            request.start(200)
+            return await request.send(b"")
         if known:
-            exchange.close = True
-            return await exchange.answer(200)
-        async for piece in exchange.body():
+            request.close = True
+            return await request.answer(200)
+        async for piece in request.body():
             digest.update(piece)
         if (found := f"sha256:{digest.hexdigest()}") != wanted:
-            raise Failure(400, f'digest mismatch, expected "{wanted}", got "{found}"')
+            raise ApiError(400, f'digest mismatch, expected "{wanted}", got "{found}"')
         self._blobs.add(found)
-        await exchange.answer(201)
+        await request.answer(201)
 
-    async def _copy(self, exchange: Exchange) -> None:
-        ask = await exchange.read_json()
+    async def _copy(self, request: DemoRequest) -> None:
+        ask = await request.read_json()
         self._find(ask.get("source"), 'model "{}" not found')
         self._models[full_name(ask.get("destination"))] = time.time_ns()
-        await exchange.answer(200)
+        await request.answer(200)
 
-    async def _delete(self, exchange: Exchange) -> None:
-        ask = await exchange.read_json()
+    async def _delete(self, request: DemoRequest) -> None:
+        ask = await request.read_json()
         del self._models[self._find(ask.get("model") or ask.get("name"))]
-        await exchange.answer(200)
+        await request.answer(200)
 
-    async def _show(self, exchange: Exchange) -> Json:
-        ask = await exchange.read_json()
+    async def _show(self, request: DemoRequest) -> Json:
+        ask = await request.read_json()
         name = self._find(full_name(ask.get("model") or ask.get("name")))
         head = {"modelfile": f"FROM {name}\n", "parameters": "num_ctx 2048", "template": "{{ .Prompt }}"}
         tail = {"capabilities": ["completion"], "modified_at": timestamp(self._models[name])}
         return head | {"details": DETAILS, "model_info": INFO, "tensors": TENSORS} | tail
 
-    async def _root(self, exchange: Exchange) -> None:
-        await exchange.answer(200, b"Ollama is running", TEXT + UTF8)
+    async def _root(self, request: DemoRequest) -> None:
+        await request.answer(200, b"Ollama is running", TEXT + UTF8)
 
-    async def _version(self, exchange: Exchange) -> Json:
+    async def _version(self, request: DemoRequest) -> Json:
         return {"version": "0.33.0-demo"}
 
-    async def _tags(self, exchange: Exchange) -> Json:
+    async def _tags(self, request: DemoRequest) -> Json:
         details = DETAILS | {"context_length": 2048, "embedding_length": 32}
         tail = SIZES | {"details": details, "capabilities": ["completion"]}
         times = {name: {"modified_at": timestamp(at)} for name, at in self._models.items()}
         return {"models": [{"name": name, "model": name} | time | tail for name, time in times.items()]}
 
-    async def _ps(self, exchange: Exchange) -> Json:
+    async def _ps(self, request: DemoRequest) -> Json:
         expires = {"expires_at": timestamp(time.time_ns() + 300 * 10**9)}
         tail = SIZES | {"details": DETAILS} | expires | {"size_vram": 0, "context_length": 2048}
         return {"models": [{"name": name, "model": name} | tail for name in self._models]}
 
-    async def _openai_models(self, exchange: Exchange) -> Json:
+    async def _openai_models(self, request: DemoRequest) -> Json:
         return {"object": "list", "data": [self._openai(name) for name in self._models] or None}
 
-    async def _openai_model(self, exchange: Exchange) -> Json:
-        return self._openai(self._find(full_name(exchange.tail))) | {"id": exchange.tail}
+    async def _openai_model(self, request: DemoRequest) -> Json:
+        return self._openai(self._find(full_name(request.tail))) | {"id": request.tail}
 
     def _openai(self, name: str) -> Json:
         return {"id": name, "object": "model", "created": self._models[name] // 10**9, "owned_by": "library"}
 
-    async def _bytes(self, exchange: Exchange) -> None:
-        left = int(exchange.tail)
-        exchange.headers["Content-Type"] = "application/octet-stream"
-        exchange.start(200, length=left)
+    async def _bytes(self, request: DemoRequest) -> None:
+        left = int(request.tail)
+        request.headers["Content-Type"] = "application/octet-stream"
+        request.start(200, length=left)
         for size in [PIECE] * (left // PIECE) + [left % PIECE]:
-            await exchange.send(bytes(size))
+            await request.send(bytes(size))
 
-    async def _sink(self, exchange: Exchange) -> Json:
-        async for _ in exchange.body():
+    async def _sink(self, request: DemoRequest) -> Json:
+        async for _ in request.body():
             pass
-        return {"bytes": exchange.seen.body_length}
+        return {"bytes": request.seen.body_length}
 
-    async def _silent(self, exchange: Exchange) -> None:
-        await asyncio.sleep(float(exchange.tail))
-        await exchange.answer(200, b"{}", JSON)
+    async def _silent(self, request: DemoRequest) -> None:
+        await asyncio.sleep(float(request.tail))
+        await request.answer(200, b"{}", JSON)
 
-    async def _break(self, exchange: Exchange) -> None:
-        chunked = exchange.tail == "chunked"
-        exchange.start(200, length=None if chunked else 1000, chunked=chunked)
-        await exchange.send(b"the first of many")
-        exchange.close = True
+    async def _break(self, request: DemoRequest) -> None:
+        chunked = request.tail == "chunked"
+        request.start(200, length=None if chunked else 1000, chunked=chunked)
+        await request.send(b"the first of many")
+        request.close = True
 
-    async def _status(self, exchange: Exchange) -> None:
-        exchange.start(int(exchange.tail))
-        await exchange.send(b"")
+    async def _status(self, request: DemoRequest) -> None:
+        request.start(int(request.tail))
+        await request.send(b"")
 
-    async def _trailers(self, exchange: Exchange) -> None:
-        exchange.headers["Trailer"] = "X-Demo-Trailer"
-        exchange.start(200, chunked=True)
-        await exchange.send(b"a body and its trailer")
-        await exchange.send_raw(b"0\r\nX-Demo-Trailer: here\r\n\r\n")
+    async def _trailers(self, request: DemoRequest) -> None:
+        request.headers["Trailer"] = "X-Demo-Trailer"
+        request.start(200, chunked=True)
+        await request.send(b"a body and its trailer")
+        await request.send_raw(b"0\r\nX-Demo-Trailer: here\r\n\r\n")
 
 
 async def serve(host: str, port: int, token_delay: float) -> None:
@@ -654,13 +656,13 @@ async def serve(host: str, port: int, token_delay: float) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with DemoUpstream(host, port, token_delay) as upstream:
-        print(f"Demo upstream (stand-in for Ollama) on {upstream.url}", flush=True)
+        print(f"Demo upstream (a fake Ollama server) on {upstream.url}", flush=True)
         await stop.wait()
 
 
 def main() -> None:
     """Read the command line and serve."""
-    parser = argparse.ArgumentParser(description="A small stand-in for Ollama, without any model.")
+    parser = argparse.ArgumentParser(description="A fake Ollama server, without any model.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=11434, help="port, 0 for any free one (%(default)s)")
     parser.add_argument("--token-delay", type=float, default=0.04, help="seconds a token (%(default)s)")

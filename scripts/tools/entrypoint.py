@@ -1,6 +1,6 @@
-"""The container's program: is mitmdump with the gate, which refuses to start where no key is set.
+"""The container's program: becomes mitmdump with the gate, and refuses to start if no key is set.
 
-`entrypoint --healthy` is its health check: 0 where the gate that the container runs answers, whatever it says.
+`entrypoint --healthy` is the container's health check. Its status is 0 if the gate answers at all, with any status.
 """
 
 import io
@@ -10,33 +10,34 @@ import re
 import runpy
 import signal
 import sys
+import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .serve import Problem, endpoint, gate_command, split
+from . import launch
+from .serve import gate_command
+from .terminal import ToolError, say
 
-LOG = "ollama_access_log"
 CLOCK = re.compile(r"\[\d\d:\d\d:\d\d\.\d{3}\] ")
-"""What mitmproxy begins its lines with."""
+"""The beginning of mitmproxy's log lines."""
 COMMAND_LINE = Path("/proc/1/cmdline")
-PATIENCE = 4.0
-"""Seconds; the image's health check has one more."""
+TIMEOUT = 4.0
+"""Seconds; one less than Docker waits for the health check (see Dockerfile)."""
 
 
 def arguments_of(command_line: bytes) -> list[str]:
-    """What follows this tool's name in the command line of a process, as the kernel writes it."""
+    """The arguments of this tool in a command line as /proc/PID/cmdline has it (proc_pid_cmdline(5))."""
     words = [os.fsdecode(word) for word in command_line.split(b"\0")[:-1]]
     names = [Path(word).name for word in words]
     return words[names.index(Path(__file__).stem) + 1 :] if Path(__file__).stem in names else []
 
 
 def healthy(arguments: Sequence[str]) -> bool:
-    """Something speaks HTTP where a gate with these arguments listens. One with TLS says so in plain text, too."""
-    address = urlsplit(split(arguments).address)
-    connection = HTTPConnection(str(address.hostname), address.port, timeout=PATIENCE)
+    """Whether a gate with these arguments answers. With TLS it answers plain HTTP, too, with an error."""
+    address = urlsplit(launch.read(arguments).address)
+    connection = HTTPConnection(str(address.hostname), address.port, timeout=TIMEOUT)
     try:
         connection.request("HEAD", "/")
         connection.getresponse()
@@ -48,9 +49,12 @@ def healthy(arguments: Sequence[str]) -> bool:
 
 
 class JsonLines(io.TextIOBase):
-    """Standard output that makes JSON of what is printed; the access log, which is JSON already, writes beneath it."""
+    """A standard output that prints each line as JSON. The access log is JSON already and writes to the descriptor."""
 
     def __init__(self, descriptor: int) -> None:
+        from ollama_auth.telemetry.access_log import utc  # It imports much that the health check does not need.
+
+        self._utc = utc
         self._descriptor = descriptor
         self._rest = ""
 
@@ -60,33 +64,34 @@ class JsonLines(io.TextIOBase):
     def write(self, text: str) -> int:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            message = json.dumps({"time": now, "message": CLOCK.sub("", line, count=1)}, separators=(",", ":"))
+            fields = {"time": self._utc(time.time()), "message": CLOCK.sub("", line, count=1)}
+            message = json.dumps(fields, separators=(",", ":"))
             os.write(self._descriptor, f"{message}\n".encode())
         return len(text)
 
 
-def be_the_first_process() -> None:
-    """The kernel has special rules for process 1, which mitmdump knows nothing of (signal(7), wait(2)).
+def prepare_for_pid_1() -> None:
+    """Handle the signals that the kernel treats differently for process 1 (signal(7), wait(2)).
 
-    A signal that it has no handler for is lost: a stop that comes before mitmdump set its own would wait to be killed.
-    Orphans become its children: nobody waits for them, and where SIGCHLD is ignored they leave without a trace.
+    It drops signals without a handler: a SIGTERM before mitmdump sets its handler would have no effect until Docker
+    kills the container. And it makes orphans our children: with SIGCHLD ignored they leave no zombies.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
 
 def run(arguments: Sequence[str]) -> None:
-    found = split(arguments)
-    if found.workers > 1:
-        raise Problem("a container runs one gate: start more containers in place of --workers")
-    log = [] if LOG in found.options else ["--set", f"{LOG}=-"]
-    if found.options.get(LOG, "-") == "-":
+    """Become the gate. Raises ToolError."""
+    launched = launch.read(arguments)
+    if launched.workers > 1:
+        raise ToolError("a container runs one gate: start more containers in place of --workers")
+    log = launched.options.ollama_access_log
+    if log in (None, "-"):
         sys.stdout = JsonLines(sys.stdout.fileno())
-    _, *command = gate_command(endpoint(os.environ.get("OLLAMA_ENDPOINT")), found)
-    be_the_first_process()
-    sys.argv = [*command, *log]
-    runpy.run_path(command[0], run_name="__main__")
+    _, program, *rest = gate_command(launched.upstream(os.environ), launched)
+    prepare_for_pid_1()
+    sys.argv = [program, *rest, *(["--set", "ollama_access_log=-"] if log is None else [])]
+    runpy.run_path(program, run_name="__main__")
 
 
 if __name__ == "__main__":
@@ -94,5 +99,6 @@ if __name__ == "__main__":
         if sys.argv[1:] == ["--healthy"]:
             sys.exit(not healthy(arguments_of(COMMAND_LINE.read_bytes())))
         run(sys.argv[1:])
-    except Problem as problem:
-        sys.exit(f"ollama-auth: {problem}")
+    except ToolError as error:
+        say(str(error))
+        sys.exit(1)

@@ -1,12 +1,7 @@
-"""Builds the image with what is here: Docker, else buildah. Each build of a commit gives the same layers.
-
-Where the Python base image can't be had, buildah makes do with a stand-in: Debian with its own Python, at the same
-paths. That shows what the image does; it is not the image to ship.
-"""
+"""Builds the container image with Docker or else buildah. All builds of a commit have the same layers."""
 
 import argparse
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -15,13 +10,12 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+from .terminal import ToolError, say
+
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "scripts" / "requirements.txt"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ollama-auth"
 BASE = "docker.io/library/python:3.13-slim"
-STAND_IN = "localhost/ollama-auth-base:3.13"
 PYTHON = "3.13"
-DEBIAN = "trixie"  # what the base image is made of, with a Python of the same number
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 EXAMPLES = """\
 examples:
@@ -31,32 +25,24 @@ examples:
 """
 
 
-class Problem(Exception):
-    """Why there is no image, and the remedy."""
-
-
-def say(text: str) -> None:
-    print(f"ollama-auth: {text}", file=sys.stderr, flush=True)
-
-
 def run(*command: str | Path) -> None:
-    """Raises Problem where it fails; what it said is above."""
+    """Run a program in the checkout. Raises ToolError if it fails; its own messages are above."""
     try:
         subprocess.run(command, cwd=ROOT, check=True)
     except subprocess.CalledProcessError as error:
-        raise Problem(f"{command[0]} failed with status {error.returncode}; see above") from None
+        raise ToolError(f"{command[0]} failed with status {error.returncode}; see above") from None
 
 
 def ask(*command: str) -> str:
-    """What a program says, or nothing where it isn't there or fails."""
+    """The output of a program, or nothing if it does not exist or fails."""
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
 
 
-def facts() -> dict[str, str]:
-    """The build arguments: what the labels say. A value that nobody knows is left to the Dockerfile."""
+def labels() -> dict[str, str]:
+    """The build arguments that become labels. An unknown one keeps its default in the Dockerfile."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     found = {
         "VERSION": version,
@@ -66,79 +52,29 @@ def facts() -> dict[str, str]:
     return {name: value for name, value in found.items() if value and (name != "SOURCE" or "https://" in value)}
 
 
-def moment() -> str:
-    """The time of everything in the image, in seconds since 1970: that of the commit."""
+def source_date() -> str:
+    """The time of all files in the image, in seconds since 1970: that of the commit."""
     return os.environ.get("SOURCE_DATE_EPOCH") or ask("git", "log", "-1", "--format=%ct") or "0"
 
 
 def build_arguments(**more: str) -> list[str]:
-    return [word for name, value in (facts() | more).items() for word in ("--build-arg", f"{name}={value}")]
-
-
-# With Docker.
+    return [word for name, value in (labels() | more).items() for word in ("--build-arg", f"{name}={value}")]
 
 
 def with_docker(tag: str) -> None:
-    """BuildKit takes the times from SOURCE_DATE_EPOCH."""
+    """Build with BuildKit, which takes the times from SOURCE_DATE_EPOCH."""
     output = f"type=docker,name={tag},rewrite-timestamp=true"
-    run("docker", "buildx", "build", *build_arguments(SOURCE_DATE_EPOCH=moment()), "--output", output, ".")
+    run("docker", "buildx", "build", *build_arguments(SOURCE_DATE_EPOCH=source_date()), "--output", output, ".")
 
 
-# With buildah.
-
-
-def with_buildah(tag: str) -> None:
-    """As root, or in a user namespace that buildah makes; chroot needs no rights to make containers of its own."""
-    build = ["buildah", "bud", "--isolation", "chroot", "--format", "docker", "--timestamp", moment(), "--tag", tag]
-    if ask("buildah", "pull", "--quiet", BASE):
-        run(*build, *build_arguments(PYTHON=BASE), ".")
-        return
-    say(f"{BASE} can't be had: building on a stand-in")
-    make_stand_in()
-    wheels = CACHE / "wheels"
-    download(wheels, platform.machine())
-    with tempfile.NamedTemporaryFile("w", suffix=".conf") as conf:
-        conf.write("[global]\nno-index = true\nfind-links = /wheels\n")
-        conf.flush()
-        offline = ["--pull-never", "--volume", f"{wheels}:/wheels:ro", "--secret", f"id=pip,src={conf.name}"]
-        run(*build, *offline, *build_arguments(PYTHON=STAND_IN), ".")
-
-
-def make_stand_in() -> None:
-    """Kept as an archive, so that it is made once."""
-    if ask("buildah", "images", "--quiet", STAND_IN):
-        return
-    archive = CACHE / f"base-{DEBIAN}-{platform.machine()}.tar"
-    if not archive.exists():
-        bootstrap(archive)
-    container = ask("buildah", "from", "scratch")
-    run("buildah", "add", "--quiet", container, archive, "/")
-    run("buildah", "config", "--env", "PATH=/usr/local/bin:/usr/bin:/bin", container)
-    run("buildah", "commit", "--quiet", "--rm", container, STAND_IN)
-
-
-def bootstrap(archive: Path) -> None:
-    """A small Debian, and in /usr/local a Python with pip, as the base image has them."""
-    if not shutil.which("debootstrap") or os.geteuid() != 0:
-        raise Problem("the stand-in is made by debootstrap, as root: apt-get install debootstrap")
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    include = f"--include=python{PYTHON},python{PYTHON}-venv,ca-certificates"
-    with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
-        root = Path(folder, "root")
-        run("debootstrap", "--variant=minbase", include, DEBIAN, root)
-        run("chroot", root, f"/usr/bin/python{PYTHON}", "-m", "venv", "/usr/local")
-        for leftover in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
-            shutil.rmtree(root / leftover, ignore_errors=True)
-        part = Path(folder, "part")
-        run("tar", "--create", "--file", part, "--directory", root, "--exclude=./dev/*", "--exclude=./proc/*", ".")
-        part.rename(archive)
-
-
-# Wheels.
+def with_buildah(tag: str, *more: str, base: str = BASE) -> None:
+    """Build as root, or in a user namespace that buildah makes. Isolation by chroot needs no further rights."""
+    options = ["--isolation", "chroot", "--format", "docker", "--timestamp", source_date(), "--tag", tag]
+    run("buildah", "bud", *options, *more, *build_arguments(PYTHON=base), ".")
 
 
 def download(folder: Path, machine: str) -> None:
-    """The pinned wheels for an image of that machine; pip compares their hashes with the pins."""
+    """Download the pinned wheels for an image of that machine; pip checks their hashes."""
     tags = [word for tag in ("2014", "_2_17", "_2_28") for word in ("--platform", f"manylinux{tag}_{machine}")]
     run(
         *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes"),
@@ -148,6 +84,7 @@ def download(folder: Path, machine: str) -> None:
 
 
 def check_wheels() -> None:
+    """Check that every pin has a wheel for each machine. Raises ToolError."""
     for name, machine in MACHINES.items():
         with tempfile.TemporaryDirectory() as folder:
             download(Path(folder), machine)
@@ -155,23 +92,27 @@ def check_wheels() -> None:
 
 
 def build(tag: str) -> None:
+    """Build with what is installed. Raises ToolError."""
     if ask("docker", "info", "--format", "{{.ServerVersion}}"):
         with_docker(tag)
     elif shutil.which("buildah"):
         with_buildah(tag)
     else:
-        raise Problem("there is neither a Docker engine nor buildah: start Docker, or apt-get install buildah")
+        raise ToolError("there is neither a Docker engine nor buildah: start Docker, or apt-get install buildah")
 
 
 def check(tag: str) -> int:
-    """The image's tests, with the tools they need. Raises Problem."""
+    """Build with buildah and run the tests of the image. Returns their status; raises ToolError."""
     if missing := [tool for tool in ("buildah", "runc") if not shutil.which(tool)]:
-        raise Problem(f"the tests of the image need {' and '.join(missing)}: apt-get install {' '.join(missing)}")
+        raise ToolError(f"the tests of the image need {' and '.join(missing)}: apt-get install {' '.join(missing)}")
     if os.geteuid() != 0:
-        raise Problem("the tests of the image need root: they run containers with runc")
-    with_buildah(tag)
+        raise ToolError("the tests of the image need root: they run containers with runc")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "addons")])
+    environment = os.environ | {"OLLAMA_AUTH_IMAGE": tag, "PYTHONPATH": path}
+    building = [sys.executable, "-m", "tests.harness.image_base", tag]
     tests = [sys.executable, "-m", "pytest", "tests/e2e/test_image.py", "-v", "-rs", "-s"]
-    return subprocess.run(tests, cwd=ROOT, env=os.environ | {"OLLAMA_AUTH_IMAGE": tag}, check=False).returncode
+    built = subprocess.run(building, cwd=ROOT, env=environment, check=False)
+    return built.returncode or subprocess.run(tests, cwd=ROOT, env=environment, check=False).returncode
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -195,8 +136,8 @@ def main(arguments: Sequence[str]) -> int:
         if chosen.check:
             return check(chosen.tag)
         check_wheels() if chosen.wheels else build(chosen.tag)
-    except Problem as problem:
-        say(str(problem))
+    except ToolError as error:
+        say(str(error))
         return 1
     return 0
 

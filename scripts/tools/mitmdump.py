@@ -1,7 +1,7 @@
-"""mitmdump on uvloop, where that is installed: about a quarter less processor time a request and a token.
+"""mitmdump on uvloop, if that is installed. It saves about a quarter of the processor time of a request or a token.
 
-mitmdump makes its event loop before it loads any script, so this can't be done in auth.py. One of several workers
-(supervisor.py) shares its port with the others besides, and does not outlive their supervisor.
+This can't be done in auth.py: mitmdump makes its event loop before it loads scripts. A worker of supervisor.py also
+shares its port with the others, and ends when the supervisor does.
 """
 
 import asyncio
@@ -16,16 +16,16 @@ from mitmproxy.proxy.mode_servers import ReverseInstance
 from mitmproxy.tools.main import mitmdump
 
 PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal that a process gets when its parent ends."""
+"""PR_SET_PDEATHSIG(2const): the signal to send to this process when its parent ends."""
 
 
 async def listen(instance: ReverseInstance, host: str, port: int) -> list[asyncio.Server]:
-    """As mitmproxy's, on a port that others listen on too, and in TCP alone."""
+    """Replace mitmproxy's own: share the port (SO_REUSEPORT), and listen on TCP alone."""
     return [await asyncio.start_server(instance.handle_stream, host, port, reuse_port=True)]
 
 
 def join_workers() -> None:
-    """Become one of them."""
+    """Make this process a worker of the supervisor."""
     shared: Any = listen
     ReverseInstance.listen = shared  # type: ignore[method-assign]
     if sys.platform == "linux":

@@ -1,8 +1,8 @@
-"""supervisor.py COUNT COMMAND [ARGUMENTS]: so many gates that share one port, each a process of its own.
+"""python scripts/tools supervisor COUNT COMMAND [ARGUMENTS]: run COUNT gates that share one port, each in a process.
 
-The kernel shares connections out among them (SO_REUSEPORT). One that ends by itself is started again, after a pause
-that doubles while it keeps ending; one that can't even start ends all of them with its status. SIGTERM and SIGINT have
-all of them end what they have begun, a second one ends them at once, and SIGHUP is passed on.
+The kernel distributes connections among them (SO_REUSEPORT). A gate that exits is started again, after a pause that
+doubles while it keeps exiting; a gate that can't start ends all of them, with its status. SIGTERM and SIGINT drain all
+of them, a second signal ends them at once, and SIGHUP is passed on.
 """
 
 import asyncio
@@ -13,20 +13,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
-STARTING = 10.0
-"""Seconds in which an exit of the first start means that it can't start at all."""
+from .terminal import say
+
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-LIVED = 60.0
-"""Seconds after which a gate that ends is as good as new."""
+"""Seconds before a restart."""
+STABLE = 60.0
+"""Seconds. A gate that ran for longer is restarted after FIRST_PAUSE; a first run that fails sooner ends all gates.
 
-
-def say(text: str) -> None:
-    print(f"ollama-auth: {text}", file=sys.stderr, flush=True)
+Not less: a broken configuration may take 20 s to be noticed on a busy machine.
+"""
 
 
 class Supervisor:
-    """Keeps so many processes of one command running."""
+    """Keeps `count` processes of one command running."""
 
     def __init__(self, count: int, command: Sequence[str]) -> None:
         self.count = count
@@ -35,14 +36,14 @@ class Supervisor:
         self.stopping = asyncio.Event()
         self.status = 0
         self.metrics = tempfile.mkdtemp(prefix="ollama-auth-")
-        """Where each of them keeps its metrics, and all read those of the others."""
+        """The directory in which each gate keeps its metrics, and reads those of the others."""
 
     async def run(self) -> int:
-        """Until told to stop, or until one can't start; the exit status."""
+        """Run until a signal to stop, or until one can't start. Returns the exit status."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self.tell, signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, self.forward, signal.SIGHUP)
         try:
             await asyncio.gather(*(self.keep(worker) for worker in range(1, self.count + 1)))
         finally:
@@ -50,63 +51,61 @@ class Supervisor:
         return self.status
 
     async def keep(self, worker: int) -> None:
-        """Start one of them, again and again."""
+        """Run one gate, and start it again whenever it exits."""
         pause, first = FIRST_PAUSE, True
         while not self.stopping.is_set():
             begun = time.monotonic()
             status = await self.start(worker)
-            lived = time.monotonic() - begun
+            ran = time.monotonic() - begun
             if self.stopping.is_set():
                 self.status = self.status or max(status, 0)
-            elif first and status > 0 and lived < STARTING:
+            elif first and status > 0 and ran < STABLE:
                 say(f"a gate ended with status {status} before it had begun, so all of them end")
                 self.status = status
                 self.stop()
             else:
-                pause = FIRST_PAUSE if lived > LIVED else min(pause * 2, LONGEST_PAUSE)
-                say(f"gate {worker} ended by itself (status {status}); it is started again in {pause:.0f} s")
-                await self.rest(pause)
+                pause = FIRST_PAUSE if ran > STABLE else min(pause * 2, LONGEST_PAUSE)
+                say(f"gate {worker} ended by itself (status {status}); it is started again in {pause:g} s")
+                await self.pause(pause)
             first = False
 
     async def start(self, worker: int) -> int:
-        """Run one to its end; its status."""
+        """Run one gate until it exits. Returns its status."""
         environment = os.environ | {
             "OLLAMA_WORKERS": str(self.count),
             "OLLAMA_WORKER": str(worker),
             "PROMETHEUS_MULTIPROC_DIR": self.metrics,
         }
-        # In a process group of its own: a Ctrl-C reaches it once, by way of this process.
+        # In a process group of its own: otherwise Ctrl-C would reach it twice, from the terminal and from this process.
         process = await asyncio.create_subprocess_exec(*self.command, env=environment, process_group=0)
         self.running[worker] = process
-        if self.stopping.is_set():  # Meanwhile.
+        if self.stopping.is_set():  # A signal came while it was starting.
             process.terminate()
         try:
             return await process.wait()
         finally:
             del self.running[worker]
-            forget(self.metrics, process.pid)
+            mark_dead(self.metrics, process.pid)
 
-    async def rest(self, seconds: float) -> None:
-        """Wait so long, or until told to stop."""
-        try:
+    async def pause(self, seconds: float) -> None:
+        """Sleep, but no longer than until a signal to stop."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.stopping.wait()
-        except TimeoutError:
-            pass
 
     def stop(self) -> None:
-        """All of them end what they have begun; told twice, they end at once."""
+        """Have all gates drain; called a second time, they end at once."""
         self.stopping.set()
-        self.tell(signal.SIGTERM)
+        self.forward(signal.SIGTERM)
 
-    def tell(self, number: int) -> None:
-        """Pass a signal on to all of them."""
+    def forward(self, number: int) -> None:
+        """Send a signal to all gates."""
         for process in self.running.values():
             process.send_signal(number)
 
 
-def forget(folder: str, pid: int) -> None:
-    """What that process had under way is no more; what it counted still counts."""
+def mark_dead(folder: str, pid: int) -> None:
+    """Drop the gauges of a process that exited, such as its open connections; its counters stay."""
     try:
         from prometheus_client.multiprocess import mark_process_dead
     except ImportError:

@@ -264,9 +264,10 @@ def test_a_second_build_gives_the_same_layers_and_holds_no_secret(image: Image, 
         (tmp_path / name).write_text(canary)
     again = f"{IMAGE.partition(':')[0]}-again:{os.getpid()}"
     try:
-        build = [sys.executable, str(tmp_path / "scripts" / "image.py"), "--tag", again]
+        build = [sys.executable, "-m", "tests.harness.image_base", again]
         now = command("git", "log", "-1", "--format=%ct", cwd=ROOT)
-        command(*build, env=os.environ | {"OLLAMA_API_KEY": canary, "SOURCE_DATE_EPOCH": now})
+        env = {"OLLAMA_API_KEY": canary, "SOURCE_DATE_EPOCH": now, "PYTHONPATH": f"{tmp_path}:{tmp_path}/addons"}
+        command(*build, cwd=tmp_path, env=os.environ | env)
         with Image.unpacked(again) as second:
             assert second.layers == image.layers
             assert canary not in json.dumps(second.config)

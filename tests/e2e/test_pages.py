@@ -199,7 +199,7 @@ def test_kubectl() -> None:
 
 def test_prometheus_asks_where_serve_puts_it() -> None:
     (job,) = yaml(block(DEPLOYMENT, "yaml", "Metrics"))["scrape_configs"]
-    assert job["static_configs"] == [{"targets": ["{}:{}".format(*serve.WATCH_ADDRESS)]}]
+    assert job["static_configs"] == [{"targets": ["{}:{}".format(*serve.STATUS_ADDRESS)]}]
 
 
 def test_alerts_ask_for_what_there_is(upstream: Upstream) -> None:

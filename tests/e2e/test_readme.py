@@ -23,7 +23,8 @@ from ollama_auth.auth.keys import Scope
 from ollama_auth.ollama_api.routes import RouteClass
 from ollama_auth.telemetry import access_log
 from ollama_auth.telemetry.metrics import Metrics
-from scripts.tools import image, keys, usage
+from scripts.tools import image, usage
+from scripts.tools.keys.arguments import parse as parse_keys
 from tests.harness.pages import KEYS, LOGGING, OPTIONS, PAGES, README, anchors, block, blocks, commands, names, tables
 from tests.harness.pages import tests as all_tests
 from tests.harness.support import KEY, ROOT, Gate, Upstream, ask, free_port, wait_until
@@ -141,7 +142,7 @@ def test_options_that_are_named_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_within_sentences_can_be_given(page: str) -> None:
     """Each names a file in scripts/, and its argument parser accepts the arguments."""
-    parsers: dict[str, Callable[[list[str]], object]] = {"keys": keys.parse, "usage": usage.parse, "image": image.parse}
+    parsers: dict[str, Callable[[list[str]], object]] = {"keys": parse_keys, "usage": usage.parse, "image": image.parse}
     for name, arguments in re.findall(r"(?<!`)`scripts/([\w-]+)( [^`]*)?`", PAGES[page]):
         assert (ROOT / "scripts" / name).stat().st_mode & 0o111
         if name in parsers and arguments and "--help" not in arguments:

@@ -61,11 +61,11 @@ class Tally(demo_upstream.DemoUpstream):
         super().__init__(token_delay=token_delay)
         self.seen: list[Seen] = []
 
-    async def _route(self, exchange: demo_upstream.Exchange) -> None:
-        name = next((value for name, value in exchange.seen.headers if name.lower() == "user-agent"), "")
+    async def _route(self, request: demo_upstream.DemoRequest) -> None:
+        name = next((value for name, value in request.seen.headers if name.lower() == "user-agent"), "")
         begun = time.monotonic()
         try:
-            await super()._route(exchange)
+            await super()._route(request)
         finally:
             self.seen.append(Seen(name, begun, time.monotonic()))
 

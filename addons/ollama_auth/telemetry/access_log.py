@@ -123,9 +123,9 @@ def escape_name(name: str) -> str:
     return escape(name.encode("ascii", "replace"))
 
 
-def utc(seconds: float) -> str:
-    """Unix seconds in RFC 3339 format, to the millisecond."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def utc(seconds: float, precision: str = "milliseconds") -> str:
+    """Unix seconds in RFC 3339 format; the precision is a `timespec` of datetime.isoformat."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
 
 
 def _ms(seconds: float) -> float:

@@ -1,1 +1,1 @@
-"""What scripts/bench is made of."""
+"""scripts/bench: measures the cost of the gate beside other proxies."""

@@ -1,9 +1,9 @@
 """Usage: scripts/bench [--quick] [--only ROW]... [--also NAME=COMMAND]... [--json FILE] [--plot FILE.svg]
 
-Measures what the gate costs, beside Caddy, nginx (where they are installed) and a bare mitmdump that streams, all in
-front of one upstream, on loopback alone. Every answer is checked. Each figure is a median over the repeats, with the
-least and the most; the order of the programs turns with each repeat, and the first round only warms up. At the end the
-figures that matter, as ratios: they hold for this machine and this run.
+Measures the cost of the gate, beside Caddy, nginx (if they are installed) and a bare mitmdump that streams, all in
+front of the same upstream, on loopback addresses only. Every answer is checked. A figure is the median of the repeats,
+with the least and the most. The order of the programs rotates with each repeat; the first round is a warm-up. The last
+table compares the gate with the others, as ratios, which hold for this machine and this run.
 """
 
 import argparse
@@ -25,17 +25,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import load, targets
-from .load import Late, Wrong
+from .load import Lateness, WrongAnswerError
 from .plot import plot
 from .targets import Target
 
 GIB = 1 << 30
-PATIENCE = 120.0  # seconds that any one measurement may take
+TIMEOUT = 120.0
+"""Seconds for one measurement."""
 MANY_REQUESTS = 50_000
 
 
 class Size(NamedTuple):
-    """How much is measured."""
+    """The amount of work in a run."""
 
     repeats: int
     seconds: float
@@ -50,125 +51,127 @@ QUICK = Size(repeats=1, seconds=0.5, tokens=50, bursts=1, bytes=GIB // 16, reque
 
 
 class Figure(NamedTuple):
+    """The result of a measurement over its repeats."""
+
     median: float
     least: float
     most: float
 
 
 type Figures = dict[str, dict[str, Figure]]
-"""Row -> target -> what was found."""
+"""Row -> name of a target -> figure."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """A target at work."""
+    """A target, and the process it runs in."""
 
     target: Target
     pid: int
 
     def memory(self, field: str) -> float:
-        """VmRSS, what its processes hold now, or VmHWM, the most they ever held: in MB, all of them together."""
+        """The memory of all its processes in MB: VmRSS is the current one, VmHWM the peak (proc_pid_status(5))."""
         total = 0
-        for pid in family(self.pid):
+        for pid in process_tree(self.pid):
             with suppress(OSError, IndexError):
                 total += int(Path(f"/proc/{pid}/status").read_text().split(f"{field}:")[1].split()[0])
         return total / 1024
 
     def cpu(self) -> float:
-        """Seconds of processor time, of all its processes."""
+        """The processor time of all its processes, in seconds."""
         ticks = 0
-        for pid in family(self.pid):
+        for pid in process_tree(self.pid):
             with suppress(OSError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def family(pid: int) -> list[int]:
-    """This process and those below it."""
+def process_tree(pid: int) -> list[int]:
+    """The process and all its descendants (Linux)."""
     children = []
     with suppress(OSError):
         children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [pid, *(one for child in children for one in family(child))]
+    return [pid, *(one for child in children for one in process_tree(child))]
 
 
 type Work = Callable[[Running, Size], Awaitable[Mapping[str, float]]]
 
 
-async def rated(name: str, unit: str, one: Running, work: Awaitable[float], seconds: float) -> Mapping[str, float]:
-    """So many a second, and the processor time that each took: that is what noise on the machine changes least."""
+async def with_cpu(name: str, unit: str, one: Running, work: Awaitable[float], seconds: float) -> Mapping[str, float]:
+    """A rate, and the processor time for each unit, which other load on the machine changes least."""
     before = one.cpu()
     rate = await work
     return {name: rate, f"CPU a {unit}, us": (one.cpu() - before) / (rate * seconds) * 1e6}
 
 
-async def served(one: Running, size: Size) -> Mapping[str, float]:
-    return await rated("requests/s", "request", one, load.requests(one.target.at, size.seconds), size.seconds)
+async def measure_requests(one: Running, size: Size) -> Mapping[str, float]:
+    return await with_cpu("requests/s", "request", one, load.requests(one.target.at, size.seconds), size.seconds)
 
 
-async def served_models(one: Running, size: Size) -> Mapping[str, float]:
+async def measure_requests_with_model(one: Running, size: Size) -> Mapping[str, float]:
     work = load.requests(one.target.at, size.seconds, "POST", "/api/show")
     return {"requests/s that name a model": await work}
 
 
-async def refused(one: Running, size: Size) -> Mapping[str, float]:
+async def measure_refusals(one: Running, size: Size) -> Mapping[str, float]:
     if not one.target.checks:
         return {}
-    return await rated("refusals/s", "refusal", one, load.refusals(one.target.at, size.seconds), size.seconds)
+    return await with_cpu("refusals/s", "refusal", one, load.refusals(one.target.at, size.seconds), size.seconds)
 
 
-def rows_of(name: str, late: Late) -> dict[str, float]:
+def rows_of(name: str, late: Lateness) -> dict[str, float]:
     return {f"{name}, p50 ms": late.p50, f"{name}, p99 ms": late.p99}
 
 
-async def one_stream(one: Running, size: Size) -> Mapping[str, float]:
+async def measure_one_stream(one: Running, size: Size) -> Mapping[str, float]:
     return rows_of("token late, 1 stream", await load.one_stream(one.target.at, size.tokens))
 
 
-async def running(one: Running, size: Size) -> Mapping[str, float]:
+async def measure_streams(one: Running, size: Size) -> Mapping[str, float]:
     before = one.cpu()
     late, tokens = await load.running(one.target.at, size.seconds)
     rows = rows_of("token late, 100 streams", late)
     return rows | {"CPU a token of 100 streams, us": (one.cpu() - before) / tokens * 1e6}
 
 
-async def in_step(one: Running, size: Size) -> Mapping[str, float]:
+async def measure_in_step(one: Running, size: Size) -> Mapping[str, float]:
     return rows_of("token late, 100 in step", (await load.running(one.target.at, size.seconds, in_step=True))[0])
 
 
-async def arriving(one: Running, size: Size) -> Mapping[str, float]:
+async def measure_burst(one: Running, size: Size) -> Mapping[str, float]:
     return rows_of("token late, 100 arrive", await load.arriving(one.target.at, size.bursts))
 
 
-async def moved(way: str, one: Running, size: Size, work: Awaitable[float]) -> Mapping[str, float]:
+async def measure_transfer(way: str, one: Running, size: Size, work: Awaitable[float]) -> Mapping[str, float]:
     before = one.cpu()
     name = f"{size.bytes >> 20} MiB {way}"
     return {f"{name}, s": await work, f"{name}, CPU s": one.cpu() - before}
 
 
-async def upload(one: Running, size: Size) -> Mapping[str, float]:
-    return await moved("up", one, size, load.upload(one.target.at, size.bytes))
+async def measure_upload(one: Running, size: Size) -> Mapping[str, float]:
+    return await measure_transfer("up", one, size, load.upload(one.target.at, size.bytes))
 
 
-async def download(one: Running, size: Size) -> Mapping[str, float]:
-    return await moved("down", one, size, load.download(one.target.at, size.bytes))
+async def measure_download(one: Running, size: Size) -> Mapping[str, float]:
+    return await measure_transfer("down", one, size, load.download(one.target.at, size.bytes))
 
 
 ROWS: dict[str, Work] = {
-    "requests": served,
-    "models": served_models,
-    "refusals": refused,
-    "stream": one_stream,
-    "streams": running,
-    "step": in_step,
-    "burst": arriving,
-    "up": upload,
-    "down": download,
+    "requests": measure_requests,
+    "models": measure_requests_with_model,
+    "refusals": measure_refusals,
+    "stream": measure_one_stream,
+    "streams": measure_streams,
+    "step": measure_in_step,
+    "burst": measure_burst,
+    "up": measure_upload,
+    "down": measure_download,
 }
 
 
-async def growth(one: Running, size: Size) -> Mapping[str, float]:
-    """What so many requests leave behind, and the most that all measurements took."""
+async def measure_growth(one: Running, size: Size) -> Mapping[str, float]:
+    """The growth of memory over many requests, and the peak over all measurements."""
     before, left = one.memory("VmRSS"), size.requests
     while left > 0:
         left -= int(await load.requests(one.target.at, 1.0))
@@ -187,21 +190,21 @@ async def first_answer(make: targets.Make, folder: Path) -> float:
     return took
 
 
-def say(text: str) -> None:
-    """Show how far it is, where somebody looks."""
+def show_progress(text: str) -> None:
+    """Show the progress if standard error is a terminal."""
     if sys.stderr.isatty():
         print(f"\r{text[:78]:78}", end="", file=sys.stderr, flush=True)
 
 
 async def measure(all_: list[Running], rows: list[str], size: Size) -> Figures:
-    """Each row for each target, in an order that turns."""
+    """Measure each row for each target, in an order that rotates."""
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         for repeat in range(size.repeats + 1):
-            turn = repeat % len(all_)
-            for one in all_[turn:] + all_[:turn]:
-                say(f"{row}, repeat {repeat} of {size.repeats}: {one.target.name}")
-                async with asyncio.timeout(PATIENCE):
+            first = repeat % len(all_)
+            for one in all_[first:] + all_[:first]:
+                show_progress(f"{row}, repeat {repeat} of {size.repeats}: {one.target.name}")
+                async with asyncio.timeout(TIMEOUT):
                     figures = await ROWS[row](one, size)
                 for name, value in figures.items() if repeat else ():  # the first round only warms up
                     found.setdefault(name, {}).setdefault(one.target.name, []).append(value)
@@ -213,8 +216,8 @@ async def measure_starts(makes: Mapping[str, targets.Make], folder: Path, repeat
     for repeat in range(repeats + 1):
         for make in makes.values():
             name = make(folder).name
-            say(f"start, repeat {repeat} of {repeats}: {name}")
-            async with asyncio.timeout(PATIENCE):
+            show_progress(f"start, repeat {repeat} of {repeats}: {name}")
+            async with asyncio.timeout(TIMEOUT):
                 took = await first_answer(make, folder)
             if repeat:
                 found.setdefault(name, []).append(took)
@@ -224,9 +227,9 @@ async def measure_starts(makes: Mapping[str, targets.Make], folder: Path, repeat
 async def measure_memory(all_: list[Running], size: Size) -> Figures:
     found: dict[str, dict[str, list[float]]] = {}
     for one in all_:
-        say(f"memory: {one.target.name}")
-        async with asyncio.timeout(PATIENCE):
-            for name, value in (await growth(one, size)).items():
+        show_progress(f"memory: {one.target.name}")
+        async with asyncio.timeout(TIMEOUT):
+            for name, value in (await measure_growth(one, size)).items():
                 found.setdefault(name, {})[one.target.name] = [value]
     return summary(found)
 
@@ -244,7 +247,7 @@ class Goal(NamedTuple):
     most: float | None = None
     least: float | None = None
     added: bool = False
-    """What counts is what the program adds to the direct way."""
+    """Compare the time that the programs add to that of a direct request."""
 
 
 GOALS = (
@@ -260,7 +263,7 @@ GOALS = (
 
 
 def ratio(goal: Goal, figures: Figures, name: str) -> float | None:
-    """Ours to theirs; of refusals, ours to the requests/s of one that refuses nothing."""
+    """Our figure divided by theirs. Refusals are compared with the requests of a program that refuses nothing."""
     ours = figures.get(goal.row, {}).get(name)
     their_row = "requests/s" if goal.row == "refusals/s" else goal.row
     theirs = figures.get(their_row, {}).get(goal.against)
@@ -268,7 +271,7 @@ def ratio(goal: Goal, figures: Figures, name: str) -> float | None:
         return None
     base = figures[goal.row]["direct"].median if goal.added else 0.0
     if theirs.median <= base:
-        return None  # Lost in the noise.
+        return None  # Smaller than the noise.
     return (ours.median - base) / (theirs.median - base)
 
 
@@ -301,7 +304,7 @@ def goals(figures: Figures, names: list[str]) -> str:
 
 
 def machine() -> str:
-    """What the figures hold for."""
+    """The machine and the versions of the programs."""
     model = platform.processor() or platform.machine()
     with suppress(OSError, IndexError):
         model = Path("/proc/cpuinfo").read_text().split("model name\t: ")[1].partition("\n")[0]
@@ -364,7 +367,7 @@ async def run(options: argparse.Namespace, size: Size) -> tuple[Figures, list[st
             figures |= await measure_memory([one for one in all_ if one.target.name not in ("direct", "bare")], size)
         if "start" in wanted:
             figures |= await measure_starts(makes, folder, size.repeats)
-    say("")
+    show_progress("")
     return figures, [one.target.name for one in all_]
 
 
@@ -378,12 +381,12 @@ def main() -> None:
     if options.repeats:
         size = size._replace(repeats=max(1, options.repeats))
     gc.freeze()
-    gc.disable()  # Its pauses would be taken for the proxies'; what is left behind in a run is small.
+    gc.disable()  # Its pauses would count as the proxies'; the garbage of a run is small.
     title = machine()
     try:
         figures, names = asyncio.run(run(options, size))
-    except (Wrong, TimeoutError, OSError) as fault:
-        raise SystemExit(f"\nscripts/bench: {type(fault).__name__}: {fault}") from fault
+    except (WrongAnswerError, TimeoutError, OSError) as error:
+        raise SystemExit(f"\nscripts/bench: {type(error).__name__}: {error}") from error
     print(title, table(figures, names), goals(figures, names), sep="\n\n")
     if options.json:
         rows = {row: {name: figure._asdict() for name, figure in columns.items()} for row, columns in figures.items()}

@@ -1,4 +1,4 @@
-"""The clients of scripts/bench: lean, so that they are no limit, and they look at all of each answer."""
+"""The HTTP clients of scripts/bench. They are fast, so that they limit no proxy, and check every answer completely."""
 
 import asyncio
 import ipaddress
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Self, cast
 
+from ollama_auth.errors import OllamaAuthError
+
 CONNECTIONS = 16
 STREAMS = 100
 PACE = 0.02  # seconds between the tokens of one of many streams: 50 a second
@@ -17,13 +19,13 @@ PIECE = bytes(1 << 18)
 MODEL = b'{"model":"demo"}'
 
 
-class Wrong(Exception):
-    """An answer is not what it has to be: then no figure counts."""
+class WrongAnswerError(OllamaAuthError):
+    """An answer that is not as expected. It ends the run, since no figure would count."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a proxy (or the upstream itself) listens: on this machine, or there is no measuring it."""
+    """A proxy's or the upstream's loopback address, and the key for it. Others raise WrongAnswerError."""
 
     host: str
     port: int
@@ -31,10 +33,10 @@ class Address:
 
     def __post_init__(self) -> None:
         if not ipaddress.ip_address(self.host).is_loopback:
-            raise Wrong(f"{self.host} is not this machine: the bench measures loopback addresses alone")
+            raise WrongAnswerError(f"{self.host} is not this machine: the bench measures loopback addresses alone")
 
     def request(self, method: str, path: str, body: bytes = b"", length: int = 0, key: str | None = None) -> bytes:
-        """A request; a body of that length comes later, if `body` is empty."""
+        """A request head with its body, or for a body of `length` bytes that follows."""
         key = self.key if key is None else key
         fields = {"Host": f"{self.host}:{self.port}"} | ({"Authorization": f"Bearer {key}"} if key else {})
         if method == "POST":
@@ -44,12 +46,12 @@ class Address:
 
 
 class Client(asyncio.Protocol):
-    """One connection, one request at a time; of the answer it knows its status, length and framing."""
+    """One connection for one request at a time. Checks the status, length and framing of each answer."""
 
     def __init__(self, status: int, content: Callable[[bytes], None]) -> None:
         self.status = status
         self.content = content
-        """Takes what the answer holds, without framing."""
+        """Called with each piece of the body, without framing."""
         self.buffer = b""
         self.in_body = self.chunked = False
         self.left = 0
@@ -59,12 +61,12 @@ class Client(asyncio.Protocol):
 
     @classmethod
     async def to(cls, at: Address, status: int, content: Callable[[bytes], None]) -> Self:
-        """Connect."""
+        """Connect. Raises OSError."""
         loop = asyncio.get_running_loop()
         return (await loop.create_connection(lambda: cls(status, content), at.host, at.port))[1]
 
     def ask(self, request: bytes) -> asyncio.Future[None]:
-        """Send a request; done when its answer is whole."""
+        """Send a request. The future is done when its answer is complete, or raises WrongAnswerError."""
         self.whole = asyncio.get_running_loop().create_future()
         self.transport.write(request)
         return self.whole
@@ -73,12 +75,12 @@ class Client(asyncio.Protocol):
         self.transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it.
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass of it.
 
     def connection_lost(self, _: Exception | None) -> None:
         self.writable.set()
         if not self.whole.done():
-            self._end(Wrong("the answer was cut off"))
+            self._end(WrongAnswerError("the answer was cut off"))
 
     def pause_writing(self) -> None:
         self.writable.clear()
@@ -89,8 +91,8 @@ class Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             self._read(data)
-        except (Wrong, ValueError) as fault:
-            self._end(Wrong(f"a wrong answer: {fault}"))
+        except (WrongAnswerError, ValueError) as error:
+            self._end(WrongAnswerError(f"a wrong answer: {error}"))
             self.transport.abort()
 
     def _read(self, data: bytes) -> None:
@@ -104,7 +106,7 @@ class Client(asyncio.Protocol):
             self._chunks(data)
             return
         if len(data) > self.left:
-            raise Wrong("more than was announced")
+            raise WrongAnswerError("more than was announced")
         self.left -= len(data)
         if data:
             self.content(data)
@@ -114,7 +116,7 @@ class Client(asyncio.Protocol):
     def _head(self, head: bytes) -> None:
         self.in_body, self.buffer = True, b""
         if int(head[9:12]) != self.status:
-            raise Wrong(f"not {self.status}, but {head.partition(b'\r\n')[0].decode()}")
+            raise WrongAnswerError(f"not {self.status}, but {head.partition(b'\r\n')[0].decode()}")
         lower = head.lower()
         self.chunked = b"\r\ntransfer-encoding: chunked" in lower
         self.left = 0 if self.chunked else int(lower.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0])
@@ -128,7 +130,7 @@ class Client(asyncio.Protocol):
             if len(data) < end + 2:
                 break
             if data[end : end + 2] != b"\r\n":
-                raise Wrong("broken chunks")
+                raise WrongAnswerError("broken chunks")
             at = end + 2
             if not size:
                 self._end(None)
@@ -136,18 +138,18 @@ class Client(asyncio.Protocol):
             self.content(data[line + 2 : end])
         self.buffer = data[at:]
 
-    def _end(self, fault: Wrong | None) -> None:
+    def _end(self, error: WrongAnswerError | None) -> None:
         self.in_body = False
         if self.whole.done():
             return
-        if fault:
-            self.whole.set_exception(fault)
+        if error:
+            self.whole.set_exception(error)
         else:
             self.whole.set_result(None)
 
 
 class Count:
-    """How much came."""
+    """Counts the bytes of a body."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -157,7 +159,7 @@ class Count:
 
 
 async def requests(at: Address, seconds: float, method: str = "GET", path: str = "/api/version") -> float:
-    """Requests a second on connections that are kept."""
+    """Requests a second, on kept-alive connections."""
     request = at.request(method, path, MODEL if method == "POST" else b"")
     body = Count()
     first = await Client.to(at, 200, body)
@@ -173,7 +175,7 @@ async def requests(at: Address, seconds: float, method: str = "GET", path: str =
             asked += 1
         client.close()
         if not size or count.bytes != asked * size:
-            raise Wrong(f"{count.bytes} bytes in {asked} answers of {size}")
+            raise WrongAnswerError(f"{count.bytes} bytes in {asked} answers of {size}")
         return asked
 
     begun = time.perf_counter()
@@ -201,12 +203,14 @@ async def refusals(at: Address, seconds: float) -> float:
 
 
 class Token(NamedTuple):
+    """The times of one token."""
+
     sent: float  # seconds of the monotonic clock
     late: float  # ms
 
 
 async def stream(at: Address, tokens: int, pause: float) -> list[Token]:
-    """One chat: every token of it, each one in its place, and the end."""
+    """The tokens of one chat, all there and in order. Raises WrongAnswerError."""
     found: list[Token] = []
     rest, done = b"", False
 
@@ -221,7 +225,7 @@ async def stream(at: Address, tokens: int, pause: float) -> list[Token]:
                 continue
             number, _, sent = said["message"]["content"].partition("@")
             if int(number) != len(found):
-                raise Wrong("a token is missing, or out of order")
+                raise WrongAnswerError("a token is missing, or out of order")
             found.append(Token(int(sent) / 1e9, (now - int(sent)) / 1e6))
 
     body = json.dumps({"model": "demo", "messages": [], "tokens": tokens, "pause": pause}).encode()
@@ -229,12 +233,12 @@ async def stream(at: Address, tokens: int, pause: float) -> list[Token]:
     await client.ask(at.request("POST", "/api/chat", body))
     client.close()
     if len(found) != tokens or not done or rest:
-        raise Wrong(f"{len(found)} tokens of {tokens}")
+        raise WrongAnswerError(f"{len(found)} tokens of {tokens}")
     return found
 
 
 async def streams(at: Address, within: float, tokens: int) -> list[list[Token]]:
-    """Many chats that begin within so many seconds."""
+    """The tokens of STREAMS chats that begin evenly spread over `within` seconds."""
 
     async def one(number: int) -> list[Token]:
         await asyncio.sleep(within * number / STREAMS)
@@ -243,48 +247,50 @@ async def streams(at: Address, within: float, tokens: int) -> list[list[Token]]:
     return await asyncio.gather(*(one(number) for number in range(STREAMS)))
 
 
-class Late(NamedTuple):
+class Lateness(NamedTuple):
+    """Percentiles, in ms."""
+
     p50: float
     p99: float
 
 
-def late(tokens: list[Token]) -> Late:
-    """Milliseconds from the upstream's stamp in a token to its arrival."""
+def lateness(tokens: list[Token]) -> Lateness:
+    """The percentiles over tokens of the time from the upstream's stamp to the arrival."""
     if not tokens:
-        raise Wrong("the streams were never all at work at once: this machine is too busy to measure")
+        raise WrongAnswerError("the streams were never all at work at once: this machine is too busy to measure")
     sorted_ = sorted(token.late for token in tokens)
-    return Late(statistics.median(sorted_), sorted_[math.ceil(len(sorted_) * 0.99) - 1])
+    return Lateness(statistics.median(sorted_), sorted_[math.ceil(len(sorted_) * 0.99) - 1])
 
 
-async def one_stream(at: Address, tokens: int) -> Late:
-    """Of one chat at 100 tokens a second."""
-    return late(await stream(at, tokens, PACE / 2))
+async def one_stream(at: Address, tokens: int) -> Lateness:
+    """The lateness in one chat at 100 tokens a second."""
+    return lateness(await stream(at, tokens, PACE / 2))
 
 
-async def running(at: Address, seconds: float, *, in_step: bool = False) -> tuple[Late, int]:
-    """Of many chats, while all of them run; and how many tokens came in all.
+async def running(at: Address, seconds: float, *, in_step: bool = False) -> tuple[Lateness, int]:
+    """(lateness in STREAMS chats while all of them run, the number of all tokens).
 
-    Either their tokens come one after the other, as those of many who know nothing of each other do, or all of them at
-    once, as those of one batch do. What lies between depends on chance.
+    The tokens of the chats are either evenly spread, as those of independent users, or simultaneous, as those of one
+    batch. Anything between would depend on chance.
     """
-    apart = PACE if in_step else PACE / 2 + PACE / STREAMS  # Then every part of a pause has its token.
+    apart = PACE if in_step else PACE / 2 + PACE / STREAMS  # So that the tokens are evenly spread.
     chats = await streams(at, apart * STREAMS, int((seconds + 5.0) / PACE))
     begun, ended = max(chat[0].sent for chat in chats) + 0.2, min(chat[-1].sent for chat in chats)
-    return late([token for chat in chats for token in chat if begun <= token.sent <= ended]), sum(map(len, chats))
+    return lateness([token for chat in chats for token in chat if begun <= token.sent <= ended]), sum(map(len, chats))
 
 
-async def arriving(at: Address, bursts: int) -> Late:
-    """Of many chats, from the first one's first token to the last one's, pooled over some bursts."""
+async def arriving(at: Address, bursts: int) -> Lateness:
+    """The lateness in STREAMS chats while they begin, until the last one's first token; pooled over the bursts."""
     pool: list[Token] = []
     for _ in range(bursts):
         chats = await streams(at, 0.2, int(1.0 / PACE))
         last = max(chat[0].sent for chat in chats)
         pool += [token for chat in chats for token in chat if token.sent <= last]
-    return late(pool)
+    return lateness(pool)
 
 
 async def upload(at: Address, size: int) -> float:
-    """Seconds."""
+    """Seconds to send so many bytes."""
     said: list[bytes] = []
     begun = time.perf_counter()
     client = await Client.to(at, 200, said.append)
@@ -295,17 +301,17 @@ async def upload(at: Address, size: int) -> float:
     await whole
     client.close()
     if json.loads(b"".join(said)) != {"bytes": size}:
-        raise Wrong("not all bytes arrived")
+        raise WrongAnswerError("not all bytes arrived")
     return time.perf_counter() - begun
 
 
 async def download(at: Address, size: int) -> float:
-    """Seconds."""
+    """Seconds to receive so many bytes."""
     count = Count()
     begun = time.perf_counter()
     client = await Client.to(at, 200, count)
     await client.ask(at.request("GET", f"/demo/bytes/{size}"))
     client.close()
     if count.bytes != size:
-        raise Wrong(f"{count.bytes} bytes of {size}")
+        raise WrongAnswerError(f"{count.bytes} bytes of {size}")
     return time.perf_counter() - begun

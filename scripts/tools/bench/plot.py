@@ -1,4 +1,4 @@
-"""A picture of what scripts/bench found: for each row a bar for each program."""
+"""A bar chart of the figures of scripts/bench."""
 
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -9,7 +9,7 @@ OTHER = "#cc79a7"
 
 
 def plot(rows: Mapping[str, Mapping[str, float]], title: str) -> str:
-    """An SVG; the longest bar of a row has the full width."""
+    """An SVG with a bar for each program in each row; the longest bar of a row has the full width."""
     top, parts = 30, [f'<text x="8" y="18" class="note">{escape(title)}</text>']
     for row, columns in rows.items():
         parts += [f'<text x="8" y="{top + 12}" class="row">{escape(row)}</text>', *bars(columns, top + 18)]

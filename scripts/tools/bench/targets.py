@@ -1,4 +1,4 @@
-"""The proxies that scripts/bench measures, each as easy to start as its makers say, and asked to do the same."""
+"""The proxies that scripts/bench measures, each configured as its documentation recommends."""
 
 import hashlib
 import os
@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ..serve import KEY, KEYS_FILE, REPOSITORY, WATCH, gate_command, split
+from .. import launch
+from ..serve import KEY, KEYS_FILE, METRICS_LISTEN, TOOLS, gate_command
 from .load import Address
 
 HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
-PATIENCE = 30.0  # seconds that a program may take to start
+START_TIMEOUT = 30.0
+"""Seconds."""
 MANY = 10_000
 STREAM_ALL = """
 def requestheaders(flow): flow.request.stream = True
@@ -88,24 +90,24 @@ http {{
 
 @dataclass(frozen=True)
 class Target:
-    """A program that stands (or will stand) between the generator and the upstream."""
+    """A program to measure: a proxy in front of the upstream, or the upstream itself."""
 
     name: str
     at: Address
     command: list[str]
     variables: Mapping[str, str] = field(default_factory=dict)
     checks: bool = True
-    """It asks for the key."""
+    """Whether it requires the key."""
 
     @contextmanager
     def started(self) -> Iterator[int]:
-        """Its process id, once it listens."""
+        """Run it. Yields its process id when it listens; raises SystemExit if it does not start."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
         process = subprocess.Popen(
             self.command, env=environment | dict(self.variables), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         try:
-            until = time.monotonic() + PATIENCE
+            until = time.monotonic() + START_TIMEOUT
             while not listens(self.at):
                 if process.poll() is not None or time.monotonic() > until:
                     raise SystemExit(f"{self.name} did not start: {shlex.join(self.command)}")
@@ -114,14 +116,14 @@ class Target:
         finally:
             process.terminate()
             try:
-                process.wait(PATIENCE)
+                process.wait(START_TIMEOUT)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
 
 type Make = Callable[[Path], Target]
-"""Makes a target on a port of its own; what it needs is written to that folder."""
+"""Makes a target on a free port; its files are written to the folder."""
 
 
 def listens(at: Address) -> bool:
@@ -143,13 +145,13 @@ def address(checks: bool = True) -> Address:
 
 
 def program(name: str) -> str | None:
-    """Of the environment of this Python, else of the machine."""
+    """The path of a program in this Python's environment, else on the machine."""
     return shutil.which(name, path=str(BIN)) or shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 def upstream() -> Target:
     at = address(checks=False)
-    script = str(REPOSITORY / "scripts" / "tools" / "bench" / "upstream.py")
+    script = str(TOOLS / "bench" / "upstream.py")
     return Target("direct", at, [sys.executable, script, str(at.port)], checks=False)
 
 
@@ -185,28 +187,31 @@ def bare(upstream: Address, folder: Path) -> Target:
 
 
 def ours(name: str, more: list[str], upstream: Address, folder: Path) -> Target:
-    """As scripts/serve starts it: with its metrics and status page."""
+    """The gate as scripts/serve starts it, with metrics and status page."""
     at = address()
-    command = gate_command(f"http://{HOST}:{upstream.port}", split([*arguments(at, folder), *more]))
-    return Target(name, at, command, {KEY: at.key, WATCH: f"{HOST}:{free_port()}"})
+    command = gate_command(f"http://{HOST}:{upstream.port}", launch.read([*arguments(at, folder), *more]))
+    return Target(name, at, command, {KEY: at.key, METRICS_LISTEN: f"{HOST}:{free_port()}"})
 
 
 def blind(upstream: Address, folder: Path) -> Target:
-    """The gate that reads no usage out of its answers."""
+    """The gate without the reading of usage from responses."""
     (script := folder / "blind.py").write_text(BLIND)
     return ours("blind", ["-s", str(script)], upstream, folder)
 
 
 def workers(count: int, upstream: Address, folder: Path) -> Target:
     at = address()
-    serve = str(REPOSITORY / "scripts" / "serve.py")
-    command = [sys.executable, serve, "--workers", str(count), *arguments(at, folder)]
-    variables = {KEY: at.key, "OLLAMA_ENDPOINT": f"http://{HOST}:{upstream.port}", WATCH: f"{HOST}:{free_port()}"}
+    command = [sys.executable, str(TOOLS), "serve", "--workers", str(count), *arguments(at, folder)]
+    variables = {
+        KEY: at.key,
+        "OLLAMA_ENDPOINT": f"http://{HOST}:{upstream.port}",
+        METRICS_LISTEN: f"{HOST}:{free_port()}",
+    }
     return Target(f"ours x{count}", at, command, variables)
 
 
 def other(spec: str, upstream: Address, folder: Path) -> Target:
-    """NAME=COMMAND, with {port}, {upstream}, {key} and {folder} (an empty one) in the command."""
+    """A target from NAME=COMMAND; the command may hold {port}, {upstream}, {key} and {folder}."""
     name, _, command = spec.partition("=")
     at = address()
     url = f"http://{HOST}:{upstream.port}"
@@ -215,7 +220,7 @@ def other(spec: str, upstream: Address, folder: Path) -> Target:
 
 
 def named_keys(name: str, entry: str, upstream: Address, folder: Path) -> Target:
-    """The gate with a file of MANY named keys, of which ours is the last."""
+    """The gate with a file of MANY named keys; the one in use is the last."""
     at = address()
     keys = [(f"key-{number}", secrets.token_hex(16), "") for number in range(MANY - 1)]
     text = "".join(
@@ -225,7 +230,7 @@ def named_keys(name: str, entry: str, upstream: Address, folder: Path) -> Target
     (file := folder / f"keys-{name}.toml").write_text(text)
     file.chmod(0o600)
     more = [*arguments(at, folder), "--set", "ollama_max_wrong_keys=0"]
-    command = gate_command(f"http://{HOST}:{upstream.port}", split(more))
+    command = gate_command(f"http://{HOST}:{upstream.port}", launch.read(more))
     return Target(name, at, command, {KEY: secrets.token_hex(16), KEYS_FILE: str(file)})
 
 
@@ -234,7 +239,7 @@ MODELS = SCOPES + 'models = ["demo", "qwen*"]\n'
 
 
 def all_of(upstream: Address, worker_count: int, others: list[str], *, keys: bool, usage: bool) -> dict[str, Make]:
-    """What can be measured here, by name, and a word about what can't."""
+    """The targets that can be measured here, by name. Prints the names of those that can't."""
     makes: dict[str, Make] = {}
     for name, make in {"caddy": caddy, "nginx": nginx}.items():
         if binary := program(name):

@@ -1,8 +1,9 @@
-"""What scripts/bench puts behind every proxy: no more of HTTP than its clients speak, and so fast that it is no limit.
+"""The upstream of scripts/bench. It knows only as much HTTP as the bench's clients send, so that it limits no proxy.
 
-GET /api/version and POST /api/show answer a few bytes of JSON, POST /demo/sink says how much it got, GET /demo/bytes/N
-sends N bytes. POST /api/chat streams {"tokens": N} lines, one each {"pause": S} seconds, as Ollama does; the content
-of each is its number and the time it was sent at, in ns of the monotonic clock, which all processes of a machine share.
+GET /api/version and POST /api/show answer a few bytes of JSON, POST /demo/sink answers the length of its body, GET
+/demo/bytes/N sends N bytes. POST /api/chat streams {"tokens": N} lines like Ollama, one each {"pause": S} seconds. The
+content of a line is its number and the time at which it was sent, in ns of the monotonic clock, which all processes of
+a machine share.
 """
 
 import asyncio
@@ -39,7 +40,7 @@ class Server(asyncio.Protocol):
         self.sending: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it.
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass of it.
 
     def connection_lost(self, _: Exception | None) -> None:
         self.writable.set()
@@ -101,7 +102,7 @@ class Server(asyncio.Protocol):
 async def serve(port: int) -> None:
     server = await asyncio.get_running_loop().create_server(Server, HOST, port, backlog=1024)
     gc.freeze()
-    gc.disable()  # Its pauses would be taken for the proxy's.
+    gc.disable()  # Its pauses would count as the proxy's.
     await server.serve_forever()
 
 

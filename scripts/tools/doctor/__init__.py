@@ -1,1 +1,1 @@
-"""What scripts/doctor looks at, a module each."""
+"""The checks of scripts/doctor, a module for each subject."""

@@ -1,11 +1,11 @@
 """Usage: scripts/doctor [--json] [arguments of scripts/serve]
 
-Looks for what would make the gate useless or keep it from working, with what scripts/serve would start it with: is
-Ollama reachable around it, are files readable by others, is the key strong, is the certificate good, are versions
-current, are clocks right, does the endpoint answer, is the gate's own port free or a gate's.
+Checks the gate that scripts/serve would start with the same arguments, for ways around it and for configuration errors:
+whether others can reach Ollama directly or read or change files, whether the key is strong, the certificate valid, the
+versions current, the clocks right, the endpoint up, and whether the gate's own port is free or a gate's.
 
-It asks the endpoint for its version, and the gate's own address whether it wants a key. It contacts nobody else, sends
-no key, and changes nothing. Exit status: 0 where nothing is bad, 1 where something is, 2 for arguments it can't use.
+It asks the endpoint for its version, and the gate's own address whether it requires a key. It contacts nothing else,
+sends no key and changes nothing. Exit status: 0 if no finding is bad, 1 if one is, 2 if it can't use its arguments.
 """
 
 import json
@@ -14,36 +14,37 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
-from .. import serve
-from .answers import gate, ollama
-from .around import around
+from ..terminal import ToolError, say
 from .certificate import certificates
-from .findings import Finding, Level, Patient, bad, examine
-from .secrets import credentials, files
+from .credentials import credentials, files
+from .exposure import exposure
+from .findings import Finding, Level, bad
+from .probes import gate, ollama
+from .target import Target, read_target
 from .versions import versions
 
-CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[Target], Iterator[Finding]], ...] = (
     versions,
     credentials,
     files,
     certificates,
     ollama,
-    around,
+    exposure,
     gate,
 )
 
 
-def findings(patient: Patient) -> Iterator[Finding]:
-    """What all checks find; one that fails keeps no other from being made."""
+def examine(target: Target) -> Iterator[Finding]:
+    """Make all checks. An error in one becomes a finding, and the others are still made."""
     for check in CHECKS:
         try:
-            yield from check(patient)
-        except Exception as fault:
-            yield bad(check.__name__, f"could not be checked ({type(fault).__name__})", "look at it yourself")
+            yield from check(target)
+        except Exception as error:
+            yield bad(check.__name__, f"could not be checked ({type(error).__name__})", "look at it yourself")
 
 
-def told(found: Sequence[Finding]) -> str:
-    """For people: what is bad comes last, where it is seen."""
+def report(found: Sequence[Finding]) -> str:
+    """The findings as text. The worst come last, where a terminal shows them."""
     order = list(Level)
     lines = []
     for finding in sorted(found, key=lambda finding: order.index(finding.level)):
@@ -57,23 +58,23 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__)
         return 0
     try:
-        patient = examine([argument for argument in arguments if argument != "--json"])
-    except serve.Problem as problem:
-        print(f"ollama-auth: {problem}", file=sys.stderr)
+        target = read_target([argument for argument in arguments if argument != "--json"])
+    except ToolError as error:
+        say(str(error))
         return 2
     except OSError as error:
-        print(f"ollama-auth: {error.filename or 'this machine'}: {error.strerror}", file=sys.stderr)
+        say(f"{error.filename or 'this machine'}: {error.strerror}")
         return 2
-    found = list(findings(patient))
-    sick = any(finding.level is Level.BAD for finding in found)
+    found = list(examine(target))
+    any_bad = any(finding.level is Level.BAD for finding in found)
     if "--json" in arguments:
-        print(json.dumps({"bad": sick, "findings": [asdict(finding) for finding in found]}, indent=2))
+        print(json.dumps({"bad": any_bad, "findings": [asdict(finding) for finding in found]}, indent=2))
     else:
-        print(told(found))
-    return int(sick)
+        print(report(found))
+    return int(any_bad)
 
 
 if __name__ == "__main__":
     if sys.platform != "win32":
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Whoever reads may stop in the middle.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # A reader such as `head` may stop in the middle.
     sys.exit(main(sys.argv[1:]))

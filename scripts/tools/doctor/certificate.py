@@ -1,7 +1,7 @@
-"""Is the certificate good, where there is one, and is one needed?"""
+"""Whether the certificate is valid, if there is one, and whether one is needed."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from .findings import SOON, Finding, Level, Patient, bad, is_loopback, ok, warn
+from .findings import Finding, Level, bad, ok, warn
+from .target import Target, is_loopback
 
 MAX_FILE = 1 << 20
+"""Bytes."""
+RENEW_BEFORE = timedelta(days=21)
 
 
-def certificates(patient: Patient) -> Iterator[Finding]:
-    if patient.certificates:
-        for path in patient.certificates:
+def certificates(target: Target) -> Iterator[Finding]:
+    if target.launched.certificates:
+        for path in target.launched.certificates:
             yield from certificate(path, datetime.now(UTC))
-    elif patient.open_to_all or not is_loopback(str(patient.address.hostname)):
+    elif target.launched.listen_host in ("", "0.0.0.0", "::") or not is_loopback(str(target.address.hostname)):  # noqa: S104
         remedy = "put TLS in front and add --listen-host 127.0.0.1, or run with --certs cert.pem"
         yield warn("TLS", "the gate takes keys and chats in clear text from other machines", remedy)
     else:
@@ -26,7 +29,7 @@ def certificates(patient: Patient) -> Iterator[Finding]:
 
 
 def certificate(path: Path, now: datetime) -> Iterator[Finding]:
-    """A file with a key and a chain, as mitmproxy's --certs takes it."""
+    """Check a file with a certificate, its chain and its key, as mitmproxy's --certs takes it."""
     where = str(path)
     try:
         with path.open("rb") as file:
@@ -41,7 +44,7 @@ def certificate(path: Path, now: datetime) -> Iterator[Finding]:
         yield bad(where, "has no certificate and key that can be used", remedy)
         return
     faults = [*dates(leaf, now), *contents(leaf, chain, key)]
-    yield from (Finding(level, where, what, then) for level, what, then in faults)
+    yield from (Finding(level, where, what, remedy) for level, what, remedy in faults)
     if not faults:
         days = (leaf.not_valid_after_utc - now).days
         yield ok(where, f"good for {', '.join(names(leaf))}, for {days} days")
@@ -52,7 +55,7 @@ def dates(leaf: x509.Certificate, now: datetime) -> Iterator[tuple[Level, str, s
         yield Level.BAD, "it is not valid yet", "look at this machine's clock, or wait"
     elif now > leaf.not_valid_after_utc:
         yield Level.BAD, f"it expired on {leaf.not_valid_after_utc:%Y-%m-%d}", "renew it, and start the gate again"
-    elif leaf.not_valid_after_utc - now < SOON:
+    elif leaf.not_valid_after_utc - now < RENEW_BEFORE:
         yield Level.WARN, f"it expires on {leaf.not_valid_after_utc:%Y-%m-%d}", "renew it, and start the gate again"
 
 
@@ -71,7 +74,7 @@ def contents(leaf: x509.Certificate, chain: Sequence[x509.Certificate], key: Any
 
 
 def names(leaf: x509.Certificate) -> list[str]:
-    """The hosts it is for (RFC 9110 section 4.3.4: no client looks at the common name any more)."""
+    """The hosts in its subjectAltName. Clients ignore the common name (RFC 9110 section 4.3.4)."""
     try:
         found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError):

@@ -10,7 +10,7 @@ import pytest
 
 from scripts.tools.bench import __main__ as bench
 from scripts.tools.bench.__main__ import Figure, Goal
-from scripts.tools.bench.load import Address, Client, Count, Token, Wrong, late
+from scripts.tools.bench.load import Address, Client, Count, Token, WrongAnswerError, lateness
 from scripts.tools.bench.plot import plot
 from scripts.tools.bench.targets import HOST
 from tests.harness.edges import Scripted
@@ -18,7 +18,7 @@ from tests.harness.support import ROOT
 
 
 def test_no_other_machine_is_measured() -> None:
-    with pytest.raises(Wrong, match=r"192\.0\.2\.1 is not this machine"):
+    with pytest.raises(WrongAnswerError, match=r"192\.0\.2\.1 is not this machine"):
         Address("192.0.2.1", 80, "")
 
 
@@ -40,7 +40,7 @@ async def test_a_wrong_answer_is_no_figure(answer: bytes) -> None:
     upstream = Scripted().start(lambda line: (line.head(), line.send(answer)))
     at = Address(HOST, upstream.port, "")
     client = await Client.to(at, 200, Count())
-    with pytest.raises(Wrong):
+    with pytest.raises(WrongAnswerError):
         await client.ask(at.request("GET", "/"))
     upstream.stop()
 
@@ -57,7 +57,7 @@ async def test_a_right_answer(answer: bytes) -> None:
 
 
 def test_the_percentiles() -> None:
-    assert late([Token(0.0, float(ms)) for ms in range(1, 101)]) == (50.5, 99.0)
+    assert lateness([Token(0.0, float(ms)) for ms in range(1, 101)]) == (50.5, 99.0)
 
 
 def test_a_ratio_of_what_is_added() -> None:

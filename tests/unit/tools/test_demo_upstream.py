@@ -863,7 +863,7 @@ async def test_the_command_says_where_it_is_and_ends_well(end: signal.Signals) -
     assert process.stdout
     line = (await asyncio.wait_for(process.stdout.readline(), PATIENCE)).decode()
     said, _, port = line.rstrip().rpartition(":")
-    assert said == "Demo upstream (stand-in for Ollama) on http://127.0.0.1"
+    assert said == "Demo upstream (a fake Ollama server) on http://127.0.0.1"
     client = Client(*await asyncio.open_connection("127.0.0.1", int(port)))
     client.send("POST /api/chat", CHAT)
     await client.head()

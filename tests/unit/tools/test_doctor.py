@@ -27,8 +27,9 @@ from cryptography.x509.oid import NameOID
 
 from scripts.tools import serve
 from scripts.tools.doctor import __main__ as doctor
-from scripts.tools.doctor import answers, around, certificate, findings, versions
-from scripts.tools.doctor.secrets import bits
+from scripts.tools.doctor import certificate, exposure, findings, probes, versions
+from scripts.tools.doctor.credentials import bits
+from scripts.tools.doctor.target import read_target
 from tests.harness.support import KEY, PATIENCE, ROOT, Gate, Upstream, free_port
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
@@ -144,7 +145,7 @@ def test_a_healthy_gate(home: Home) -> None:
     assert {line.split()[0] for line in visit.out.splitlines()} == {"ok"}
     assert re.search(r"^ok +http://127\.0\.0\.1:\d+: Ollama \S+ answers$", visit.out, re.MULTILINE)
     assert "ok    key: it is strong" in visit.out
-    assert "ok    Ollama: nobody but this machine reaches it" in visit.out
+    assert "ok    Ollama: only this machine can reach it" in visit.out
 
 
 def test_it_is_there_before_the_first_run(home: Home) -> None:
@@ -159,7 +160,7 @@ def test_a_gate_that_runs_is_known_for_one(home: Home, gate: Gate) -> None:
     home.port = gate.port
     visit = home.visit("--json")
     assert visit.status == 0
-    assert "a gate runs there, and wants a key" in visit.levels("ok")
+    assert "a gate runs there, and requires a key" in visit.levels("ok")
 
 
 def test_what_is_bad_is_said_last_with_what_to_do(home: Home) -> None:
@@ -211,7 +212,7 @@ def test_one_check_that_fails_keeps_no_other_from_being_made(monkeypatch: pytest
         raise RuntimeError("sk-ollama-secret")
 
     monkeypatch.setattr(doctor, "CHECKS", (broken, versions.versions))
-    found = list(doctor.findings(findings.examine([])))
+    found = list(doctor.examine(read_target([])))
     assert [one.where for one in found] == ["a", "broken", "Python", "mitmproxy"]
     assert found[1].what == "could not be checked (RuntimeError)"
 
@@ -239,12 +240,12 @@ def test_ollama_that_others_reach(home: Home) -> None:
 )
 @pytest.mark.skipif(sys.byteorder == "big", reason="written as a little machine's kernel does")
 def test_addresses_as_the_kernel_prints_them(text: str, host: str) -> None:
-    assert str(around.address(text)) == host
+    assert str(exposure.parse_address(text)) == host
 
 
 def test_where_the_kernel_does_not_tell_it_tries_to_connect() -> None:
     with server(b"") as port:
-        assert around.reached(port, map(ip_address, ("127.0.0.1", "127.0.0.2"))) == {ip_address("127.0.0.1")}
+        assert exposure.connectable(port, map(ip_address, ("127.0.0.1", "127.0.0.2"))) == {ip_address("127.0.0.1")}
 
 
 @pytest.mark.parametrize(
@@ -263,7 +264,7 @@ def test_where_the_kernel_does_not_tell_it_tries_to_connect() -> None:
     ],
 )
 def test_variables_that_open_ollama(name: str, value: str, found: str | None) -> None:
-    assert [one.level for one in around.told_by([(name, value)], "here")] == ([found] if found else [])
+    assert [one.level for one in exposure.risky_variables([(name, value)], "here")] == ([found] if found else [])
 
 
 def test_variables_in_the_unit_of_ollama(tmp_path: Path) -> None:
@@ -271,7 +272,7 @@ def test_variables_in_the_unit_of_ollama(tmp_path: Path) -> None:
     (folder := tmp_path / "ollama.service.d").mkdir()
     (folder / "a.conf").write_text('[Service]\nEnvironment="OLLAMA_HOST=0.0.0.0" OLLAMA_DEBUG=1 OLLAMA_ORIGINS=*\n')
     units = [tmp_path / "ollama.service", folder, tmp_path / "none"]
-    found = list(around.told_by_systemd(units))
+    found = list(exposure.risky_units(units))
     assert [(one.level, one.where) for one in found] == [
         ("warn", str(folder / "a.conf")),
         ("bad", str(folder / "a.conf")),
@@ -281,14 +282,17 @@ def test_variables_in_the_unit_of_ollama(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "what"),
     [
-        (answer(VERSION.replace("0.33.0", "0.17.0")), "Ollama 0.17.0 gives its memory away (CVE-2026-7482)|update"),
-        (answer("hello"), "what answers there is no Ollama (status 200)"),
-        (answer("[]"), "what answers there is no Ollama"),
-        (answer('{"version":7}'), "what answers there is no Ollama"),
-        (answer("{}", status="404 Not Found"), "what answers there is no Ollama (status 404)"),
+        (
+            answer(VERSION.replace("0.33.0", "0.17.0")),
+            "Ollama 0.17.0 lets clients read its memory (CVE-2026-7482)|update",
+        ),
+        (answer("hello"), "what answers there is not Ollama (status 200)"),
+        (answer("[]"), "what answers there is not Ollama"),
+        (answer('{"version":7}'), "what answers there is not Ollama"),
+        (answer("{}", status="404 Not Found"), "what answers there is not Ollama (status 404)"),
         (b"SSH-2.0-OpenSSH\r\n", "nothing answers there (BadStatusLine)"),
         (b"", "nothing answers there (RemoteDisconnected)"),
-        (answer("[" * 100_000), "what answers there is no Ollama"),
+        (answer("[" * 100_000), "what answers there is not Ollama"),
     ],
     ids=range(8),
 )
@@ -343,7 +347,7 @@ def test_a_gate_with_tls_is_known_too(home: Home, upstream: Upstream) -> None:
         home.port = gate.port
         visit = home.visit("--json", "--certs", str(cert))
     assert visit.status == 0, visit.out
-    assert f"|https://127.0.0.1:{gate.port}|a gate runs there, and wants a key" in visit.levels("ok")
+    assert f"|https://127.0.0.1:{gate.port}|a gate runs there, and requires a key" in visit.levels("ok")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--listen-host", "192.0.2.1"], ["--set", "listen_host=0.0.0.0"]])
@@ -351,7 +355,7 @@ def test_keys_in_clear_text_from_other_machines(
     home: Home, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home.folder)
-    (found,) = certificate.certificates(findings.examine(arguments))
+    (found,) = certificate.certificates(read_target(arguments))
     assert (found.level, found.where) == ("warn", "TLS")
 
 
@@ -376,7 +380,7 @@ def test_a_key_that_can_be_guessed(home: Home, secret: str, level: str) -> None:
 
 
 def test_a_key_as_serve_makes_it_is_strong(tmp_path: Path) -> None:
-    assert min(bits(serve.make_key(tmp_path / f"{n}")) for n in range(20)) > 80
+    assert min(bits(serve.store_new_key(tmp_path / f"{n}")) for n in range(20)) > 80
 
 
 @pytest.mark.parametrize(
@@ -530,7 +534,7 @@ def test_mitmproxy(version: str, level: str) -> None:
     assert versions.mitmproxy(version, "12.2.3").level == level
 
 
-@pytest.mark.parametrize(("year", "level"), [(2026, "ok"), (2031, "warn")])
+@pytest.mark.parametrize(("year", "level"), [(2026, "ok"), (2029, "ok"), (2030, "warn")])
 def test_python(year: int, level: str) -> None:
     assert versions.python((3, 13), datetime(year, 1, 1, tzinfo=UTC)).level == level
 
@@ -539,4 +543,4 @@ def test_python(year: int, level: str) -> None:
     ("text", "numbers"), [("0.33.0-rc2", (0, 33, 0)), ("1", (1,)), ("", ()), ("v1", ()), ("9" * 5000, (999999999,))]
 )
 def test_numbers_of_versions(text: str, numbers: tuple[int, ...]) -> None:
-    assert answers.numbers(text) == numbers
+    assert probes.numbers(text) == numbers

@@ -20,7 +20,9 @@ import pytest
 
 from ollama_auth.auth import keys_file
 from ollama_auth.auth.keys import KeyRing
-from scripts.tools import keys as cli
+from scripts.tools.keys import __main__ as cli
+from scripts.tools.keys import document, store, values
+from scripts.tools.terminal import ToolError
 from tests.harness.support import ROOT
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
@@ -207,7 +209,7 @@ def test_a_key_with_everything(terminal: Terminal) -> None:
 
 @pytest.mark.parametrize(("when", "seconds"), [("90m", 5400), ("24h", 86400), ("30d", 30 * 86400), ("8w", 56 * 86400)])
 def test_a_span_begins_now(when: str, seconds: int) -> None:
-    expires = keys_file.instant(cli.expiry(when))
+    expires = keys_file.instant(values.expiry(when))
     assert 0 <= time.time() + seconds - expires < 2
 
 
@@ -339,7 +341,7 @@ def test_what_a_link_leads_to_is_changed_and_the_link_stays(lab: Terminal, there
     key = lab.does("add", "carol")
     assert lab.file.is_symlink()
     assert lab.owner(key) == "carol"
-    assert (lab.folder / "real" / "keys").read_text().startswith("# The keys of the lab." if there else cli.HEADER)
+    assert (lab.folder / "real" / "keys").read_text().startswith("# The keys of the lab." if there else document.HEADER)
 
 
 def test_which_file_it_is(terminal: Terminal) -> None:
@@ -458,7 +460,7 @@ def test_eight_writers_at_once_lose_nothing(terminal: Terminal) -> None:
 
 
 def test_a_reader_sees_the_old_file_or_the_new_one(terminal: Terminal) -> None:
-    cli.replace(terminal.file, b"# Nobody.\n")
+    store.replace(terminal.file, b"# Nobody.\n")
     done = threading.Event()
     seen: list[int] = []
 
@@ -470,7 +472,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one(terminal: Terminal) -> None:
         reading = threads.submit(read)
         for number in range(50):
             entry = {"name": f"user-{number}", "sha256": f"{number:064}"}
-            cli.change(terminal.file, entry["name"], lambda text, _, entry=entry: cli.appended(text, entry))  # type: ignore[misc]
+            store.change(terminal.file, entry["name"], lambda text, _, entry=entry: document.appended(text, entry))  # type: ignore[misc]
         done.set()
         reading.result()
     assert seen == sorted(seen)
@@ -504,8 +506,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 def test_a_writer_waits_for_another_and_not_for_ever(
     lab: Terminal, called: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "PATIENCE", 0.1)
-    with cli.locked(lab.file):
+    monkeypatch.setattr(store, "LOCK_TIMEOUT", 0.1)
+    with store.locked(lab.file):
         said = called("add", "x")
     assert (said.status, lab.file.read_text()) == (1, WRITTEN)
     assert f"another program has held {lab.folder / '.keys.toml.lock'} for 0.1 s: end it, then try again" in said.err
@@ -513,10 +515,10 @@ def test_a_writer_waits_for_another_and_not_for_ever(
 
 
 def test_a_change_that_would_touch_others_is_not_made(lab: Terminal) -> None:
-    with pytest.raises(cli.Problem, match=r"was left alone, as others than alice would change: edit it by hand"):
-        cli.change(lab.file, "alice", lambda text, _: text.replace("bb", "cc"))
-    with pytest.raises(cli.Problem, match=r"was left alone, as it would become faulty: .*: alice: there is no field x"):
-        cli.change(lab.file, "alice", lambda text, _: text.replace("models", "x"))
+    with pytest.raises(ToolError, match=r"was left alone, as others than alice would change: edit it by hand"):
+        store.change(lab.file, "alice", lambda text, _: text.replace("bb", "cc"))
+    with pytest.raises(ToolError, match=r"was left alone, as it would become faulty: .*: alice: there is no field x"):
+        store.change(lab.file, "alice", lambda text, _: text.replace("models", "x"))
     assert lab.file.read_text() == WRITTEN
 
 

@@ -74,10 +74,12 @@ def test_the_dockerfile_has_no_fault_that_hadolint_knows() -> None:
 def test_the_image_holds_what_its_program_needs_and_no_more() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     copied = set(re.findall(r"scripts/[\w.]+\.txt", " ".join(re.findall(r"^COPY .*", dockerfile, re.MULTILINE))))
-    tools = ("__init__", "__main__", "entrypoint", "mitmdump", "serve")
+    tools = ("__init__", "__main__", "entrypoint", "launch", "mitmdump", "new_key", "serve", "terminal")
     copied |= {f"scripts/tools/{name}.py" for name in tools}
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert allowed == copied | {"addons/auth.py", "addons/ollama_auth/**/*.py", "addons/ollama_auth/**/*.html"}
+    package = [path.relative_to(ROOT) for path in (ROOT / "addons" / "ollama_auth").rglob("*.*")]
+    shown = {f"{path.parent}/*{path.suffix}" for path in package if path.suffix in (".py", ".html")}
+    assert allowed == copied | shown | {"addons/auth.py"}
 
 
 IMPORT_ALL = """

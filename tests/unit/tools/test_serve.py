@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.tools import serve
+from scripts.tools import launch, serve
+from scripts.tools.terminal import ToolError
 from tests.harness.support import ask, free_port
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
@@ -31,7 +32,7 @@ SECRET = re.compile(r"sk-ollama-[0-9a-f]{32}")
     ],
 )
 def test_an_endpoint_without_a_scheme_means_http(text: str | None, url: str) -> None:
-    assert serve.endpoint(text) == url
+    assert launch.endpoint(text) == url
 
 
 @pytest.mark.parametrize(
@@ -39,8 +40,8 @@ def test_an_endpoint_without_a_scheme_means_http(text: str | None, url: str) -> 
     ["ftp://a", "http://", "http://a:0", "http://a:x", "http://a/api", "http://a?b", "http://u:p@a", "http://[::1"],
 )
 def test_an_endpoint_that_cannot_work_is_refused_with_a_word(text: str) -> None:
-    with pytest.raises(serve.Problem, match="http://HOST:PORT"):
-        serve.endpoint(text)
+    with pytest.raises(ToolError, match="http://HOST:PORT"):
+        launch.endpoint(text)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_only_variables_of_ours_are_taken_from_an_env_file() -> None:
 
 
 def test_a_bad_line_is_named_by_its_number_and_not_shown() -> None:
-    with pytest.raises(serve.Problem, match=r"line 2 ") as caught:
+    with pytest.raises(ToolError, match=r"line 2 ") as caught:
         serve.read_env("OLLAMA_X=a\nsk-ollama-secret\n")
     assert "secret" not in str(caught.value)
 
@@ -85,7 +86,7 @@ def test_a_key_in_the_environment_puts_the_files_other_form_aside(real: str, fil
 def test_a_new_key_can_be_read_by_nobody_else(tmp_path: Path) -> None:
     mask = os.umask(0)
     try:
-        key = serve.make_key(path := tmp_path / ".env.local")
+        key = serve.store_new_key(path := tmp_path / ".env.local")
     finally:
         os.umask(mask)
     assert SECRET.fullmatch(key)
@@ -97,7 +98,7 @@ def test_a_new_key_can_be_read_by_nobody_else(tmp_path: Path) -> None:
 def test_a_new_key_is_added_to_a_file_that_has_none(tmp_path: Path, before: str) -> None:
     (path := tmp_path / ".env.local").write_text(before)
     path.chmod(0o644)
-    key = serve.make_key(path)
+    key = serve.store_new_key(path)
     assert serve.read_env(path.read_text()) == serve.read_env(before) | {serve.KEY: key}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -116,11 +117,11 @@ def test_a_new_key_is_added_to_a_file_that_has_none(tmp_path: Path, before: str)
     ],
 )
 def test_the_address_follows_the_arguments_which_all_reach_mitmdump(arguments: list[str], address: str) -> None:
-    split = serve.split(["--demo", *arguments, "-w", "file"])
-    assert (split.demo, split.address, split.rest) == (True, address, [*arguments, "-w", "file"])
-    command = serve.gate_command("http://a", split)
-    assert command[-len(split.rest) :] == split.rest
-    assert ("--listen-port" in command) == ("listen_port=9000" not in arguments or "--listen-port" in arguments)
+    launched = launch.read(["--demo", *arguments, "-w", "file"])
+    assert (launched.demo, launched.address, launched.arguments) == (True, address, [*arguments, "-w", "file"])
+    command = serve.gate_command("http://a", launched)
+    assert command[-len(launched.arguments) :] == launched.arguments
+    assert ("8081" in command) == ("8081" in address)
 
 
 @pytest.mark.parametrize("new_key", ["sk-ollama-new", None])
@@ -133,7 +134,7 @@ def test_only_the_first_run_shows_the_key_and_only_once(new_key: str | None, mod
 
 def test_nothing_at_the_endpoint_is_an_os_error() -> None:
     with pytest.raises(OSError, match="refused"):
-        serve.a_model(f"http://127.0.0.1:{free_port()}")
+        serve.chat_model(f"http://127.0.0.1:{free_port()}")
 
 
 @contextmanager
@@ -168,7 +169,7 @@ def test_the_demo_runs_behind_the_gate_and_ends_with_it(tmp_path: Path) -> None:
 
 
 def test_a_later_run_shows_no_key(tmp_path: Path) -> None:
-    serve.make_key(tmp_path / ".env.local")
+    serve.store_new_key(tmp_path / ".env.local")
     nowhere = f"127.0.0.1:{free_port()}"
     with served(tmp_path, "-p", str(free_port()), OLLAMA_ENDPOINT=nowhere) as (process, said):
         assert not SECRET.search("".join(said))
@@ -178,17 +179,17 @@ def test_a_later_run_shows_no_key(tmp_path: Path) -> None:
 
 
 def test_the_status_page_is_on_this_machine_unless_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "WATCH_ADDRESS", ("127.0.0.1", free_port()))
-    there = {"OLLAMA_METRICS_LISTEN": "127.0.0.1:%d" % serve.WATCH_ADDRESS[1]}
-    assert serve.watching(serve.split([]), {}) == there
-    assert serve.watching(serve.split([]), {"OLLAMA_METRICS_LISTEN": ""}) == {}
-    assert serve.watching(serve.split(["--set", "ollama_metrics_listen=0.0.0.0:1"]), {}) == {}
+    monkeypatch.setattr(serve, "STATUS_ADDRESS", ("127.0.0.1", free_port()))
+    there = {"OLLAMA_METRICS_LISTEN": "127.0.0.1:%d" % serve.STATUS_ADDRESS[1]}
+    assert serve.status_address(launch.read([]), {}) == there
+    assert serve.status_address(launch.read([]), {"OLLAMA_METRICS_LISTEN": ""}) == {}
+    assert serve.status_address(launch.read(["--set", "ollama_metrics_listen=0.0.0.0:1"]), {}) == {}
 
 
 def test_a_second_one_on_a_machine_does_without(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setattr(serve, "WATCH_ADDRESS", taken.getsockname())
-        assert serve.watching(serve.split([]), {}) == {}
+        monkeypatch.setattr(serve, "STATUS_ADDRESS", taken.getsockname())
+        assert serve.status_address(launch.read([]), {}) == {}
     assert "is taken: OLLAMA_METRICS_LISTEN=HOST:PORT puts the status page elsewhere" in capsys.readouterr().out

@@ -1,0 +1,1 @@
+"""scripts/keys: the keys file, for people and for scripts."""

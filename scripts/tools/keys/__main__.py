@@ -1,0 +1,61 @@
+"""scripts/keys: see arguments.py."""
+
+import errno
+import json
+import signal
+import sys
+from collections.abc import Sequence
+
+from ollama_auth.auth import keys_file
+
+from ..terminal import ToolError, say
+from .arguments import parse
+from .commands import Result
+
+REMEDIES = {
+    errno.EACCES: "run this as the user whom the file belongs to",
+    errno.EPERM: "run this as the user whom the file belongs to",
+    errno.ENOENT: "make the directory first",
+    errno.EROFS: "change it where it is not mounted read-only",
+    errno.EBUSY: "it is mounted alone, so that it can't be replaced; mount its directory instead",
+}
+
+
+def main() -> int:
+    """Run one command. Returns the exit status."""
+    arguments = parse(sys.argv[1:])
+    try:
+        result: Result = arguments.run(arguments)
+    except keys_file.KeysFileError as error:
+        faults = error.faults
+    except ToolError as error:
+        faults = (str(error),)
+    except ModuleNotFoundError as error:
+        faults = (f"{error.name} is missing: pip install {error.name}",)
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "nothing was changed")
+        faults = (f"{arguments.file} can't be written ({error.strerror}): {remedy}",)
+    except KeyboardInterrupt:
+        return 130
+    else:
+        output(arguments.json, result.facts, result.text, result.notes)
+        return result.status
+    output(arguments.json, {"faults": faults}, "", faults)
+    return 1
+
+
+def output(as_json: bool, facts: object, text: str, notes: Sequence[str]) -> None:
+    """Print the facts as JSON, or the text and the notes."""
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    if text:
+        print(text)
+    for note in notes:
+        say(note)
+
+
+if __name__ == "__main__":
+    if sys.platform != "win32":
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # A reader such as `head` may stop in the middle.
+    sys.exit(main())

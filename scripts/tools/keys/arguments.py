@@ -1,0 +1,91 @@
+"""The command line of scripts/keys."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from ollama_auth.auth import keys_file
+from ollama_auth.auth.keys import Scope
+
+from .commands import LIMITS, Result, add, check, new, revoke, rotate, show
+from .values import argument, duration, expiry, limit, public_key
+
+DESCRIPTION = """\
+Makes, lists and revokes the keys in a keys file, which the gate reads while it runs.
+
+Output for other programs goes to standard output, messages for people to standard error. A key is shown once: the file
+holds its digest. A change keeps comments and order, and replaces the file atomically.
+"""
+EXAMPLES = """\
+examples:
+  scripts/keys add alice --expires 30d --rpm 60
+  scripts/keys add reader --scope infer list --model llama3.2 'qwen*'
+  scripts/keys add bob-laptop --ssh ~/.ollama/id_ed25519.pub
+  scripts/keys rotate alice --grace 24h
+  scripts/keys check alice DELETE /api/delete llama3.2
+  OLLAMA_API_KEY=$(scripts/keys new)
+
+exit status: 0 done; 1 not done, or check found a fault or a refusal; 2 a command line that can't be understood
+"""
+STYLE: dict[str, Any] = {
+    "epilog": EXAMPLES,
+    "formatter_class": argparse.RawDescriptionHelpFormatter,
+    "allow_abbrev": False,
+}
+
+
+def parse(command_line: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments; `run` is the command. Exits with 2 if they are not valid."""
+    parser = argparse.ArgumentParser(prog="scripts/keys", description=DESCRIPTION, **STYLE)
+    add_options(parser)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(run: Callable[[argparse.Namespace], Result], name: str, text: str, more: str = "") -> Any:
+        what = f"{text[0].upper()}{text[1:]}. {more}".strip()
+        added = commands.add_parser(name, help=text, description=what, **STYLE)
+        add_options(added, default=argparse.SUPPRESS)
+        added.set_defaults(run=run)
+        return added
+
+    command(new, "new", "print a new key, and change no file")
+    add_options_of_add(command(add, "add", "make a key, print it this once and keep its digest"))
+    command(show, "list", "show who has a key and what they may do, never a key")
+    command(revoke, "revoke", "remove a key: its next request is denied").add_argument("name", metavar="NAME")
+    rotating = command(rotate, "rotate", "make a new key for a name and print it this once",
+                       "The old one works a little longer, and no longer than until it is rotated again.")  # fmt: skip
+    rotating.add_argument("name", metavar="NAME")
+    rotating.add_argument("--grace", metavar="SPAN", type=argument(duration), default=timedelta(hours=24),
+                          help="how long the old key works: 90m, 24h, 7d; 0 ends it now; default: 24h")  # fmt: skip
+    checking = command(check, "check", "look for faults in the file, or say what a request would get and why",
+                       "Without arguments, checks the file. Changes nothing.")  # fmt: skip
+    for name in ("name", "method", "path", "model"):
+        checking.add_argument(name, metavar=name.upper(), nargs="?")
+    arguments = parser.parse_args(command_line)
+    if arguments.run is check and arguments.name is not None and not (arguments.path or "").startswith("/"):
+        checking.error("give NAME, METHOD, a PATH that begins with / and perhaps a MODEL, or none of them")
+    arguments.file = (arguments.file or Path(os.environ.get("OLLAMA_KEYS_FILE") or "keys.toml")).expanduser()
+    return arguments
+
+
+def add_options(parser: argparse.ArgumentParser, **default: Any) -> None:
+    parser.add_argument("--file", metavar="PATH", type=Path, **default,
+                        help="the keys file; default: $OLLAMA_KEYS_FILE, else keys.toml")  # fmt: skip
+    parser.add_argument("--json", action="store_true", **default, help="answer with JSON on standard output")
+
+
+def add_options_of_add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", type=argument(keys_file.key_name), help="whom or what the key is for")
+    parser.add_argument("--scope", metavar="S", nargs="+", action="extend", choices=list(Scope),
+                        help=f"what it may do, of {', '.join(Scope)}; default: infer embed list")  # fmt: skip
+    parser.add_argument("--model", metavar="M", nargs="+", action="extend", type=argument(keys_file.model_pattern),
+                        help="which models it may use, with * for any characters; default: all")  # fmt: skip
+    parser.add_argument("--expires", metavar="WHEN", type=argument(expiry),
+                        help="30d, 2027-01-01 (the end of that day in UTC), 2027-01-01T00:00:00Z")  # fmt: skip
+    for one in LIMITS:
+        parser.add_argument(one.option, dest=one.field, metavar="N", type=argument(limit),
+                            help=f"{one.meaning}; default: no limit")  # fmt: skip
+    parser.add_argument("--ssh", metavar="FILE|LINE", type=argument(public_key),
+                        help="let the stock ollama command line in by its public key; no key is made")  # fmt: skip

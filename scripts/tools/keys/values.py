@@ -1,0 +1,77 @@
+"""Values on the command line, read into what the keys file holds."""
+
+import argparse
+import re
+import time
+import tomllib
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from ollama_auth.auth import keys_file
+from ollama_auth.units import parse_duration
+
+MAX_PUBLIC_KEY = 64 * 1024
+"""Bytes of a file with a public key."""
+NUMBER = re.compile(r"-?[0-9]{1,18}")
+
+
+def argument(read: Callable[[str], object]) -> Callable[[str], object]:
+    """Make a type for argparse from a function that raises keys_file.FieldError."""
+
+    def convert(text: str) -> object:
+        try:
+            return read(text)
+        except keys_file.FieldError as fault:
+            raise argparse.ArgumentTypeError(f"it {fault}") from None
+
+    return convert
+
+
+def duration(text: str) -> timedelta:
+    """`"90m"`, `"24h"`, `"30d"`, `"8w"`, `"0"` -> a span of time. Raises FieldError."""
+    if text == "0":
+        return timedelta()
+    if (span := parse_duration(text)) is None:
+        raise keys_file.FieldError("is not a span of time; write it as in 90m, 24h, 30d or 8w")
+    return span
+
+
+def expiry(text: str) -> object:
+    """A TOML date or date and time, or a span from now -> a value for the file. Raises FieldError."""
+    if (span := parse_duration(text)) is not None:
+        value: object = in_future(span)
+    else:
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except ValueError:
+            raise keys_file.FieldError(
+                "is not a time; write it as in 30d, 2027-01-01 or 2027-01-01T00:00:00Z"
+            ) from None
+    if keys_file.instant(value) <= time.time():
+        raise keys_file.FieldError("is over already; name a time to come")
+    return value
+
+
+def limit(text: str) -> object:
+    """A positive number. Raises FieldError."""
+    return keys_file.limit(int(text) if NUMBER.fullmatch(text) else text)
+
+
+def public_key(text: str) -> str:
+    """A public key in OpenSSH's format, or the path of a file with one -> the key. Raises FieldError."""
+    line = text
+    if not text.startswith("ssh-"):
+        try:
+            with Path(text).expanduser().open(encoding="utf-8", errors="replace") as file:
+                line = file.read(MAX_PUBLIC_KEY)
+        except (OSError, ValueError) as error:
+            why = (isinstance(error, OSError) and error.strerror) or "it is not a path"
+            raise keys_file.FieldError(f"can't be read ({why}); name a file such as ~/.ollama/id_ed25519.pub") from None
+    keys_file.ssh_key(line)
+    return line.strip()
+
+
+def in_future(span: timedelta) -> datetime:
+    """The time in so long, to the second."""
+    return (datetime.now(UTC) + span).replace(microsecond=0)
