@@ -33,8 +33,8 @@ from mitmproxy.utils import asyncio_utils, human
 
 from . import process, settings
 from .exchange import Exchange
-from .http.responses import error, render, retry_after
-from .lifecycle import RETRY_SECONDS, RequestLifecycle
+from .http.responses import RETRY_SECONDS, error, render, retry_after
+from .lifecycle import RequestLifecycle
 from .mitmweb.flows import COLUMNS, FlowViews
 from .ollama_api.routes import Dialect
 from .option_table import OPTIONS

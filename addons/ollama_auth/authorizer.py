@@ -148,7 +148,8 @@ class Authorizer:
     @staticmethod
     def refuse(request: ParsedRequest | Exchange, error: RefusedError) -> Refusal:
         """Word a refusal for the API that the request was made to."""
-        fields = ((b"x-request-id", request.id.encode()), *request.cors, *error.fields)
+        browser = request.state.cors if isinstance(request, Exchange) else request.cors
+        fields = ((b"x-request-id", request.id.encode()), *browser, *error.fields)
         if error.status == 401:
             sent = error.reason != "missing"
             return Refusal(error.reason, unauthorized(error.message, request.dialect, *fields, sent=sent))

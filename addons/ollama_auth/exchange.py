@@ -92,14 +92,37 @@ def new_id() -> str:
 
 
 @dataclass(slots=True)
+class RequestState:
+    """What was decided about a request, as far as it is needed until the request ends. Not for logs."""
+
+    upstream_request: UpstreamRequest | None = None
+    cors: Fields = ()
+    """Fields of every response to it, for browsers."""
+    limit_fields: Fields = ()
+    """Fields of its response about limits."""
+    lease: str = field(default_factory=lambda: secrets.token_hex(16))
+    """The name of its place among the concurrent requests of its principal: unique, and not chosen by a client."""
+    holds_lease: bool = False
+    limiter: Limiter | None = None
+    """The one that granted the lease; another one may be in force before the request ends."""
+    amended_body: bytes | None = None
+    """A body that asks for usage, and goes upstream in place of the client's."""
+    hides_usage: bool = False
+    """The body was amended, so usage is taken out of the response."""
+
+
+@dataclass(slots=True)
 class Exchange:
-    """A request from its head to its end. Times: `time` is wall-clock seconds, the others are from `monotonic`."""
+    """The record of a request and its response, for logs and metrics: no header value, no content, no secret.
+
+    `time` is in seconds since 1970, the other times are from `monotonic`; sizes are in bytes.
+    """
 
     client: str
     method: str = ""
     route: Route | None = None
     path: bytes | None = None
-    """The decoded path, with what may be a key in it masked."""
+    """Decoded, without its query, with keys masked."""
     id: str = field(default_factory=new_id)
     time: float = field(default_factory=wall_clock)
     started: float = field(default_factory=monotonic)
@@ -108,44 +131,32 @@ class Exchange:
     last_token: float | None = None
     ended: float | None = None
     key: str | None = None
-    """The name of the principal, or the fingerprint of a key nobody has."""
+    """The name of the principal, or the fingerprint of a credential that is not known."""
     stripped: tuple[str, ...] = ()
+    """Names of header fields and query parameters that did not go upstream."""
     status: int | None = None
     reason: str | None = None
+    """Why it was refused or failed: a word of the log, a label of metrics, a row of the status page."""
     model: str | None = None
-    """As its body or its answer names it, whichever was read last."""
-    upstream_request: UpstreamRequest | None = None
+    """As the request body or the response names it, whichever was read last."""
     admitted: bool = False
-    holds_lease: bool = False
-    """It counts among the concurrent requests of its principal."""
-    limiter: Limiter | None = None
-    """The one that granted the lease: it may be replaced while the request runs."""
-    lease: str = field(default_factory=lambda: secrets.token_hex(16))
-    """What it counts as: a name of its own among all gates, which a client can't choose."""
-    usage: UsageReader | None = None
-    """Reads the answer as it passes, where that may tell of tokens."""
-    used: Usage | None = None
-    """What it read, once the answer has ended."""
-    recording: Recording | None = None
-    """What passes is written down, because the operator must keep it."""
-    amended: bytes | None = None
-    """The body that goes upstream in place of the client's, because it asks for usage besides."""
-    hides_usage: bool = False
-    """It did, and the client is to see nothing of that."""
-    on_token_interval: Callable[[float], object] | None = None
-    """Takes the seconds between two tokens of a stream."""
-    cors: Fields = ()
-    """What its response says to a browser about who may read it."""
-    response_fields: Fields = ()
-    """What its response says about limits."""
     suppress_log: bool = False
     """One of so many of its kind that they are counted and not logged."""
     bytes_in: int = 0
     bytes_out: int = 0
+    usage: UsageReader | None = None
+    """Reads the response as it passes, where it may report tokens."""
+    used: Usage | None = None
+    """The result of `usage`, once the response has ended."""
+    on_token_interval: Callable[[float], object] | None = None
+    """Takes the seconds between two tokens of a stream."""
+    recording: Recording | None = None
+    """Takes both bodies, for the audit log."""
+    state: RequestState = field(default_factory=RequestState)
 
     @property
     def identified(self) -> bool:
-        """It came with a key that somebody has."""
+        """It came with the credential of a principal."""
         return self.key is not None and not self.key.startswith(UNKNOWN)
 
     @property
@@ -186,7 +197,7 @@ class Exchange:
 
     @property
     def dialect(self) -> Dialect:
-        """Whose words its errors are put in."""
+        """The API that its errors are worded for."""
         return self.route.dialect if self.route else Dialect.OLLAMA
 
     def request_chunk(self, data: bytes) -> bytes:
@@ -209,17 +220,17 @@ class Exchange:
         return data
 
     def _tick(self, tokens: int) -> None:
-        """So many tokens have just come."""
+        """Note the time of tokens that have just come."""
         now = monotonic()
         if self.last_token is None:
             self.first_token = now
         elif self.on_token_interval:
-            for _ in range(tokens):  # Those that came together count as evenly spaced.
+            for _ in range(tokens):  # Tokens that came together count as evenly spaced.
                 self.on_token_interval((now - self.last_token) / tokens)
         self.last_token = now
 
     def finish(self) -> None:
-        """It is over: read what the answer used. A second call changes nothing."""
+        """Note the end, and read what the response used. A second call changes nothing."""
         if self.ended is not None:
             return
         self.ended = monotonic()

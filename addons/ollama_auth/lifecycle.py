@@ -25,7 +25,7 @@ from .errors import RefusedError
 from .exchange import Admission, Exchange, Refusal, UpstreamRequest, Verdict
 from .http import cors, responses
 from .http.head import Bounds, Fields, Head, HeadError
-from .http.responses import Answer, retry_after
+from .http.responses import RETRY_SECONDS, Answer, retry_after
 from .mitmweb.flows import FlowViews
 from .ollama_api import include_usage, listings
 from .ollama_api.include_usage import UsageHider
@@ -54,8 +54,6 @@ class Observer(Protocol):
 
 BYTES_PER_TOKEN = 4
 """Of English text, roughly: an estimate for a prompt whose tokens Ollama did not report."""
-RETRY_SECONDS = 5
-"""For Retry-After, where nothing better is known."""
 
 WINDOWS = {"requests_per_minute": (b"requests", 60), "tokens_per_day": (b"tokens", 24 * 60 * 60)}
 """The unit that a limit counts, and its window in seconds."""
@@ -133,28 +131,28 @@ class RequestLifecycle:
         if authorizer is None or not self.ready():
             return self._not_ready(exchange)
         request = authorizer.parse(head, peer)
-        exchange.id, exchange.route, exchange.cors = request.id, request.route, request.cors
+        exchange.id, exchange.route, exchange.state.cors = request.id, request.route, request.cors
         decision = authorizer.authorize(head, request, peer)
         exchange.path, exchange.key, exchange.stripped = request.path, decision.key, decision.stripped
         exchange.suppress_log = decision.suppress_log
         peer.authenticated_before |= exchange.identified
         if isinstance(decision.verdict, Refusal):
             return decision.verdict
-        exchange.upstream_request = decision.verdict
+        exchange.state.upstream_request = decision.verdict
         return decision.verdict if decision.verdict.needs_body else self._next(exchange, decision.verdict, peer)
 
     def authorize_body(self, exchange: Exchange, body: bytes, peer: ClientConnection) -> Verdict:
         """Decide about an UpstreamRequest that waited for its body. An exception is a refusal."""
         try:
-            authorizer, request = self.config.authorizer, exchange.upstream_request
+            authorizer, request = self.config.authorizer, exchange.state.upstream_request
             if authorizer is None or request is None or exchange.route is None:
                 return self._not_ready(exchange)
             if request.inspects_body:
                 asked = authorizer.asked(request, exchange.route, body)
                 exchange.model = asked.names[0] if asked.names else None
                 authorizer.check_asked(request.principal, asked)
-            exchange.amended = include_usage.asking(body) if request.asks_usage else None
-            exchange.hides_usage = exchange.amended is not None
+            exchange.state.amended_body = include_usage.asking(body) if request.asks_usage else None
+            exchange.state.hides_usage = exchange.state.amended_body is not None
             return self._next(exchange, request, peer)
         except RefusedError as error:
             return Authorizer.refuse(exchange, error)
@@ -168,7 +166,7 @@ class RequestLifecycle:
     async def reserve(self, reservation: Reservation) -> None:
         """Take the lease of an UpstreamRequest; a storage may have to be asked. Without a verdict it is refused."""
         exchange, peer = reservation.exchange, reservation.peer
-        request, limiter, settings = exchange.upstream_request, self.config.limiter, self.settings
+        request, limiter, settings = exchange.state.upstream_request, self.config.limiter, self.settings
         if request is None or limiter is None or settings is None:
             return
         try:
@@ -189,7 +187,7 @@ class RequestLifecycle:
         try:
             if signature and await limiter.signature_age(signature, settings.signature_window) > REPLAY_GRACE:
                 raise replayed()
-            granted = await limiter.enter(request.principal, exchange.lease)
+            granted = await limiter.enter(request.principal, exchange.state.lease)
         except StorageUnavailableError as error:
             self.connections.warn_rate_limited(f"the storage of limits does not answer ({error})")
             if settings.limits_unavailable == "closed":
@@ -197,13 +195,13 @@ class RequestLifecycle:
                 raise RefusedError("limits unavailable", 503, "limits can't be counted now", retry) from None
             return
         if isinstance(granted, Exceeded):
-            exchange.response_fields = limit_fields(granted.name, granted.limit, 0, granted.retry_after)
+            exchange.state.limit_fields = limit_fields(granted.name, granted.limit, 0, granted.retry_after)
             message = f"the limit of this key is used up: {granted.name} is {granted.limit}"
-            fields = (retry_after(granted.retry_after), *exchange.response_fields)
+            fields = (retry_after(granted.retry_after), *exchange.state.limit_fields)
             raise RefusedError(granted.name, 429, message, *fields)
-        exchange.limiter, exchange.holds_lease = limiter, True
+        exchange.state.limiter, exchange.state.holds_lease = limiter, True
         if granted.requests:
-            exchange.response_fields = limit_fields("requests_per_minute", *granted.requests)
+            exchange.state.limit_fields = limit_fields("requests_per_minute", *granted.requests)
 
     def _admit(self, exchange: Exchange, request: UpstreamRequest, peer: ClientConnection) -> Admission | Refusal:
         if not self.ready():  # It may have waited for its body, or for its lease.
@@ -239,9 +237,9 @@ class RequestLifecycle:
         exchange.first_byte = time.monotonic()
         fields = cors.strip(flow.response.headers.fields) if self.settings and self.settings.cors_origins else None
         if fields is not None:
-            flow.response.headers.fields = (*fields, *exchange.cors)
+            flow.response.headers.fields = (*fields, *exchange.state.cors)
         flow.response.headers["X-Request-Id"] = exchange.id
-        flow.response.headers.fields += exchange.response_fields
+        flow.response.headers.fields += exchange.state.limit_fields
         if self._is_filtered(exchange):
             if exchange.method == "HEAD":
                 flow.response.headers.pop("content-length", None)  # The length of the unfiltered list.
@@ -253,12 +251,12 @@ class RequestLifecycle:
             exchange.on_token_interval = self.observer.on_token_interval
         passing = self.viewing.response_started(exchange, flow)
         # With a Content-Length, nothing can be taken out.
-        hides = exchange.hides_usage and exchange.stream and "content-length" not in flow.response.headers
+        hides = exchange.state.hides_usage and exchange.stream and "content-length" not in flow.response.headers
         flow.response.stream = hiding(passing) if hides else passing
 
     def rewrite_response(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
         """Take out of a list what the principal may not use. Return an answer in its place if it can't be read."""
-        request = exchange.upstream_request
+        request = exchange.state.upstream_request
         if not (self._is_filtered(exchange) and request and flow.response and exchange.route):
             return None
         if exchange.method == "HEAD":
@@ -278,14 +276,14 @@ class RequestLifecycle:
 
     @staticmethod
     def _is_filtered(exchange: Exchange) -> bool:
-        request = exchange.upstream_request
+        request = exchange.state.upstream_request
         return exchange.status == 200 and request is not None and request.filters_listing
 
     def failed(self, exchange: Exchange, reason: str, status: int) -> Answer:
         """Record what went wrong after the admission, and return an answer for a client that has seen nothing yet."""
         exchange.reason = exchange.reason or reason
         exchange.status = exchange.status or status or None
-        fields = ((b"x-request-id", exchange.id.encode()), *exchange.cors)
+        fields = ((b"x-request-id", exchange.id.encode()), *exchange.state.cors)
         text, extra = FAILURES.get(reason, ("the request failed", ()))
         if reason.startswith("upstream"):
             logger.warning("ollama_auth: %s: %s (request %s)", reason, text, exchange.id)
@@ -300,9 +298,9 @@ class RequestLifecycle:
             peer.exchanges.pop(id(exchange), None)
         self.viewing.end(exchange)
         self._tell(exchange)
-        request = exchange.upstream_request
+        request = exchange.state.upstream_request
         charged = exchange.used and request and request.principal.tokens_per_day is not None
-        if exchange.holds_lease or charged:
+        if exchange.state.holds_lease or charged:
             asyncio_utils.create_task(self._settle(exchange), name="limits", keep_ref=True)
         if exchange.suppress_log:
             self.connections.warn_rate_limited(f"wrong keys from {exchange.client} are not looked at any more")
@@ -320,7 +318,7 @@ class RequestLifecycle:
 
     async def _settle(self, exchange: Exchange) -> None:
         """Charge what an exchange used, and give its lease back."""
-        request, limiter = exchange.upstream_request, exchange.limiter or self.config.limiter
+        request, limiter = exchange.state.upstream_request, exchange.state.limiter or self.config.limiter
         if request is None or limiter is None:
             return
         try:
@@ -332,7 +330,7 @@ class RequestLifecycle:
             self.connections.warn_rate_limited(f"the storage of limits does not answer ({error})")
         finally:
             with suppress(StorageUnavailableError):
-                await limiter.leave(request.principal, exchange.lease)
+                await limiter.leave(request.principal, exchange.state.lease)
 
     def internal_error(self, fault: Exception) -> Answer:
         """Log where an exception came from, but not its message, which may hold what a client sent; return a 503."""

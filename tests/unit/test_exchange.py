@@ -113,5 +113,5 @@ def test_how_a_request_ended(status: int | None, reason: str | None, outcome: Ou
 
 def test_no_two_requests_count_as_the_same() -> None:
     """Gates that share limits are processes of their own: an address in memory would not tell them apart."""
-    leases = {Exchange("client", id="the same").lease for _ in range(100)}
+    leases = {Exchange("client", id="the same").state.lease for _ in range(100)}
     assert len(leases) == 100

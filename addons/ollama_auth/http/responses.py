@@ -13,6 +13,8 @@ from ..ollama_api.routes import Dialect
 from .head import Fields
 
 REALM = "ollama"
+RETRY_SECONDS = 5
+"""For Retry-After, where nothing better is known."""
 
 # RFC 9110 section 15; OpenAI's and Anthropic's documented error types.
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

@@ -297,7 +297,7 @@ class GateStream(HttpStream):
     def _wait_for_decision(self, event: RequestHeaders, head: Head) -> Commands:
         """Send nothing upstream yet: the decision needs the body, or a limit has to be asked."""
         self.pending_head = event, head
-        upstream_request = self.exchange.upstream_request
+        upstream_request = self.exchange.state.upstream_request
         if event.end_stream or not (upstream_request and upstream_request.needs_body):
             yield from self._decide_pending()
             return
@@ -311,7 +311,7 @@ class GateStream(HttpStream):
             yield from self._decide_pending()
         elif isinstance(event, RequestData):
             self.exchange.bytes_in += len(event.data)
-            limit = self.exchange.upstream_request.max_body if self.exchange.upstream_request else 0
+            limit = self.exchange.state.upstream_request.max_body if self.exchange.state.upstream_request else 0
             if limit is not None and self.exchange.bytes_in > limit:
                 answer = self.lifecycle.failed(self.exchange, "body too large", 413)
                 yield from self._apply_verdict(Refusal("body too large", answer), *self.pending_head)
@@ -331,11 +331,11 @@ class GateStream(HttpStream):
         if self.abandoned:
             self._abandon()
             return
-        body, self.pending_body = self.exchange.amended or bytes(self.pending_body), bytearray()
+        body, self.pending_body = self.exchange.state.amended_body or bytes(self.pending_body), bytearray()
         yield from self._apply_verdict(verdict, *self.pending_head)
         if whole and self.admission:
             yield from self._send_pending_body(body)
-        self.exchange.amended = None
+        self.exchange.state.amended_body = None
 
     def _send_pending_body(self, body: bytes) -> Commands:
         """Handle a body that was kept as if it arrived now; `bytes_in` is still what the client sent of it."""
@@ -343,7 +343,7 @@ class GateStream(HttpStream):
         if body:
             yield from self.client_state(RequestData(self.stream_id, body))
         self.exchange.bytes_in = received
-        if self.exchange.amended is not None:
+        if self.exchange.state.amended_body is not None:
             self.length = CHUNKED  # The length upstream is not the one the client announced.
         yield from self.client_state(RequestEndOfMessage(self.stream_id))
 
@@ -372,8 +372,8 @@ class GateStream(HttpStream):
         self.flow.request = request = event.request
         self._readdress(request, admission)
         self.length = head.body
-        if self.exchange.amended is not None:
-            self.length = len(self.exchange.amended)
+        if self.exchange.state.amended_body is not None:
+            self.length = len(self.exchange.state.amended_body)
             request.headers["content-length"] = str(self.length)
         self.resendable = event.end_stream and head.method in (b"GET", b"HEAD", b"OPTIONS")
         self.awaits_continue = expects_continue(head) and not self.continued
@@ -442,7 +442,7 @@ class GateStream(HttpStream):
 
     def state_stream_request_body(self, event: Any) -> Commands:
         limit = self.admission.request.max_body if self.admission else 0
-        limit = None if self.exchange.amended else limit  # The client's part of it was within the limit.
+        limit = None if self.exchange.state.amended_body else limit  # The client's part of it was within the limit.
         if limit is not None and isinstance(event, RequestData) and self.exchange.bytes_in + len(event.data) > limit:
             yield from self._stop("body too large", 413)
         elif isinstance(event, RequestEndOfMessage) and self.length not in (CHUNKED, self.exchange.bytes_in):

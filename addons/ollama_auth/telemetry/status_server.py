@@ -23,6 +23,7 @@ from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
+from ..http.responses import RETRY_SECONDS
 from . import workers
 
 MAX_CONNECTIONS = 64
@@ -31,7 +32,6 @@ MAX_HEAD = 8 * 1024
 MAX_BODY = 1024
 IDLE = 30.0
 """Seconds between two requests of a connection, and for one of them."""
-RETRY_SECONDS = 5
 _FILE = Path(__file__).with_name("status.html")
 _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 

@@ -80,9 +80,9 @@ class FakeLifecycle:
         return True
 
     def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Admission]:
-        self.exchange.upstream_request = UpstreamRequest(Principal("anna"), b"/api/tags", ())
+        self.exchange.state.upstream_request = UpstreamRequest(Principal("anna"), b"/api/tags", ())
         self.exchange.usage = self  # type: ignore[assignment] # It is fed what is read.
-        return self.exchange, Admission(self.exchange.upstream_request)
+        return self.exchange, Admission(self.exchange.state.upstream_request)
 
     def begin(self, exchange: Exchange, flow: object) -> None:
         flow.request.stream = exchange.request_chunk  # type: ignore[attr-defined]
