@@ -23,7 +23,7 @@ MAX_FILE = 16 * 1024 * 1024
 """Bytes; some 50,000 keys."""
 MAX_LIMIT = 10**15 - 1
 """The greatest integer that a structured header field such as RateLimit can hold (RFC 9651 section 3.3.1)."""
-RESERVED = {"default": "the key that the environment holds", "-": "nobody, in the log"}
+RESERVED = {"default": "the key that the environment holds", "-": "a request without a key, in the log"}
 """Names that no key in a keys file can have, and what they stand for."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -132,7 +132,7 @@ def _document(data: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise FieldError(f"byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
     if not text.strip():
-        raise FieldError("is empty; add a key with `scripts/keys add NAME`, or a comment to let nobody in")
+        raise FieldError("is empty; add a key with `scripts/keys add NAME`, or a comment to deny everyone")
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -280,7 +280,7 @@ def _each[T](value: object, read: Callable[[object], T]) -> list[T]:
     if not isinstance(value, list):
         raise FieldError('is not a list; write it in brackets, as in ["one", "another"]')
     if not value:
-        raise FieldError("is empty; leave it out for the default, or remove the key to let nobody in")
+        raise FieldError("is empty; leave it out for the default, or remove the key")
     found: list[T] = []
     faults: list[str] = []
     for number, item in enumerate(value, 1):
@@ -313,7 +313,7 @@ def limit(value: object) -> int:
     if type(value) is not int:  # bool is an int to Python, and not to TOML.
         raise FieldError("is not a whole number; write it without quotes, as in 60")
     if not 1 <= value <= MAX_LIMIT:
-        raise FieldError(f"is not from 1 to {MAX_LIMIT}; leave it out for no limit, or remove the key to let nobody in")
+        raise FieldError(f"is not from 1 to {MAX_LIMIT}; leave it out for no limit, or remove the key")
     return value
 
 

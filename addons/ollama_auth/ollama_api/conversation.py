@@ -56,7 +56,7 @@ class _Piece:
 
 @dataclass(slots=True)
 class Conversation:
-    """What a body says, put together from its objects; None is not known."""
+    """The conversation of a body, put together from its objects; None is not known."""
 
     model: str | None = None
     prompt_tokens: int | None = None
@@ -114,14 +114,14 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class ConversationFormat:
-    """How the conversation stands in a request, and in an answer: in each event of it, or in its one object."""
+    """Readers of a dialect: `request` takes a request, `answer` each event of an answer or its one object."""
 
     request: Callable[[Conversation, Json], None]
     answer: Callable[[Conversation, Json], None]
 
 
 def read_request(reader: ConversationFormat | None, body: bytes) -> Conversation:
-    """Read a request; `reader` is the route's, and None means that there is no conversation."""
+    """Read a request; `reader` is that of the route; None: it has no conversation."""
     found, asked = Conversation(), parse(body[:MAX_READ])
     if reader and asked:
         found.ended = len(body) <= MAX_READ

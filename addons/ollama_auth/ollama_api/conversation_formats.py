@@ -1,4 +1,4 @@
-"""How each dialect puts a conversation into its JSON: messages, parts of content, tool calls, events of a stream."""
+"""Conversations in the JSON of each dialect: messages, parts of content, tool calls, events of a stream. Pure."""
 
 from collections.abc import Hashable
 

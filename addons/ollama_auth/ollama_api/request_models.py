@@ -31,8 +31,8 @@ class BodyError(RequestError):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request asks of Ollama: the models to use (canonical names), whether it may pull one of them, and whether
-    it may search the web with the operator's account at ollama.com."""
+    """The models that a request uses (canonical names), whether it may pull one of them, and whether it may search the
+    web with the operator's account at ollama.com."""
 
     names: tuple[str, ...] = ()
     pulls: bool = False
@@ -60,9 +60,9 @@ class JsonModels:
 
     members: tuple[_Member, ...]
     searches: bool = False
-    """Some of its `tools` make Ollama itself search the web."""
+    """The request may have `tools` that make Ollama itself search the web."""
     creates: bool = False
-    """It makes a model of another one, which Ollama pulls where it is missing."""
+    """The request makes a model from another one, which Ollama pulls if it is missing."""
 
     def __post_init__(self) -> None:
         assert all(len(key) <= MAX_MEMBER for member in self.members for key in member.keys)

@@ -52,11 +52,11 @@ class Route:
     dialect: Dialect
     path: bytes
     models: ModelReader | None = None
-    """Where the request names models; None: nowhere."""
+    """Reader of the models that the request names; None: it names none."""
     usage: UsageFormat = NO_USAGE
-    """Where the answer reports its tokens."""
+    """Reader of the tokens that the answer reports."""
     conversation: ConversationFormat | None = None
-    """How a viewer shows both; None: as they are."""
+    """Reader of both for mitmweb's view; None: they are shown as they are."""
     include_usage: bool = False
     """A stream reports its tokens only if `stream_options.include_usage` asks for it."""
 

@@ -22,7 +22,7 @@ _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 @dataclass(slots=True)
 class Usage:
-    """What an answer used, as far as it was seen; None is not known."""
+    """The usage of an answer, as far as it was seen; None is not known."""
 
     model: str | None = None
     prompt_tokens: int | None = None
@@ -31,11 +31,11 @@ class Usage:
     events: int = 0
     """Events of a stream that carried content: about one a token."""
     complete: bool = False
-    """It was seen to its end, and that was a regular end of its protocol, not an error."""
+    """The answer was seen to its end, and that was a regular end of its protocol, not an error."""
     estimated: bool = False
     """The stream reported no figures: `completion_tokens` is the number of events."""
     compressed: bool = False
-    """It was compressed, and so not read."""
+    """The answer was compressed, and so not read."""
     error: str | None = None
     """The server's name for an error inside of the answer, or "error" where it has none; never its text."""
 
@@ -129,7 +129,7 @@ def _word(raw: bytes | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class UsageFormat:
-    """Where usage stands in the answers of a route."""
+    """The place of usage in the answers of a route."""
 
     wanted: Wanted
     """The members to read; Answer.add says what their keys mean."""
@@ -137,7 +137,7 @@ class UsageFormat:
     """Count an event, given its data and name, if that is possible without scanning it; otherwise return False. The
     first event is scanned in any case, for its model."""
     counts_events: bool = True
-    """Where a stream reports no tokens, they are estimated as the number of its events."""
+    """Estimate the tokens of a stream that reports none as the number of its events."""
 
 
 # Ollama leaves out a count of 0. `done` is true in the last object of a stream, or the only one, and false in all

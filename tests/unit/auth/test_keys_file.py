@@ -162,7 +162,7 @@ def test_a_name(name: str) -> None:
         *((name, "name is not 1 to 64 letters, digits") for name in ("", " ", "a b", "é", "a/b", "a:b", "x" * 65)),
         *((name, "name is not 1 to 64 letters, digits") for name in (r"a\n", r"\u0000", r"a\tb")),
         ("default", "name default stands for the key that the environment holds; choose another"),
-        ("-", "name - stands for nobody, in the log; choose another"),
+        ("-", "name - stands for a request without a key, in the log; choose another"),
         ("sk-ollama-1", "name seems to be a key; say whom the key is for"),
     ],
 )
