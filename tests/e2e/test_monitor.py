@@ -360,8 +360,8 @@ def test_it_is_not_ready_without_its_script_and_tells_of_the_drain(upstream: Ups
 
 def test_it_is_off_unless_it_is_asked_for(gate: Gate, upstream: Upstream) -> None:
     listening = Path(f"/proc/{gate.process.pid}/net/tcp").read_text()
-    assert f":{9464:04X} " not in listening or "shown at" not in gate.output
-    assert "shown at" not in gate.output
+    assert f":{9464:04X} " not in listening or "status page is at" not in gate.output
+    assert "status page is at" not in gate.output
 
 
 def test_an_address_that_is_taken_ends_the_start_with_a_word(upstream: Upstream) -> None:
@@ -376,7 +376,7 @@ def test_the_environment_says_where_and_the_option_wins(upstream: Upstream) -> N
     port = free_port()
     with Gate(upstream.url, env={"OLLAMA_METRICS_LISTEN": f"127.0.0.1:{port}"}) as gate:
         assert ask(port, "GET", "/healthz", "Host: localhost").status == 200
-        assert f"shown at http://127.0.0.1:{port}/" in gate.output
+        assert f"status page is at http://127.0.0.1:{port}/" in gate.output
     off = {"OLLAMA_METRICS_LISTEN": f"127.0.0.1:{port}"}
     with Gate(upstream.url, "--set", "ollama_metrics_listen=", env=off) as gate, pytest.raises(ConnectionRefusedError):
         ask(port, "GET", "/healthz")
