@@ -248,10 +248,9 @@ class Gate:
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
         if handler is None:
             return
-        peer = ClientConnection(client, handler, time.monotonic() + self.lifecycle.head_timeout)
-        limits = self.settings
-        most = limits.max_connections if limits else 100
-        if not self.connections.add(peer, most, limits.max_connections_per_client if limits else 0):
+        peer = ClientConnection(client, handler, time.monotonic() + self.lifecycle.settings.head_timeout)
+        limits = self.lifecycle.settings
+        if not self.connections.add(peer, limits.max_connections, limits.max_connections_per_client):
             self.connections.warn_rate_limited("a connection was refused: all others are at work")
             if not ctx.options.certs:
                 full = error(503, "too many connections; try again later", Dialect.OLLAMA, retry_after(RETRY_SECONDS))
@@ -277,9 +276,7 @@ class Gate:
         context.server.tls = mode.scheme == "https"
         context.layers.remove(nextlayer.layer)
         if encrypted:
-            peer.deadline = time.monotonic() + (
-                self.settings.handshake_timeout if self.settings else self.lifecycle.head_timeout
-            )
+            peer.deadline = time.monotonic() + self.lifecycle.settings.handshake_timeout
             outer = ClientTls(context)
             outer.child_layer = GateLayer(context, self.lifecycle, peer, self.hooks)
             nextlayer.layer = outer

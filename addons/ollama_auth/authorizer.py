@@ -1,8 +1,8 @@
 """Decide about a request: by its head, and by its body where the head is not enough.
 
-`authorize` walks the stages from top to bottom: the parsed head, the identity behind it, what policy says about both,
-and the request as it may go upstream. Each stage is a pure function in a module of its own; the first one that refuses
-ends the walk. `lifecycle.py` turns the result, an UpstreamRequest, into an Admission.
+`parse` begins the record of a request. `authorize` walks the stages from top to bottom: the rules for every request,
+the identity behind it, what policy says about both, and the request as it may go upstream. Each stage is in a module
+of its own, and the first one that refuses ends the walk. `lifecycle.py` turns the result into an Admission.
 """
 
 import re
@@ -22,19 +22,21 @@ from .http import cors, responses
 from .http.head import Fields, Head, values
 from .http.request_rules import METHODS, check_request, origin_form
 from .http.responses import retry_after, unauthorized
-from .ollama_api import include_usage
 from .ollama_api.request_models import Asked, BodyError
-from .ollama_api.routes import Dialect, Route, route
+from .ollama_api.routes import Route, route
 from .settings import Settings
 
 GUESSES = ("unknown", "bad signature")
 """Reasons of a refusal that guessing brings about; the other ones are mistakes, and are not counted by the throttle."""
+KEY_IN_PATH = "key in path"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class Peer(Protocol):
     """The client connection that a request came on: `proxy.connections.ClientConnection`, which is a layer above."""
 
+    @property
+    def address(self) -> str: ...
     @property
     def network(self) -> str: ...
     @property
@@ -49,27 +51,6 @@ class AbuseState:
     replays: ReplayCache
 
 
-@dataclass(slots=True)
-class ParsedRequest:
-    """A parsed head: where the request goes, and what of it the log may show."""
-
-    id: str
-    method: str
-    """Masked if it is not a method that HTTP knows: it may be a key."""
-    target: bytes | None
-    """In origin form, with its query; None if it is for another server."""
-    route: Route
-    path: bytes
-    """Decoded, without its query, with keys masked."""
-    cors: Fields
-    """Fields that every response to it carries for browsers."""
-
-    @property
-    def dialect(self) -> Dialect:
-        """The API that its errors are worded for."""
-        return self.route.dialect
-
-
 class Decision(NamedTuple):
     """What was decided about a head, and what of that the log may show."""
 
@@ -82,14 +63,6 @@ class Decision(NamedTuple):
     """One of so many of its kind that they are counted and not logged."""
 
 
-class BodyRules(NamedTuple):
-    """What holds for the body of a request."""
-
-    max_body: int | None
-    inspects_body: bool
-    asks_usage: bool
-
-
 class Authorizer:
     """The rules in force, and what is remembered between requests."""
 
@@ -97,37 +70,34 @@ class Authorizer:
         self.settings = settings
         self.abuse = abuse
 
-    def parse(self, head: Head, peer: Peer) -> ParsedRequest:
-        """Read from a head what the log may show of it, whatever will be decided."""
+    def parse(self, head: Head, peer: Peer) -> Exchange:
+        """Begin the record of a request with what its head says, whatever will be decided."""
         find = self.settings.ring.find
         target = origin_form(head.target, peer.sockname)
-        found = route(head.method, head.target if target is None else target)
-        return ParsedRequest(
-            request_id(head.fields, find),
-            shown_method(head.method, find),
-            target,
-            found,
-            redaction.mask_path(found.path, find),
-            cors.response_fields(head.fields, self.settings.cors_origins),
-        )
+        exchange = Exchange(peer.address, shown_method(head.method, find))
+        exchange.id = request_id(head.fields, find)
+        exchange.route = route(head.method, head.target if target is None else target)
+        exchange.path = redaction.mask_path(exchange.route.path, find)
+        exchange.state.cors = cors.response_fields(head.fields, self.settings.cors_origins)
+        return exchange
 
-    def authorize(self, head: Head, request: ParsedRequest, peer: Peer) -> Decision:
-        """Decide by the head alone. Raises nothing that a client can bring about."""
+    def authorize(self, head: Head, exchange: Exchange, peer: Peer) -> Decision:
+        """Decide by the head alone. Changes nothing of the exchange, and raises nothing that a client can cause."""
         if answer := cors.preflight(head.method, head.fields, self.settings.cors_origins):
             return Decision(Refusal("preflight", answer, keep_alive=True))
         key: str | None = None
         stripped: tuple[str, ...] = ()
         try:
-            check_request(head, request.target, self.settings.bounds)
-            assert request.target is not None
+            target = check_request(head, peer.sockname, self.settings.bounds)
+            assert exchange.route is not None
             stripped = forwarding.split(head.fields, self.settings.forward_headers, self.settings.ring.find)[1]
-            identity = self._identify(head, request, request.target, peer)
+            identity = self._identify(head, target, exchange.route, peer)
             key = identity.principal.name
-            self._check_policy(identity.principal, request.route)
-            body = self._check_body(head, identity.principal, request.route)
-            upstream, removed = self._forward(head, request, request.target, identity, body)
+            _raise(policy.check_route(identity.principal, exchange.route, time.time()))
+            body = self._check_body(head, identity.principal, exchange.route)
+            upstream, removed = self._forward(head, target, exchange.route, identity, body)
         except RefusedError as error:
-            return Decision(self.refuse(request, error), error.key or key, stripped, error.suppress_log)
+            return Decision(self.refuse(exchange, error), error.key or key, stripped, error.suppress_log)
         return Decision(upstream, key, stripped + removed)
 
     def asked(self, request: UpstreamRequest, found: Route, body: bytes) -> Asked:
@@ -146,18 +116,17 @@ class Authorizer:
         _raise(policy.check_asked(principal, asked))
 
     @staticmethod
-    def refuse(request: ParsedRequest | Exchange, error: RefusedError) -> Refusal:
+    def refuse(exchange: Exchange, error: RefusedError) -> Refusal:
         """Word a refusal for the API that the request was made to."""
-        browser = request.state.cors if isinstance(request, Exchange) else request.cors
-        fields = ((b"x-request-id", request.id.encode()), *browser, *error.fields)
+        fields = ((b"x-request-id", exchange.id.encode()), *exchange.state.cors, *error.fields)
         if error.status == 401:
             sent = error.reason != "missing"
-            return Refusal(error.reason, unauthorized(error.message, request.dialect, *fields, sent=sent))
-        return Refusal(error.reason, responses.error(error.status, error.message, request.dialect, *fields))
+            return Refusal(error.reason, unauthorized(error.message, exchange.dialect, *fields, sent=sent))
+        return Refusal(error.reason, responses.error(error.status, error.message, exchange.dialect, *fields))
 
     # The stages of `authorize`.
 
-    def _identify(self, head: Head, request: ParsedRequest, target: bytes, peer: Peer) -> Identity:
+    def _identify(self, head: Head, target: bytes, found: Route, peer: Peer) -> Identity:
         throttle = self.abuse.throttle
         try:
             identity = identify(head, target, self.settings.ring, time.time(), self.settings.signature_window)
@@ -168,7 +137,7 @@ class Authorizer:
                     raise throttled(wait, error.key, suppress_log=True) from None
             raise
         signature = identity.signature
-        single_use = request.route.route_class in policy.REPLAY_HURTS
+        single_use = found.route_class in policy.REPLAY_HURTS
         if signature and single_use and self.abuse.replays.replayed(signature.value, time.monotonic()):
             raise replayed()
         if wait := throttle.seconds_blocked(peer.network, identity.principal.name):
@@ -176,45 +145,33 @@ class Authorizer:
         throttle.succeeded(peer.network, identity.principal.name)
         return identity
 
-    @staticmethod
-    def _check_policy(principal: Principal, found: Route) -> None:
-        _raise(policy.check_route(principal, found, time.time()))
-
-    def _check_body(self, head: Head, principal: Principal, found: Route) -> BodyRules:
-        """Decide what holds for the body, by what the head says of it."""
+    def _check_body(self, head: Head, principal: Principal, found: Route) -> tuple[int | None, bool]:
+        """Return (most bytes of the body or None, whether it is inspected)."""
         inspects = policy.needs_models(principal, found)
         limits = [self.settings.max_body.get(found.route_class)]
         limits += [self.settings.max_inspected_body] if inspects else []
         most = min((limit for limit in limits if limit is not None), default=None)
         if most is not None and head.body > most:
             raise RefusedError("body too large", 413, f"the request body is larger than {most} bytes")
-        encoded = bool(values(head.fields, b"content-encoding"))
-        if inspects and encoded:
+        if inspects and values(head.fields, b"content-encoding"):
             message = "this key may not use every model, so its requests can't be compressed"
             raise RefusedError("malformed body", 415, message)
-        asks_usage = (
-            self.settings.include_usage
-            and found.include_usage
-            and 0 < head.body <= include_usage.MAX_READ
-            and not encoded
-        )
-        return BodyRules(most, inspects, asks_usage)
+        return most, inspects
 
     def _forward(
-        self, head: Head, request: ParsedRequest, target: bytes, identity: Identity, body: BodyRules
+        self, head: Head, target: bytes, found: Route, identity: Identity, body: tuple[int | None, bool]
     ) -> tuple[UpstreamRequest, tuple[str, ...]]:
         """Return (the request as it goes upstream, what was taken out of its target)."""
         principal, secret, signature = identity.principal, identity.secret, identity.signature
         try:
             target, removed = redaction.clean_target(cli_signature.without_ts(target) if signature else target, secret)
         except ValueError:
-            request.path = redaction.MASKED_PATH
             message = "the key is in the path of the URL: take it for known to others"
-            raise RefusedError("key in path", 400, message) from None
-        filtered = policy.listing_filtered(principal, request.route)
+            raise RefusedError(KEY_IN_PATH, 400, message) from None
+        filtered = policy.listing_filtered(principal, found)
         allowed = self.settings.forward_headers - {b"accept-encoding"} if filtered else self.settings.forward_headers
         fields = redaction.without(forwarding.split(head.fields, allowed)[0], secret)
-        shared = self.settings.limits_storage is not None and request.route.route_class in policy.REPLAY_HURTS
+        shared = self.settings.limits_storage is not None and found.route_class in policy.REPLAY_HURTS
         single_use = signature.value if signature and shared else None
         return UpstreamRequest(principal, target, fields, *body, filtered, single_use), removed
 

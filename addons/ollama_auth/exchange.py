@@ -46,18 +46,11 @@ class UpstreamRequest:
     max_body: int | None = None
     """Bytes; None is no limit."""
     inspects_body: bool = False
-    """The body may name a model that the principal may not use."""
-    asks_usage: bool = False
-    """The body is changed to ask for usage, if it does not yet."""
+    """The body may name a model that the principal may not use: it is read whole before any of it goes upstream."""
     filters_listing: bool = False
     """Models that the principal may not use are taken out of the response."""
     single_use_signature: bytes | None = None
     """A signature that no other gate may have seen before."""
-
-    @property
-    def needs_body(self) -> bool:
-        """The body is read whole before any of it goes upstream."""
-        return self.inspects_body or self.asks_usage
 
     @property
     def needs_lease(self) -> bool:
@@ -105,10 +98,6 @@ class RequestState:
     holds_lease: bool = False
     limiter: Limiter | None = None
     """The one that granted the lease; another one may be in force before the request ends."""
-    amended_body: bytes | None = None
-    """A body that asks for usage, and goes upstream in place of the client's."""
-    hides_usage: bool = False
-    """The body was amended, so usage is taken out of the response."""
 
 
 @dataclass(slots=True)

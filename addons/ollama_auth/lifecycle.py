@@ -10,46 +10,34 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 from mitmproxy import http
 from mitmproxy.utils import asyncio_utils
 
 from .auth import policy
 from .auth.limits import Exceeded, Limiter, StorageUnavailableError
-from .auth.redaction import KeyLookup
+from .auth.redaction import MASKED_PATH
 from .auth.throttle import REPLAY_GRACE
-from .authorizer import Authorizer, replayed, shown_method
+from .authorizer import KEY_IN_PATH, Authorizer, Decision, replayed, shown_method
 from .bounded_copy import Recording, keeping
 from .errors import RefusedError
 from .exchange import Admission, Exchange, Refusal, UpstreamRequest, Verdict
 from .http import cors, responses
-from .http.head import Bounds, Fields, Head, HeadError
+from .http.head import Fields, Head, HeadError
 from .http.responses import RETRY_SECONDS, Answer, retry_after
 from .mitmweb.flows import FlowViews
-from .ollama_api import include_usage, listings
-from .ollama_api.include_usage import UsageHider
+from .ollama_api import listings
 from .ollama_api.request_models import BodyError
 from .ollama_api.routes import Dialect, RouteClass
 from .ollama_api.usage import UsageReader
 from .proxy.connections import ClientConnection, Connections
 from .proxy.events import Reservation
 from .runtime import ActiveConfig
-from .settings import Settings
+from .settings import UNCONFIGURED, Settings
 from .telemetry import audit_log
+from .telemetry.monitor import Monitor
 
 logger = logging.getLogger(__name__)
-
-
-class Observer(Protocol):
-    """Counts."""
-
-    @property
-    def on_token_interval(self) -> Callable[[float], object] | None:
-        """Takes the seconds between two tokens of a stream."""
-
-    def ended(self, exchange: Exchange) -> None:
-        """Is shown each exchange when it has ended."""
 
 
 BYTES_PER_TOKEN = 4
@@ -74,7 +62,7 @@ class RequestLifecycle:
         connections: Connections,
         ready: Callable[[], bool],
         viewing: FlowViews,
-        observer: Observer,
+        monitor: Monitor,
     ) -> None:
         """`ready` says whether a configured script holds the gate open."""
         self.config = config
@@ -82,41 +70,26 @@ class RequestLifecycle:
         self.ready = ready
         self.viewing = viewing
         self.watched = viewing.watched
-        self.observer = observer
+        self.monitor = monitor
         self.draining = False
 
     @property
-    def settings(self) -> Settings | None:
-        """Those in force."""
-        return self.config.settings
-
-    @property
-    def bounds(self) -> Bounds:
-        """Of request heads."""
-        return self.settings.bounds if self.settings else Bounds()
-
-    @property
-    def head_timeout(self) -> float:
-        """Seconds for a request head."""
-        return self.settings.head_timeout if self.settings else 10
-
-    @property
-    def idle_timeout(self) -> float:
-        """Seconds between two requests."""
-        return self.settings.idle_timeout if self.settings else 10
-
-    @property
-    def find_key(self) -> KeyLookup | None:
-        """Return the principal that a secret belongs to, for masking."""
-        return self.settings.ring.find if self.settings else None
+    def settings(self) -> Settings:
+        """Those in force; before there are any, the defaults, with which nobody is let in."""
+        return self.config.settings or UNCONFIGURED
 
     # A request.
 
     def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Verdict]:
         """Decide by the head. An UpstreamRequest waits for its body, or for its lease. An exception is a refusal."""
-        exchange = Exchange(peer.address)
+        exchange, authorizer = Exchange(peer.address), self.config.authorizer
         try:
-            verdict = self._authorize(head, exchange, peer)
+            if authorizer is None or not self.ready():
+                exchange.method = shown_method(head.method, self.settings.ring.find)
+                verdict: Verdict = self._not_ready(exchange)
+            else:
+                exchange = authorizer.parse(head, peer)
+                verdict = self._apply(authorizer.authorize(head, exchange, peer), exchange, peer)
         except Exception as error:
             verdict = Refusal("error", self.internal_error(error))
         if isinstance(verdict, Refusal):
@@ -125,21 +98,16 @@ class RequestLifecycle:
             peer.exchanges[id(exchange)] = exchange
         return exchange, verdict
 
-    def _authorize(self, head: Head, exchange: Exchange, peer: ClientConnection) -> Verdict:
-        authorizer = self.config.authorizer
-        exchange.method = shown_method(head.method, self.find_key)
-        if authorizer is None or not self.ready():
-            return self._not_ready(exchange)
-        request = authorizer.parse(head, peer)
-        exchange.id, exchange.route, exchange.state.cors = request.id, request.route, request.cors
-        decision = authorizer.authorize(head, request, peer)
-        exchange.path, exchange.key, exchange.stripped = request.path, decision.key, decision.stripped
-        exchange.suppress_log = decision.suppress_log
+    def _apply(self, decision: Decision, exchange: Exchange, peer: ClientConnection) -> Verdict:
+        """Record a decision."""
+        exchange.key, exchange.stripped, exchange.suppress_log = decision.key, decision.stripped, decision.suppress_log
         peer.authenticated_before |= exchange.identified
         if isinstance(decision.verdict, Refusal):
+            if decision.verdict.reason == KEY_IN_PATH:
+                exchange.path = MASKED_PATH
             return decision.verdict
         exchange.state.upstream_request = decision.verdict
-        return decision.verdict if decision.verdict.needs_body else self._next(exchange, decision.verdict, peer)
+        return decision.verdict if decision.verdict.inspects_body else self._next(exchange, decision.verdict, peer)
 
     def authorize_body(self, exchange: Exchange, body: bytes, peer: ClientConnection) -> Verdict:
         """Decide about an UpstreamRequest that waited for its body. An exception is a refusal."""
@@ -151,8 +119,6 @@ class RequestLifecycle:
                 asked = authorizer.asked(request, exchange.route, body)
                 exchange.model = asked.names[0] if asked.names else None
                 authorizer.check_asked(request.principal, asked)
-            exchange.state.amended_body = include_usage.asking(body) if request.asks_usage else None
-            exchange.state.hides_usage = exchange.state.amended_body is not None
             return self._next(exchange, request, peer)
         except RefusedError as error:
             return Authorizer.refuse(exchange, error)
@@ -166,11 +132,11 @@ class RequestLifecycle:
     async def reserve(self, reservation: Reservation) -> None:
         """Take the lease of an UpstreamRequest; a storage may have to be asked. Without a verdict it is refused."""
         exchange, peer = reservation.exchange, reservation.peer
-        request, limiter, settings = exchange.state.upstream_request, self.config.limiter, self.settings
-        if request is None or limiter is None or settings is None:
+        request, limiter = exchange.state.upstream_request, self.config.limiter
+        if request is None or limiter is None:
             return
         try:
-            await self._take_lease(exchange, request, limiter, settings)
+            await self._take_lease(exchange, request, limiter)
         except RefusedError as error:
             reservation.verdict = Authorizer.refuse(exchange, error)
             return
@@ -179,18 +145,16 @@ class RequestLifecycle:
             return
         reservation.verdict = self._admit(exchange, request, peer)
 
-    async def _take_lease(
-        self, exchange: Exchange, request: UpstreamRequest, limiter: Limiter, settings: Settings
-    ) -> None:
+    async def _take_lease(self, exchange: Exchange, request: UpstreamRequest, limiter: Limiter) -> None:
         """Ask the limits. Raises RefusedError."""
         signature = request.single_use_signature
         try:
-            if signature and await limiter.signature_age(signature, settings.signature_window) > REPLAY_GRACE:
+            if signature and await limiter.signature_age(signature, self.settings.signature_window) > REPLAY_GRACE:
                 raise replayed()
             granted = await limiter.enter(request.principal, exchange.state.lease)
         except StorageUnavailableError as error:
             self.connections.warn_rate_limited(f"the storage of limits does not answer ({error})")
-            if settings.limits_unavailable == "closed":
+            if self.settings.limits_unavailable == "closed":
                 retry = retry_after(RETRY_SECONDS)
                 raise RefusedError("limits unavailable", 503, "limits can't be counted now", retry) from None
             return
@@ -235,7 +199,7 @@ class RequestLifecycle:
         assert flow.response
         exchange.status = flow.response.status_code
         exchange.first_byte = time.monotonic()
-        fields = cors.strip(flow.response.headers.fields) if self.settings and self.settings.cors_origins else None
+        fields = cors.strip(flow.response.headers.fields) if self.settings.cors_origins else None
         if fields is not None:
             flow.response.headers.fields = (*fields, *exchange.state.cors)
         flow.response.headers["X-Request-Id"] = exchange.id
@@ -248,11 +212,8 @@ class RequestLifecycle:
             get = flow.response.headers.get
             kinds = get("content-type", ""), get("content-encoding", "")
             exchange.usage = UsageReader(exchange.route.usage, *kinds, exchange.status)
-            exchange.on_token_interval = self.observer.on_token_interval
-        passing = self.viewing.response_started(exchange, flow)
-        # With a Content-Length, nothing can be taken out.
-        hides = exchange.state.hides_usage and exchange.stream and "content-length" not in flow.response.headers
-        flow.response.stream = hiding(passing) if hides else passing
+            exchange.on_token_interval = self.monitor.on_token_interval
+        flow.response.stream = self.viewing.response_started(exchange, flow)
 
     def rewrite_response(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
         """Take out of a list what the principal may not use. Return an answer in its place if it can't be read."""
@@ -310,7 +271,7 @@ class RequestLifecycle:
     def _tell(self, exchange: Exchange) -> None:
         """Count and record it. An exception here must not cost a request."""
         try:
-            self.observer.ended(exchange)
+            self.monitor.ended(exchange)
             if self.config.audit:
                 self.config.audit.write(exchange)
         except Exception as fault:
@@ -342,12 +303,6 @@ class RequestLifecycle:
         return responses.error(
             503, "the gateway failed to decide, so it denies", Dialect.OLLAMA, retry_after(RETRY_SECONDS)
         )
-
-
-def hiding(pass_on: Callable[[bytes], bytes]) -> Callable[[bytes], list[bytes]]:
-    """Wrap `pass_on` so that the client does not get the usage that it did not ask for."""
-    hider = UsageHider()
-    return lambda data: hider.feed(pass_on(data))
 
 
 def limit_fields(name: str, limit: int, remaining: int, reset: int) -> Fields:

@@ -57,11 +57,6 @@ class Option:
         return self.reader(self.name, value) if self.reader else value
 
 
-def as_it_is(_: str, value: Any) -> Any:
-    """Return the value."""
-    return value
-
-
 def optional(_: str, value: str | None) -> str | None:
     """Return a text; an empty one is unset."""
     return value or None
@@ -144,7 +139,7 @@ def header_names(name: str, names: Sequence[str]) -> frozenset[bytes]:
         raise SettingsError(f"{name}: {error}") from error
 
 
-OPTIONS = (
+OPTIONS: tuple[Option, ...] = (
     Option("ollama_api_key", str | None, None,
            "The key that lets a client in. Prefer the environment variable OLLAMA_API_KEY: what is on a command line "
            "can be read in the list of processes. Hidden again once it was taken."),
@@ -165,9 +160,6 @@ OPTIONS = (
            "Where metrics, health and the status page are served, as HOST:PORT, such as 127.0.0.1:9464; 0.0.0.0:9464 "
            "shows them to everybody. Environment: OLLAMA_METRICS_LISTEN. Unset: nowhere.",
            address, "OLLAMA_METRICS_LISTEN"),
-    Option("ollama_include_usage", bool, False,
-           "Ask Ollama for the token counts of OpenAI streams even when the client did not. Their requests are read "
-           "whole; the client does not see the difference. Off: the counts are estimates.", as_it_is),
     Option("ollama_forward_headers", Sequence[str], [],
            "Names of request headers to forward to Ollama besides the usual ones. Repeat for several. Credentials "
            "and hop-by-hop headers are refused.", header_names),

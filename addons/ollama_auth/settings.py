@@ -56,7 +56,6 @@ class Settings:
     audit_log: str | None
     audit_size: int
     metrics_listen: tuple[str, int] | None
-    include_usage: bool
     forward_headers: frozenset[bytes]
     bounds: Bounds
     max_body: Mapping[RouteClass, int]
@@ -90,12 +89,21 @@ def read(options: Options, environ: Mapping[str, str], hidden: Mapping[str, byte
     check_mode(options.mode)
     check_mitmproxy(options)
     values = {option.setting: option.read(options, environ) for option in OPTIONS if option.reader}
-    bounds = Bounds(values.pop("max_head"), values.pop("max_header_count"), values.pop("max_target"))
     path = keys_file_of(options, environ)
     if values["max_wrong_keys"] is None:
         values["max_wrong_keys"] = WRONG_KEYS if path else 0
     ring, warnings = read_keys(options, environ, hidden)
-    return Settings(ring=ring, bounds=bounds, keys_file=path, tls=bool(options.certs), warnings=warnings, **values)
+    return _settings(values, ring=ring, keys_file=path, tls=bool(options.certs), warnings=warnings)
+
+
+def _settings(values: dict[str, Any], **more: Any) -> Settings:
+    bounds = Bounds(values.pop("max_head"), values.pop("max_header_count"), values.pop("max_target"))
+    return Settings(bounds=bounds, **values, **more)
+
+
+_DEFAULTS = {option.setting: option.reader(option.name, option.default) for option in OPTIONS if option.reader}
+UNCONFIGURED = _settings(_DEFAULTS, ring=keys.KeyRing(()), keys_file=None, tls=False)
+"""The defaults, without a key."""
 
 
 def check_names(deferred: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     file = tmp_path_factory.mktemp("keys") / "keys.toml"
     file.write_text(KEYS)
     file.chmod(0o600)
-    sets = ("ollama_access_log=-", f"ollama_keys_file={file}", "ollama_include_usage=true", "ollama_max_body=infer=20k")
+    sets = ("ollama_access_log=-", f"ollama_keys_file={file}", "ollama_max_body=infer=20k")
     return tuple(word for one in sets for word in ("--set", one))
 
 
@@ -39,7 +39,6 @@ CASES = {
     "refused": ("/api/chat", chat("other", pad="x" * 5000), 403),
     "malformed": ("/api/chat", b"{" + b"x" * 5000, 400),
     "admitted": ("/api/chat", chat(pad="x" * 5000), 200),
-    "changed on its way": ("/v1/chat/completions", chat(stream=True, pad="x" * 5000), 200),
 }
 
 

@@ -6,10 +6,10 @@ from .head import Bounds, Head, HeadError, check_fields, values
 METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS")
 
 
-def check_request(head: Head, target: bytes | None, bounds: Bounds) -> None:
-    """Refuse what this server does for nobody. `target` is what origin_form() made of the request target.
+def check_request(head: Head, server: tuple[str, int] | None, bounds: Bounds) -> bytes:
+    """Refuse what this server does for nobody, and return the request target in origin form. Raises RefusedError.
 
-    Raises RefusedError.
+    `server` is the address that the client connected to.
     """
     if head.method not in METHODS:
         raise _malformed(405, "this method is not served here", (b"allow", b", ".join(METHODS)))
@@ -23,8 +23,10 @@ def check_request(head: Head, target: bytes | None, bounds: Bounds) -> None:
             check_fields(head.fields, head.target, bounds, ended=head.body == 0)
         except HeadError as error:
             raise _malformed(error.status, error.message) from None
+    target = origin_form(head.target, server)
     if target is None:
         raise _malformed(421, "this is not a proxy: send the path alone as the request target")
+    return target
 
 
 def origin_form(target: bytes, server: tuple[str, int] | None) -> bytes | None:

@@ -57,8 +57,6 @@ class Route:
     """Reader of the tokens that the answer reports."""
     conversation: ConversationFormat | None = None
     """Reader of both for mitmweb's view; None: they are shown as they are."""
-    include_usage: bool = False
-    """A stream reports its tokens only if `stream_options.include_usage` asks for it."""
 
     @property
     def takes_model(self) -> bool:
@@ -90,7 +88,6 @@ def _routes(
     models: ModelReader | None = None,
     usage: UsageFormat = NO_USAGE,
     conversation: ConversationFormat | None = None,
-    include_usage: bool = False,
 ) -> dict[tuple[bytes, bytes], Route]:
     """Routes of one kind; `words` are methods, joined by commas, each followed by the paths that are served with it."""
     routes: dict[tuple[bytes, bytes], Route] = {}
@@ -98,7 +95,7 @@ def _routes(
     for word in words.split():
         path = word.encode()
         if word.startswith("/"):
-            found = Route(route_class, dialect(path), path, models, usage, conversation, include_usage)
+            found = Route(route_class, dialect(path), path, models, usage, conversation)
             routes |= {(method, path): found for method in methods}
         else:
             methods = path.split(b",")
@@ -112,10 +109,9 @@ def _answering(
     models: ModelReader,
     usage: UsageFormat,
     conversation: ConversationFormat | None,
-    include_usage: bool = False,
 ) -> dict[tuple[bytes, bytes], Route]:
     """Routes that answer with a model's output: nothing of a row has a default."""
-    return _routes(route_class, words, models, usage, conversation, include_usage)
+    return _routes(route_class, words, models, usage, conversation)
 
 
 _INFER, _EMBED = RouteClass.INFER, RouteClass.EMBED
@@ -125,7 +121,7 @@ _ROUTES = {
     **_answering(_INFER, "POST /api/generate /api/chat",
         models=request_models.MODEL, usage=usage.OLLAMA, conversation=conversation_formats.OLLAMA),
     **_answering(_INFER, "POST /v1/chat/completions /v1/completions",
-        models=request_models.MODEL, usage=usage.OPENAI, conversation=conversation_formats.OPENAI, include_usage=True),
+        models=request_models.MODEL, usage=usage.OPENAI, conversation=conversation_formats.OPENAI),
     **_answering(_INFER, "POST /v1/responses",
         models=request_models.MODEL_AND_TOOLS, usage=usage.RESPONSES, conversation=conversation_formats.RESPONSES),
     **_answering(_INFER, "POST /v1/messages",

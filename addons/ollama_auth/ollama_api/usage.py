@@ -248,7 +248,7 @@ class UsageReader:
     def __init__(self, usage_format: UsageFormat, content_type: str, content_encoding: str, status: int) -> None:
         media_type = content_type.partition(";")[0].strip().lower()
         compressed = content_encoding.strip().lower() not in ("", "identity")
-        self._answer = Answer(usage_format, stream=media_type != "application/json")
+        self._answer = Answer(usage_format, stream=media_type in ("application/x-ndjson", "text/event-stream"))
         self._answer.usage.compressed = compressed
         reads = usage_format is not NO_USAGE and status == 200 and not compressed
         self._body = _body(media_type, self._answer) if reads else None

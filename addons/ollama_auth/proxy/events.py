@@ -9,10 +9,10 @@ from mitmproxy.proxy import commands, layer
 from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._events import RequestHeaders, ResponseProtocolError
 
-from ..auth.redaction import KeyLookup
 from ..exchange import Admission, Exchange, Refusal, Verdict
-from ..http.head import Bounds, Head, HeadError
+from ..http.head import Head, HeadError
 from ..http.responses import Answer
+from ..settings import Settings
 from .connections import ClientConnection
 
 type Commands = layer.CommandGenerator[None]
@@ -28,17 +28,11 @@ class Lifecycle(Protocol):
     """
 
     @property
-    def bounds(self) -> Bounds: ...
-    @property
-    def head_timeout(self) -> float: ...
-    @property
-    def idle_timeout(self) -> float: ...
+    def settings(self) -> Settings: ...
     @property
     def draining(self) -> bool: ...
     @property
     def watched(self) -> Callable[[], bool]: ...
-    @property
-    def find_key(self) -> KeyLookup | None: ...
     def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Verdict]:
         """Decide on a request head. An UpstreamRequest has to wait for its body, or for `ollama_reserve`, or for both.
 

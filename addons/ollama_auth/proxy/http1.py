@@ -142,13 +142,13 @@ class BoundedHttp1Server(Body, Http1Server):
             yield commands.CloseConnection(self.conn)
             self.state = self.done
             return
-        bounds = self.lifecycle.bounds
+        bounds = self.lifecycle.settings.bounds
         try:
             raw = take_head(self.buf, bounds)
             if raw is None:
                 if self.buf and self.peer.deadline is not None and self.head:
                     self.head = None  # The first bytes of a further request: its head has a deadline of its own.
-                    self.peer.deadline = time.monotonic() + self.lifecycle.head_timeout
+                    self.peer.deadline = time.monotonic() + self.lifecycle.settings.head_timeout
                 return
             head = parse_head(raw, bounds)
         except HeadError as error:
@@ -259,7 +259,7 @@ class BoundedHttp1Server(Body, Http1Server):
         self.request = self.response = self.trailers = None
         self.stream_id += 2
         self.state = self.read_headers
-        self.peer.await_request(self.lifecycle.head_timeout, self.lifecycle.idle_timeout)
+        self.peer.await_request(self.lifecycle.settings.head_timeout, self.lifecycle.settings.idle_timeout)
         if self.buf:
             # Not now: the layer of the upstream may still be handling the event that ended the response. Read no more
             # meanwhile, so that a client that sends faster than it is answered fills its own buffers, and not ours.

@@ -54,11 +54,11 @@ class BoundedHttp2Server(Http2Server):
         self.paused_servers: dict[int, Connection] = {}
         """Upstream connections that are not read, by the stream whose response waits for the client."""
         self.h2_conn.local_settings[SettingCodes.MAX_CONCURRENT_STREAMS] = MAX_STREAMS
-        self.h2_conn.local_settings[SettingCodes.MAX_HEADER_LIST_SIZE] = lifecycle.bounds.head
+        self.h2_conn.local_settings[SettingCodes.MAX_HEADER_LIST_SIZE] = lifecycle.settings.bounds.head
         self.h2_conn.local_settings[SettingCodes.MAX_FRAME_SIZE] = MAX_FRAME
         self.h2_conn.max_inbound_frame_size = MAX_FRAME
         self.h2_conn.local_settings.acknowledge()
-        self.h2_conn.decoder.max_header_list_size = lifecycle.bounds.head
+        self.h2_conn.decoder.max_header_list_size = lifecycle.settings.bounds.head
 
     @property
     def idle(self) -> bool:
@@ -73,7 +73,7 @@ class BoundedHttp2Server(Http2Server):
     def _handle_event(self, event: events.Event) -> Commands:
         if isinstance(event, events.Start):
             self.peer.http_server = self
-            self.peer.deadline = time.monotonic() + self.lifecycle.head_timeout
+            self.peer.deadline = time.monotonic() + self.lifecycle.settings.head_timeout
             yield from super()._handle_event(event)
         elif isinstance(event, (Expire, Drain)):
             self.closing = True
@@ -124,7 +124,7 @@ class BoundedHttp2Server(Http2Server):
         if not keep_alive:
             self.refusals += 1
         elif self.peer.deadline is not None and not self.closing:
-            self.peer.await_request(self.lifecycle.head_timeout, self.lifecycle.idle_timeout)
+            self.peer.await_request(self.lifecycle.settings.head_timeout, self.lifecycle.settings.idle_timeout)
         if self.unanswered(stream_id):
             head = [(b":status", b"%d" % answer.status), *answer.fields]
             self.h2_conn.send_headers(stream_id, head, end_stream=False)
@@ -146,7 +146,7 @@ class BoundedHttp2Server(Http2Server):
         """Tell whether h2 buffers more of a frame, or of the frames of one head, than it will accept."""
         buffer = self.h2_conn.incoming_buffer
         head = sum(len(frame.data) for frame in buffer._headers_buffer)
-        return len(buffer._data) > MAX_FRAME + FRAME_HEAD or head > self.lifecycle.bounds.head
+        return len(buffer._data) > MAX_FRAME + FRAME_HEAD or head > self.lifecycle.settings.bounds.head
 
     def apply_backpressure(self, stream_id: int, server: Connection) -> None:
         """Stop reading from `server` if the client opens no window, so that we need not buffer the whole response."""
@@ -173,7 +173,7 @@ class BoundedHttp2Server(Http2Server):
             # A refusal is unsent, because the client opens no window for it.
             self.peer.deadline = min(self.peer.deadline or math.inf, time.monotonic() + LINGER_SECONDS)
         elif self.peer.deadline is None or (self.unsent and self.peer.authenticated_before and not self.closing):
-            self.peer.await_request(self.lifecycle.head_timeout, self.lifecycle.idle_timeout)
+            self.peer.await_request(self.lifecycle.settings.head_timeout, self.lifecycle.settings.idle_timeout)
 
     def close_gracefully(self) -> Commands:
         """Send GOAWAY and linger, so that the client can read its responses."""

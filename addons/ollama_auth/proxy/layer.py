@@ -298,7 +298,7 @@ class GateStream(HttpStream):
         """Send nothing upstream yet: the decision needs the body, or a limit has to be asked."""
         self.pending_head = event, head
         upstream_request = self.exchange.state.upstream_request
-        if event.end_stream or not (upstream_request and upstream_request.needs_body):
+        if event.end_stream or not (upstream_request and upstream_request.inspects_body):
             yield from self._decide_pending()
             return
         self.client_state = self.state_hold_request_body
@@ -331,11 +331,10 @@ class GateStream(HttpStream):
         if self.abandoned:
             self._abandon()
             return
-        body, self.pending_body = self.exchange.state.amended_body or bytes(self.pending_body), bytearray()
+        body, self.pending_body = bytes(self.pending_body), bytearray()
         yield from self._apply_verdict(verdict, *self.pending_head)
         if whole and self.admission:
             yield from self._send_pending_body(body)
-        self.exchange.state.amended_body = None
 
     def _send_pending_body(self, body: bytes) -> Commands:
         """Handle a body that was kept as if it arrived now; `bytes_in` is still what the client sent of it."""
@@ -343,8 +342,6 @@ class GateStream(HttpStream):
         if body:
             yield from self.client_state(RequestData(self.stream_id, body))
         self.exchange.bytes_in = received
-        if self.exchange.state.amended_body is not None:
-            self.length = CHUNKED  # The length upstream is not the one the client announced.
         yield from self.client_state(RequestEndOfMessage(self.stream_id))
 
     def _abandon(self) -> None:
@@ -360,7 +357,9 @@ class GateStream(HttpStream):
         yield SendHttp(refuse, self.context.client)
         self.lifecycle.finish(self.exchange, self.parent.peer)
         if self.lifecycle.watched():
-            flow = refused_flow(self.context, event.request, head, self.exchange, refusal, self.lifecycle.find_key)
+            flow = refused_flow(
+                self.context, event.request, head, self.exchange, refusal, self.lifecycle.settings.ring.find
+            )
             yield HttpRequestHeadersHook(flow)
             yield HttpResponseHook(flow)
             flow.live = False
@@ -372,9 +371,6 @@ class GateStream(HttpStream):
         self.flow.request = request = event.request
         self._readdress(request, admission)
         self.length = head.body
-        if self.exchange.state.amended_body is not None:
-            self.length = len(self.exchange.state.amended_body)
-            request.headers["content-length"] = str(self.length)
         self.resendable = event.end_stream and head.method in (b"GET", b"HEAD", b"OPTIONS")
         self.awaits_continue = expects_continue(head) and not self.continued
         self.lifecycle.begin(self.exchange, self.flow)
@@ -442,7 +438,6 @@ class GateStream(HttpStream):
 
     def state_stream_request_body(self, event: Any) -> Commands:
         limit = self.admission.request.max_body if self.admission else 0
-        limit = None if self.exchange.state.amended_body else limit  # The client's part of it was within the limit.
         if limit is not None and isinstance(event, RequestData) and self.exchange.bytes_in + len(event.data) > limit:
             yield from self._stop("body too large", 413)
         elif isinstance(event, RequestEndOfMessage) and self.length not in (CHUNKED, self.exchange.bytes_in):
