@@ -30,7 +30,7 @@ def responseheaders(flow): flow.response.stream = True
 """
 BLIND = """
 from ollama_auth.ollama_api.usage import UsageReader
-UsageReader.feed = lambda self, data: None
+UsageReader.feed = lambda self, data: 0
 """
 CADDYFILE = """
 {{
