@@ -41,6 +41,7 @@ def test_an_admission_is_made_in_no_other_way() -> None:
     found = [(name, called) for name, called in calls() if called in ways]
     assert set(found) <= {
         ("ollama_auth/http/responses.py", "replace"),
+        ("ollama_auth/ollama_api/routes.py", "replace"),
         ("ollama_auth/runtime.py", "replace"),
         ("ollama_auth/settings.py", "getattr"),
         ("ollama_auth/option_table.py", "getattr"),
