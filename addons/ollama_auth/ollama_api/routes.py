@@ -4,7 +4,7 @@ Ollama routes on the percent-decoded, case-sensitive path (seen: /api/%74ags is 
 To add a route, add its line here; a route that answers with a model's output needs one whole row.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import unquote_to_bytes
 
@@ -157,5 +157,5 @@ def route(method: bytes, target: bytes) -> Route:
         return found
     parent, _, last = path.rpartition(b"/")
     if last and (found := _ROUTES.get((method, parent + b"/*"))):
-        return replace(found, path=path)
+        return Route(found.route_class, found.dialect, path, found.models)  # Answers of these routes are not read.
     return Route(RouteClass.UNKNOWN, dialect(path), path)
