@@ -20,13 +20,14 @@ from mitmproxy.test import taddons
 
 from ollama_auth.auth.keys import Principal
 from ollama_auth.exchange import Admission, Exchange, UpstreamRequest
-from ollama_auth.http.head import Bounds, Head
+from ollama_auth.http.head import Head
 from ollama_auth.http.responses import Answer
 from ollama_auth.proxy import layer as layer_module
 from ollama_auth.proxy.connections import ClientConnection
 from ollama_auth.proxy.fast_path import SocketFastPath
 from ollama_auth.proxy.layer import GateLayer
 from ollama_auth.proxy.transport import BulkReader
+from ollama_auth.settings import UNCONFIGURED, Settings
 
 # These run here once more, through the gate below, which has no fast path.
 from tests.e2e.test_edge import (  # noqa: F401
@@ -65,9 +66,7 @@ def gate(shared_gate: Gate, upstream: Upstream) -> Gate:
 class FakeLifecycle:
     """Lets everything in, and keeps what it was told."""
 
-    bounds: Bounds = field(default_factory=Bounds)
-    head_timeout: float = 10.0
-    idle_timeout: float = 10.0
+    settings: Settings = UNCONFIGURED
     draining: bool = False
     read: list[bytes] = field(default_factory=list)
     events: int = 0
