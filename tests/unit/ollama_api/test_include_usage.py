@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_auth.ollama_api.include_usage import MAX_HELD, MAX_READ, UsageHider, asking
-from tests.harness.edges import Line, Scripted, log_lines, logged
-from tests.harness.support import BEARER, ROOT, Gate, Upstream, Wire, ask, head
+from tests.harness.base import BEARER, ROOT
+from tests.harness.gate import Gate, log_lines, logged
+from tests.harness.upstream import Scripted, Upstream
+from tests.harness.wire import Line, Wire, ask, head
 
 TRANSCRIPTS = ROOT.parent / "shared" / "transcripts"
 PATHS = ("/v1/chat/completions", "/v1/completions")
