@@ -1,21 +1,38 @@
-"""Fixtures: one stand-in for Ollama and one gate for all tests that leave them as they were."""
+"""Fixtures: one demo upstream and one gate for all tests that leave them as they were."""
 
+import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.harness.support import Gate, Upstream
+from tests.harness.base import wait_until
+from tests.harness.gate import WAY, Gate
+from tests.harness.upstream import Upstream
 
 with warnings.catch_warnings():
     # mitmproxy and ldap3 call their libraries by old names, which only tests in this process would hear of.
     warnings.simplefilter("ignore", DeprecationWarning)
     import mitmproxy.addons  # noqa: F401
 
+FAILURES = os.environ.get("TEST_FAILURES")
+"""Where scripts/test wants the names of the tests that failed."""
+
 # The same examples every time, and none fails for being slow on a busy machine.
 settings.register_profile("gate", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("gate")
+
+
+def pytest_report_header() -> str:
+    return f"gates run in this way: {WAY or 'plain'}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if FAILURES:
+        reports = [one for kind in ("failed", "error") for one in terminalreporter.stats.get(kind, [])]
+        Path(FAILURES).write_text("".join(f"{one.nodeid}\n" for one in dict.fromkeys(reports)))
 
 
 @pytest.fixture(scope="session")
@@ -26,9 +43,12 @@ def shared_upstream() -> Iterator[Upstream]:
 
 
 @pytest.fixture
-def upstream(shared_upstream: Upstream) -> Upstream:
+def upstream(shared_upstream: Upstream) -> Iterator[Upstream]:
+    """The demo upstream, of which no connection is left once the test is over."""
     shared_upstream.reset()
-    return shared_upstream
+    yield shared_upstream
+    shared_upstream.go_on()
+    wait_until(lambda: not shared_upstream.open_connections, "the connections upstream to end")
 
 
 @pytest.fixture(scope="session")

@@ -1,34 +1,90 @@
-"""All that must hold before a change goes in; the arguments are pytest's, whose summary comes last.
+"""Usage: scripts/test [pytest's arguments]
 
-Without arguments the tests of the gate itself run three times: on uvloop, as scripts/serve has it; without the fast
-path that streams take; and, with all others, as mitmdump runs it.
+Runs everything that must hold before a change goes in: ruff, mypy, and the tests. Without arguments the tests whose
+outcome depends on how the gate runs (marked `ways`) run twice more: on uvloop, as scripts/serve runs it, and with the
+fast path off. With arguments only the tests that pytest selects by them run. The last line names what failed.
 """
 
 import os
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LINTERS = (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",))
-# A file of tests to a process, two at a time: most of them wait for programs to start.
-PYTEST = ("pytest", "-n", "2", "--dist", "loadfile")
-WAYS = ({"TEST_ON": "uvloop"}, {"TEST_ON": "no-fast-path"})
-OF_THE_GATE = ("gate", "edge", "drain", "fail_closed", "http2", "upstream_errors", "clients")
+# More workers than cores, because most tests wait for programs to start and to answer. A file's tests share gates.
+PYTEST = ("pytest", "-n", str((os.cpu_count() or 2) + 1), "--dist", "loadfile")
+MOST_NAMED = 5
+"""How many failed tests the last line names."""
 
 
-def passes(*command: str, **variables: str) -> bool:
-    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=os.environ | variables, check=False)
-    return done.returncode == 0
+@dataclass(frozen=True)
+class Part:
+    """One command, with the seconds that it takes on two idle cores, about."""
+
+    name: str
+    command: tuple[str, ...]
+    seconds: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+LINTERS = (
+    Part("ruff check", ("ruff", "check", "--quiet"), 1),
+    Part("ruff format", ("ruff", "format", "--check", "--quiet"), 1),
+    Part("mypy", ("mypy",), 25),
+)
+TESTS = Part("tests", PYTEST, 130)
+WAYS = (
+    Part("tests on uvloop", (*PYTEST, "-q", "-m", "ways", "tests/e2e"), 30, {"TEST_WAY": "uvloop"}),
+    Part("tests without the fast path", (*PYTEST, "-q", "-m", "ways", "tests/e2e"), 30, {"TEST_WAY": "no fast path"}),
+)
+
+
+def plan(arguments: list[str]) -> tuple[Part, ...]:
+    if not arguments:
+        return (*LINTERS, TESTS, *WAYS)
+    return (*LINTERS, Part(f"tests {' '.join(arguments)}", (*PYTEST, *arguments), 0))
+
+
+def announce(parts: tuple[Part, ...]) -> None:
+    about = f"about {sum(part.seconds for part in parts)} s on two idle cores" if TESTS in parts else ""
+    print(f"scripts/test runs {len(parts)} parts{', ' * bool(about)}{about}:")
+    for number, part in enumerate(parts, 1):
+        print(f"  {number}. {part.name}" + f" ({part.seconds} s)" * bool(part.seconds))
+
+
+def run(part: Part) -> str | None:
+    """Run a part; what failed of it, or None. A part of pytest names the tests that failed."""
+    with tempfile.TemporaryDirectory(prefix="checks-") as folder:
+        failures = Path(folder, "failures")  # tests/conftest.py writes it.
+        environment = os.environ | part.environment | {"TEST_FAILURES": str(failures)}
+        done = subprocess.run([sys.executable, "-m", *part.command], cwd=ROOT, env=environment, check=False)
+        names = failures.read_text().splitlines() if failures.exists() else []
+    if done.returncode == 0 and not names:
+        return None
+    named = ", ".join(names[:MOST_NAMED]) + f", and {len(names) - MOST_NAMED} more" * (len(names) > MOST_NAMED)
+    return f"{part.name} ({named or f'exit status {done.returncode}'})"
+
+
+def main(arguments: list[str]) -> int:
+    parts = plan(arguments)
+    announce(parts)
+    begun, failed = time.monotonic(), []
+    for number, part in enumerate(parts, 1):
+        print(f"\n[{number}/{len(parts)}] {part.name}", flush=True)
+        at = time.monotonic()
+        if failure := run(part):
+            failed.append(failure)
+        print(
+            f"[{number}/{len(parts)}] {'FAILED' if failure else 'passed'} in {time.monotonic() - at:.0f} s", flush=True
+        )
+    took = f"in {time.monotonic() - begun:.0f} s"
+    print(f"\nFAILED {took}: {'; '.join(failed)}" if failed else f"\npassed {took}: all {len(parts)} parts")
+    return bool(failed)
 
 
 if __name__ == "__main__":
-    checks = [(" ".join(linter), passes(*linter)) for linter in LINTERS]
-    if not sys.argv[1:]:
-        files = [f"tests/e2e/test_{name}.py" for name in OF_THE_GATE]
-        checks += [(f"the gate with {way}", passes(*PYTEST, "-q", *files, **way)) for way in WAYS]
-    tests_pass = passes(*PYTEST, *sys.argv[1:])
-    failed = [name for name, passed in checks if not passed]
-    if failed:
-        print(f"failed: {', '.join(failed)} (see above)", file=sys.stderr)
-    sys.exit(bool(failed) or not tests_pass)
+    sys.exit(main(sys.argv[1:]))

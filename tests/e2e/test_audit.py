@@ -5,7 +5,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.harness.support import BEARER, KEY, Gate, Upstream, Wire, ask, chat, head, wait_until
+from tests.harness.base import BEARER, KEY, wait_until
+from tests.harness.gate import Gate
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Wire, ask, chat, head
 
 
 def conversations(file: Path) -> list[dict[str, Any]]:

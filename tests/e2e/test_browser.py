@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.support import BEARER, KEY, Gate, Upstream, ask, free_port
+from tests.harness.base import BEARER, KEY, free_port
+from tests.harness.gate import Gate
+from tests.harness.upstream import Upstream
+from tests.harness.wire import ask
 
 ALLOWED = "http://127.0.0.1:{}"
 PAGE = """<!doctype html><title>test</title><pre id=out></pre><script>
@@ -74,6 +77,7 @@ def browse(url: str, profile: Path) -> dict[str, list[object]]:
     return said
 
 
+@pytest.mark.browser
 def test_a_page_that_may_and_one_that_may_not(upstream: Upstream, tmp_path: Path) -> None:
     friend, stranger = free_port(), free_port()
     origin = f"http://127.0.0.1:{friend}"

@@ -10,7 +10,9 @@ import ollama
 import openai
 import pytest
 
-from tests.harness.support import KEY, Gate, Upstream
+from tests.harness.base import KEY
+from tests.harness.gate import Gate
+from tests.harness.upstream import Upstream
 
 ASK = [{"role": "user", "content": "why is the sky blue"}]
 WRONG = "sk-ollama-wrong-0123456789abcdef"
@@ -33,6 +35,7 @@ def curl(*args: str) -> str:
     return done.stdout
 
 
+@pytest.mark.ways
 def test_ollama(gate: Gate) -> None:
     with with_ollama(gate) as client:
         parts = list(client.chat("demo", ASK, stream=True))
@@ -76,6 +79,7 @@ def test_ollama_with_a_wrong_key(gate: Gate) -> None:
             list(client.chat("demo", ASK, stream=True))
 
 
+@pytest.mark.ways
 def test_openai(gate: Gate) -> None:
     with with_openai(gate) as client:
         with client.chat.completions.create(
@@ -95,6 +99,7 @@ def test_openai_with_a_wrong_key(gate: Gate) -> None:
         assert refusal.value.code == "invalid_api_key"
 
 
+@pytest.mark.ways
 def test_anthropic(gate: Gate) -> None:
     with with_anthropic(gate) as client:
         with client.messages.stream(
@@ -118,6 +123,7 @@ def test_anthropic_with_a_wrong_key(gate: Gate) -> None:
         assert refusal.value.body["error"]["type"] == "authentication_error"
 
 
+@pytest.mark.ways
 def test_curl(gate: Gate, tmp_path: Path) -> None:
     bearer = ("-H", f"Authorization: Bearer {KEY}")
     question = json.dumps({"model": "demo", "messages": ASK})
@@ -133,6 +139,7 @@ def test_curl(gate: Gate, tmp_path: Path) -> None:
     assert curl(*upload, "-w", "%{http_code}") == "200"
 
 
+@pytest.mark.ways
 def test_curl_uploading_without_a_key_reads_the_401(gate: Gate, tmp_path: Path, upstream: Upstream) -> None:
     """It waits for 100 Continue, gets the answer instead, and sends nothing."""
     blob = tmp_path / "blob"

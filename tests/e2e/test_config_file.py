@@ -16,8 +16,10 @@ import pytest
 
 from scripts.tools.doctor import __main__ as doctor
 from scripts.tools.entrypoint import healthy
-from tests.harness.certificates import make_certificate
-from tests.harness.support import BEARER, KEY, ROOT, Upstream, ask, free_port, wait_until
+from tests.harness.base import BEARER, KEY, ROOT, free_port, wait_until
+from tests.harness.certificates import certificate
+from tests.harness.upstream import Upstream
+from tests.harness.wire import ask
 
 TOOLS = str(ROOT / "scripts" / "tools")
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
@@ -126,7 +128,7 @@ def test_the_file_wins_over_set_as_mitmproxy_has_it(home: Home) -> None:
 
 
 def test_a_certificate_in_the_file_means_https(home: Home) -> None:
-    cert = make_certificate(home.folder)
+    cert = certificate(home.folder)
     home.configure(certs=[str(cert)])
     with home.run(*home.local(), OLLAMA_API_KEY=KEY) as (said,):
         assert f"https://127.0.0.1:{home.port} is open" in said
@@ -230,7 +232,7 @@ def examined(
 def test_the_doctor_reads_it_too(
     home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cert = make_certificate(home.folder)
+    cert = certificate(home.folder)
     home.configure(
         ollama_api_key="changeme", certs=[str(cert)], listen_port=home.port, ollama_metrics_listen="0.0.0.0:1"
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ollama_auth.telemetry.metrics import Metrics
-from tests.harness.support import ROOT
+from tests.harness.base import ROOT
 
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "scripts" / "deploy" / "grafana-dashboard.json").read_text())
 HISTOGRAMS = (

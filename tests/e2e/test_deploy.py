@@ -1,69 +1,30 @@
 """The examples under scripts/deploy, by the tools of those they are for, and in front of a real gate."""
 
-import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from ollama_auth import option_table
 from ollama_auth.auth.keys import digest
-from tests.harness.edges import Line, TlsWire, certificate
-from tests.harness.support import (
-    BEARER,
-    KEY,
-    PATIENCE,
-    ROOT,
-    Gate,
-    Response,
-    Upstream,
-    chat,
-    free_port,
-    head,
-    parse,
-    wait_until,
-)
+from tests.harness.base import BEARER, KEY, ROOT, free_port, wait_until
+from tests.harness.certificates import certificate
+from tests.harness.deploy import COMPOSE, DEPLOY, OBJECTS, UNIT, container, haproxy, kinds, nginx, template
+from tests.harness.gate import Gate, Ready
+from tests.harness.programs import listens, run, tool
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Line, Response, TlsWire, chat, head, parse
 
-DEPLOY = ROOT / "scripts" / "deploy"
 OPTIONS = {option.name for option in option_table.OPTIONS}
 ELSEWHERE = {"ollama_limits_storage", "ollama_metrics_listen"}
 """Options of what is not on this machine, or of a port that may be taken."""
-UNIT = DEPLOY / "ollama-auth.service"
-COMPOSE: dict[str, Any] = YAML(typ="safe").load((DEPLOY / "compose.yaml").read_text())
-OBJECTS: list[dict[str, Any]] = list(YAML(typ="safe").load_all((DEPLOY / "kubernetes.yaml").read_text()))
 GATE = {"app.kubernetes.io/name": "ollama-auth"}
-
-
-def tool(name: str) -> str:
-    """Where a program is; without it the test is skipped."""
-    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin")
-    return found or pytest.skip(f"no {name} on this machine")
-
-
-def run(*command: str | Path) -> str:
-    """What a program says; it must be content."""
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE * 3)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout + result.stderr
-
-
-def kinds(kind: str) -> dict[str, dict[str, Any]]:
-    return {one["metadata"]["name"]: one for one in OBJECTS if one["kind"] == kind}
-
-
-def template(name: str) -> dict[str, Any]:
-    """What the pods of a Deployment or StatefulSet are."""
-    found: dict[str, Any] = (kinds("Deployment") | kinds("StatefulSet"))[name]["spec"]["template"]
-    return found
 
 
 def option(arguments: Sequence[str], name: str) -> str:
@@ -101,11 +62,6 @@ def unit_command() -> list[str]:
     match = re.search(r"^ExecStart=(.*)$", UNIT.read_text(), re.MULTILINE)
     assert match
     return shlex.split(match[1])
-
-
-def container(name: str) -> dict[str, Any]:
-    (found,) = template(name)["spec"]["containers"]
-    return dict(found)
 
 
 GIVEN = {
@@ -315,81 +271,6 @@ def test_the_units_command_serves_without_executable_memory(upstream: Upstream, 
 @pytest.fixture(scope="module")
 def cert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return certificate(tmp_path_factory.mktemp("tls"))
-
-
-@contextmanager
-def proxy(command: Sequence[str], port: int, folder: Path) -> Iterator[None]:
-    """A program that listens on that port, until the block ends."""
-    with (folder / "out").open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, cwd=folder) as process:
-        try:
-            wait_until(lambda: process.poll() is not None or listens(port), f"{command[0]} to listen")
-            assert process.poll() is None, (folder / "out").read_text()
-            yield
-        finally:
-            process.terminate()
-            process.wait(PATIENCE)
-
-
-def listens(port: int) -> bool:
-    try:
-        Line.to(port).close()
-    except ConnectionRefusedError:
-        return False
-    return True
-
-
-@contextmanager
-def nginx(gates: Sequence[Gate], cert: Path, folder: Path) -> Iterator[int]:
-    """A port of nginx with our example, in the rest of a configuration that needs no rights."""
-    port = free_port()
-    text = (DEPLOY / "nginx.conf").read_text()
-    servers = "\n".join(f"    server 127.0.0.1:{gate.port} max_fails=1 fail_timeout=2s;" for gate in gates)
-    text = re.sub(r"( *#? *server 127\.0\.0\.1:\d+ .*\n)+", lambda _: servers + "\n", text)
-    text = text.replace("listen 443", f"listen 127.0.0.1:{port}")
-    text = re.sub(r"/etc/ssl/ollama-auth/\w+\.pem", str(cert), text)
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    files = "".join(f"{kind}_temp_path {folder}/{kind}; " for kind in kinds)
-    main = f"user root; daemon off; pid {folder}/pid; error_log stderr; events {{}}"
-    (folder / "nginx.conf").write_text(f"{main}\nhttp {{ access_log off; {files}\n{text}}}\n")
-    command = [tool("nginx"), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
-    run(*command, "-t")
-    with proxy(command, port, folder):
-        yield port
-
-
-class Place(NamedTuple):
-    """Where a gate listens, and where it says whether it is ready."""
-
-    port: int
-    watch: int
-
-    @classmethod
-    def free(cls) -> Self:
-        return cls(free_port(), free_port())
-
-
-class Ready(Gate):
-    """A gate that says at a port of its own whether it is ready."""
-
-    def __init__(self, upstream: str, *args: str, place: Place | None = None, **rest: Any) -> None:
-        self.watch = place.watch if place else free_port()
-        watched = ("--set", f"ollama_metrics_listen=127.0.0.1:{self.watch}")
-        super().__init__(upstream, *watched, *args, port=place.port if place else None, **rest)
-
-
-@contextmanager
-def haproxy(gates: Sequence[Ready | Place], cert: Path, folder: Path, *more: str) -> Iterator[int]:
-    """A port of HAProxy with our example, and more lines of its backend."""
-    port = free_port()
-    text = (DEPLOY / "haproxy.cfg").read_text()
-    servers = "\n".join(f"    server gate{gate.port} 127.0.0.1:{gate.port} port {gate.watch}" for gate in gates)
-    text = re.sub(r"( +server gate\d .*\n)+", lambda _: servers + "\n", text)
-    text = text.replace(":443 ssl", f"127.0.0.1:{port} ssl").replace("/etc/ssl/ollama-auth/both.pem", str(cert))
-    (folder / "haproxy.cfg").write_text("\n".join((text.rstrip(), *more, "")))
-    command = [tool("haproxy"), "-f", str(folder / "haproxy.cfg")]
-    run(*command, "-c")
-    with proxy([*command, "-db"], port, folder):
-        yield port
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,14 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from tests.harness.edges import H2, SECONDS, Line, assert_sound, certificate, log_lines, streams
-from tests.harness.support import BEARER, PATIENCE, Gate, Upstream, Wire, ask, chat, free_port, head, parse, wait_until
+from tests.harness.base import BEARER, PATIENCE, SECONDS, free_port, wait_until
+from tests.harness.certificates import certificate
+from tests.harness.gate import Gate, assert_sound, log_lines, streams
+from tests.harness.http2 import H2
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Line, Wire, ask, chat, head, parse
+
+pytestmark = pytest.mark.ways
 
 
 @contextmanager

@@ -7,23 +7,14 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from tests.harness.edges import SECONDS, Line, assert_gone, assert_sound, logged, send_until_closed, streams, wires
-from tests.harness.support import BEARER, PATIENCE, Gate, Upstream, Wire, ask, chat, head, parse, wait_until
+from tests.harness.base import BEARER, PATIENCE, SECONDS, wait_until
+from tests.harness.gate import Gate, assert_sound, logged, streams
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Line, Wire, ask, assert_gone, chat, head, parse, send_until_closed, wires
+
+pytestmark = pytest.mark.ways
 
 JSON_LOG = ("--set", "ollama_access_log=-")
-
-
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Upstream]:
-    upstream = Upstream()
-    yield upstream
-    upstream.stop()
-
-
-@pytest.fixture
-def upstream(demo: Upstream) -> Upstream:
-    demo.reset()
-    return demo
 
 
 def kept(upstream: Upstream, *options: str) -> Iterator[Gate]:
@@ -34,16 +25,16 @@ def kept(upstream: Upstream, *options: str) -> Iterator[Gate]:
 
 
 @pytest.fixture(scope="module")
-def gate(demo: Upstream) -> Iterator[Gate]:
+def gate(shared_upstream: Upstream) -> Iterator[Gate]:
     """A gate as it comes."""
-    yield from kept(demo)
+    yield from kept(shared_upstream)
 
 
 @pytest.fixture(scope="module")
-def small(demo: Upstream) -> Iterator[Gate]:
+def small(shared_upstream: Upstream) -> Iterator[Gate]:
     """A gate with small bounds of everything that is sent."""
     yield from kept(
-        demo,
+        shared_upstream,
         "ollama_max_head=2048",
         "ollama_max_header_count=10",
         "ollama_max_target=300",
@@ -55,9 +46,9 @@ def small(demo: Upstream) -> Iterator[Gate]:
 
 
 @pytest.fixture(scope="module")
-def narrow(demo: Upstream) -> Iterator[Gate]:
+def narrow(shared_upstream: Upstream) -> Iterator[Gate]:
     """A gate with few places: ten in all, six of them for one address."""
-    yield from kept(demo, "ollama_max_connections=10", "ollama_max_connections_per_client=6")
+    yield from kept(shared_upstream, "ollama_max_connections=10", "ollama_max_connections_per_client=6")
 
 
 # Refused before the body.

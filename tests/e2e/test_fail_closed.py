@@ -12,20 +12,10 @@ import pytest
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
-from tests.harness.support import (
-    AUTH,
-    BEARER,
-    Controlled,
-    Gate,
-    Response,
-    Upstream,
-    Wire,
-    ask,
-    chat,
-    head,
-    parse,
-    wait_until,
-)
+from tests.harness.base import AUTH, BEARER, wait_until
+from tests.harness.gate import Controlled, Gate
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Response, Wire, ask, chat, head, parse
 
 UNAVAILABLE = 503
 
@@ -119,6 +109,7 @@ else:
 """)
 
 
+@pytest.mark.ways
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_raises_denies(one_controlled: Controlled, upstream: Upstream, stage: str) -> None:
     gate = one_controlled
@@ -139,6 +130,7 @@ def test_a_stage_that_raises_denies(one_controlled: Controlled, upstream: Upstre
 HOOKS = ("requestheaders", "request", "responseheaders", "response", "error", "next_layer", "client_connected")
 
 
+@pytest.mark.ways
 @pytest.mark.parametrize("hook", HOOKS)
 def test_another_addons_hook_that_raises_lets_no_stranger_in(
     one_controlled: Controlled, upstream: Upstream, hook: str
@@ -155,6 +147,7 @@ def test_another_addons_hook_that_raises_lets_no_stranger_in(
 
 
 # Our own hooks, replaced by ones that raise: mitmproxy logs that and goes on, which must end nowhere.
+@pytest.mark.ways
 @pytest.mark.parametrize("hook", ["next_layer", "client_connected"])
 def test_a_hook_of_ours_that_raises_denies(one_controlled: Controlled, upstream: Upstream, hook: str) -> None:
     with sabotaged(one_controlled, "ollama_auth.addon", f"Gate.{hook}"):
@@ -293,6 +286,7 @@ def test_removed_says_to_restart(controlled: Controlled) -> None:
     assert "restart" in controlled.find("removed from mitmproxy")
 
 
+@pytest.mark.ways
 def test_running_streams_survive_a_reload(script: Path, upstream: Upstream) -> None:
     body = chat()
     with Gate(upstream.url, script=script) as gate:

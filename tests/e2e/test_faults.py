@@ -5,7 +5,10 @@ import socket
 import time
 from contextlib import ExitStack
 
-from tests.harness.support import BEARER, Controlled, Upstream, Wire, ask, chat, head, wait_until
+from tests.harness.base import BEARER, wait_until
+from tests.harness.gate import Controlled
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Wire, ask, chat, head
 
 
 def test_no_descriptors_left(upstream: Upstream) -> None:

@@ -31,23 +31,14 @@ from ollama_auth.mitmweb import flows as viewing
 from ollama_auth.mitmweb.flows import FAILED, REFUSED, RUNNING, TICK, LiveBody
 from ollama_auth.ollama_api.usage import Usage
 from ollama_auth.runtime import ActiveConfig
-from tests.e2e.test_gate import IN_BASIC, WRONG, assert_no_secret, send_secrets
-from tests.harness.edges import H2, certificate
-from tests.harness.mitmweb import Mitmweb
-from tests.harness.support import (
-    AUTH,
-    BEARER,
-    KEY,
-    Controlled,
-    Gate,
-    Upstream,
-    Wire,
-    ask,
-    chat,
-    free_port,
-    head,
-    wait_until,
-)
+from tests.harness.base import AUTH, BEARER, KEY, free_port, wait_until
+from tests.harness.certificates import certificate
+from tests.harness.gate import Controlled, Gate
+from tests.harness.http2 import H2
+from tests.harness.leaks import IN_BASIC, WRONG, assert_no_secret, send_secrets
+from tests.harness.mitmweb import Mitmweb, start
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Wire, ask, chat, head
 
 MEGABYTE = 1024 * 1024
 
@@ -68,13 +59,6 @@ def web(shared_web: Mitmweb, upstream: Upstream) -> Mitmweb:
 def send(web: Gate, path: str = "/api/chat", body: bytes | None = None, *fields: str) -> None:
     body = chat() if body is None else body
     assert ask(web.port, "POST", path, BEARER, *fields, body=body).status == 200
-
-
-def start(web: Gate, body: bytes) -> Wire:
-    """A chat under way, whose client has the first token."""
-    wire = Wire(web.port, head("POST", "/api/chat", BEARER, f"Content-Length: {len(body)}") + body)
-    wire.read_until(b'"done":false}')
-    return wire
 
 
 # What the list says.

@@ -1,10 +1,17 @@
-"""The fuzzer, for a few seconds. For hours: python tests/tools/fuzz.py"""
+"""The fuzzer, for a few seconds. For hours: PYTHONPATH=addons:. python -m tests.tools.fuzz"""
 
 from pathlib import Path
 
-from tests.harness.certificates import make_certificate
-from tests.harness.support import BEARER, Gate, Upstream, ask
+import pytest
+
+from tests.harness.base import BEARER
+from tests.harness.certificates import certificate
+from tests.harness.gate import Gate
+from tests.harness.upstream import Upstream
+from tests.harness.wire import ask
 from tests.tools.fuzz import run, run_http2
+
+pytestmark = pytest.mark.slow
 
 
 def test_http1(upstream: Upstream) -> None:
@@ -14,5 +21,5 @@ def test_http1(upstream: Upstream) -> None:
 
 
 def test_http2(upstream: Upstream, tmp_path: Path) -> None:
-    with Gate(upstream.url, "--certs", str(make_certificate(tmp_path))) as gate:
+    with Gate(upstream.url, "--certs", str(certificate(tmp_path))) as gate:
         run_http2(gate, upstream, 60, start=20261123)

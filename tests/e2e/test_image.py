@@ -17,8 +17,10 @@ from typing import Any, Self
 
 import pytest
 
-from tests.harness.edges import log_lines, streams
-from tests.harness.support import BEARER, KEY, ROOT, Upstream, ask, free_port, wait_until
+from tests.harness.base import BEARER, KEY, ROOT, free_port, wait_until
+from tests.harness.gate import log_lines, streams
+from tests.harness.upstream import Upstream
+from tests.harness.wire import ask
 
 IMAGE = os.environ.get("OLLAMA_AUTH_IMAGE", "")
 ID = 65532

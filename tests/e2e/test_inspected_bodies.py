@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.edges import H2, assert_sound, certificate, logged
-from tests.harness.support import Gate, Upstream, Wire, ask, chat, free_port, head
+from tests.harness.base import free_port
+from tests.harness.certificates import certificate
+from tests.harness.gate import Gate, assert_sound, logged
+from tests.harness.http2 import H2
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Wire, ask, chat, head
 
 KEY = "sk-ollama-" + "a" * 32
 BEARER = f"Authorization: Bearer {KEY}"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_flows import start
-from tests.harness.devtools import Page, chromium, tab
-from tests.harness.edges import Line, Scripted
-from tests.harness.mitmweb import Mitmweb
-from tests.harness.support import KEY, PATIENCE, Upstream, ask, chat
+from tests.harness.base import KEY, PATIENCE
+from tests.harness.browser import Page, chromium, tab
+from tests.harness.mitmweb import Mitmweb, start
+from tests.harness.upstream import Scripted, Upstream
+from tests.harness.wire import Line, ask, chat
 
 TEXT = "document.body.innerText"
 PICTURE = "iVBORw0KGgo" + "A" * 65_525
@@ -115,6 +115,7 @@ async def text_with(page: Page, *texts: str) -> str:
     return str(await page.until(f"{json.dumps(texts)}.every(t => document.body.innerText.includes(t)) && {TEXT}"))
 
 
+@pytest.mark.browser
 async def test_a_chat_is_shown_as_a_conversation(browser: str, tmp_path: Path) -> None:
     model = Model()
     with Mitmweb(model.upstream.url) as web:
@@ -138,6 +139,7 @@ async def test_a_chat_is_shown_as_a_conversation(browser: str, tmp_path: Path) -
     model.upstream.stop()
 
 
+@pytest.mark.browser
 async def test_a_chat_is_shown_while_it_streams(browser: str, upstream: Upstream) -> None:
     """Nobody has to reload the page."""
     upstream.hold()
@@ -151,6 +153,7 @@ async def test_a_chat_is_shown_while_it_streams(browser: str, upstream: Upstream
             await text_with(page, "came all the way and back.", "end: stop", "31 tokens")
 
 
+@pytest.mark.browser
 async def test_a_stream_grows_on_the_page(browser: str) -> None:
     go_on = threading.Semaphore(0)
 

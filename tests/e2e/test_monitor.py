@@ -22,21 +22,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from ollama_auth.telemetry.readiness import tls_context
 from ollama_auth.telemetry.status_server import MAX_CONNECTIONS, MAX_HEAD
 from scripts.tools.usage import Report, read
-from tests.harness.certificates import make_certificate, serve_tls
-from tests.harness.support import (
-    AUTH,
-    BEARER,
-    KEY,
-    Gate,
-    Response,
-    Upstream,
-    Wire,
-    ask,
-    chat,
-    free_port,
-    head,
-    wait_until,
-)
+from tests.harness.base import AUTH, BEARER, KEY, free_port, wait_until
+from tests.harness.certificates import certificate, serve_tls
+from tests.harness.gate import Gate
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Response, Wire, ask, chat, head
 
 parse_text: Any = text_string_to_metric_families  # It has no annotations, nor has the other.
 parse_openmetrics: Any = openmetrics_parser.text_string_to_metric_families
@@ -309,7 +299,7 @@ def test_ready_trusts_what_requests_trust(tmp_path: Path, trust: str) -> None:
 
 def test_ready_shows_the_client_certificate_that_requests_show(tmp_path: Path) -> None:
     (folder := tmp_path / "certs").mkdir()
-    file = make_certificate(tmp_path).rename(folder / "localhost.pem")
+    file = certificate(tmp_path).rename(folder / "localhost.pem")
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(file)
     server.verify_mode = ssl.CERT_REQUIRED

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import hashlib
 import json
 import os
 import time
@@ -12,51 +11,24 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ollama_auth.auth import policy
 from ollama_auth.auth.keys import Principal, Scope
 from ollama_auth.ollama_api.request_models import JsonModels
 from ollama_auth.ollama_api.routes import _ROUTES, RouteClass
 from ollama_auth.ollama_api.routes import route as route_of
-from tests.harness.certificates import make_certificate
-from tests.harness.support import BEARER, KEY, Gate, Upstream, Wire, ask, chat, head, wait_until
+from tests.harness.base import BEARER, KEY, wait_until
+from tests.harness.certificates import certificate
+from tests.harness.credentials import PUBLIC, bearer, entry, public_line, secret, signature, signed
+from tests.harness.gate import Gate
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Wire, ask, chat, head
 
 PATIENT = ("--set", "ollama_max_wrong_keys=0")
 """The tests ask again and again whether a key is known yet."""
 
 
-def secret(name: str) -> str:
-    return f"sk-ollama-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
-
-
-def entry(name: str, **fields: object) -> str:
-    """A [[keys]] table; the secret is `secret(name)`."""
-    fields = {"name": name, "sha256": hashlib.sha256(secret(name).encode()).hexdigest()} | fields
-    lines = [f"{field} = {value if field == 'expires' else json.dumps(value)}" for field, value in fields.items()]
-    return "\n".join(["[[keys]]", *lines, ""])
-
-
-def bearer(name: str) -> str:
-    return f"Authorization: Bearer {secret(name)}"
-
-
-CLI, LISTED = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-
-
-def public_line(key: Ed25519PrivateKey) -> str:
-    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-
-
-PUBLIC = public_line(CLI)
-
-
-def signature(method: str, target: str, key: Ed25519PrivateKey = CLI) -> str:
-    """The Authorization field as the stock CLI makes it."""
-    public = public_line(key).split()[1]
-    return f"Authorization: {public}:{base64.b64encode(key.sign(f'{method},{target}'.encode())).decode()}"
-
-
+LISTED = Ed25519PrivateKey.generate()
 KEYS = "\n".join(
     [
         entry("alice"),
@@ -291,7 +263,7 @@ async def test_denials_do_not_end_the_connection_of_somebody_with_a_key(upstream
     file = tmp_path / "keys.toml"
     file.write_text(entry("dora", models=["demo"], scopes=["all"], concurrent_requests=30))
     file.chmod(0o600)
-    args = ("--certs", str(make_certificate(tmp_path)))
+    args = ("--certs", str(certificate(tmp_path)))
     with Gate(upstream.url, *args, env={"OLLAMA_KEYS_FILE": str(file)}) as gate:
         client = httpx.AsyncClient(
             http2=True,
@@ -397,10 +369,6 @@ def test_tokens_a_day(upstream: Upstream, tmp_path: Path, path: str) -> None:
 
 
 # The stock CLI.
-
-
-def signed(path: str, at: float | None = None) -> str:
-    return f"{path}{'&' if '?' in path else '?'}ts={int(at or time.time())}"
 
 
 def test_the_stock_cli(named: Gate, upstream: Upstream) -> None:

@@ -23,8 +23,10 @@ from ruamel.yaml import YAML
 
 from ollama_auth import option_table
 from scripts.tools import image, serve
-from tests.e2e.test_deploy import OBJECTS, UNIT, container, listens, proxy, run, tool
-from tests.harness.pages import (
+from tests.harness.base import KEY, ROOT, free_port
+from tests.harness.deploy import OBJECTS, UNIT, container
+from tests.harness.gate import Gate
+from tests.harness.markdown import (
     CHANGES,
     CLIENTS,
     DEPLOYMENT,
@@ -37,8 +39,10 @@ from tests.harness.pages import (
     names,
     tables,
 )
-from tests.harness.support import KEY, ROOT, Gate, Upstream, ask, free_port
-from tests.unit.tools.test_serve import served
+from tests.harness.programs import listens, proxy, run, tool
+from tests.harness.serve import served
+from tests.harness.upstream import Upstream
+from tests.harness.wire import ask
 
 ADDRESS, MODEL = "127.0.0.1:8081", "llama3.2"
 PATIENCE = 60.0

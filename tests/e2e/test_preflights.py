@@ -8,9 +8,13 @@ from pathlib import Path
 import h2.events
 import pytest
 
-from tests.harness.edges import H2, SECONDS, assert_sound, certificate, logged
+from tests.harness.base import BEARER, PATIENCE, SECONDS
+from tests.harness.certificates import certificate
+from tests.harness.gate import Controlled, Gate, assert_sound, logged
+from tests.harness.http2 import H2
 from tests.harness.mitmweb import Mitmweb
-from tests.harness.support import BEARER, PATIENCE, Controlled, Gate, Upstream, Wire, chat, head, parse
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Wire, chat, head, parse
 
 ORIGIN = "https://chat.example"
 CORS = ("--set", f"ollama_cors_origins={ORIGIN}", "--set", "ollama_access_log=-")

@@ -25,10 +25,25 @@ from ollama_auth.telemetry import access_log
 from ollama_auth.telemetry.metrics import Metrics
 from scripts.tools import image, usage
 from scripts.tools.keys.arguments import parse as parse_keys
-from tests.harness.pages import KEYS, LOGGING, OPTIONS, PAGES, README, anchors, block, blocks, commands, names, tables
-from tests.harness.pages import tests as all_tests
-from tests.harness.support import KEY, ROOT, Gate, Upstream, ask, free_port, wait_until
-from tests.unit.tools.test_serve import served
+from tests.harness.base import KEY, ROOT, free_port, wait_until
+from tests.harness.gate import Gate
+from tests.harness.markdown import (
+    KEYS,
+    LOGGING,
+    OPTIONS,
+    PAGES,
+    README,
+    anchors,
+    block,
+    blocks,
+    commands,
+    names,
+    tables,
+)
+from tests.harness.markdown import tests as all_tests
+from tests.harness.serve import served
+from tests.harness.upstream import Upstream
+from tests.harness.wire import ask
 
 COMMANDS = commands(README)
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.harness.support import PATIENCE
+from tests.harness.base import PATIENCE
 from tests.tools import replicas
 from tests.tools.replicas import ASKERS, DAY, DELAY, MINUTE, SOME, Report, peak
 
@@ -14,7 +14,8 @@ SECONDS = 60.0
 """Within a minute no request of it becomes free again, however slow the machine."""
 
 
-pytestmark = pytest.mark.timeout(300)  # All of it happens in the fixture: 20 s, or longer where others work too.
+# All of it happens in the fixture: 20 s, or longer where others work too.
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow, pytest.mark.redis]
 
 
 @pytest.fixture(scope="module")

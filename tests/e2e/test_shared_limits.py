@@ -1,7 +1,6 @@
 """Limits that several gates share, in a real Redis, also while it is away."""
 
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,8 +9,14 @@ from pathlib import Path
 import pytest
 
 from ollama_auth.auth.throttle import REPLAY_GRACE
-from tests.e2e.test_named_keys import PUBLIC, bearer, entry, signature
-from tests.harness.support import Gate, Upstream, Wire, ask, chat, free_port, head, wait_until
+from tests.harness.base import wait_until
+from tests.harness.credentials import PUBLIC, bearer, entry, signature
+from tests.harness.gate import Gate
+from tests.harness.programs import Redis
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Wire, ask, chat, head
+
+pytestmark = pytest.mark.redis
 
 KEYS = (
     entry("minute", requests_per_minute=10, scopes=["all"])
@@ -20,33 +25,6 @@ KEYS = (
     + entry("free", scopes=["all"])
     + f'[[keys]]\nname = "laptop"\nscopes = ["all"]\nssh_ed25519 = "{PUBLIC}"\n'
 )
-
-
-class Redis:
-    """A redis-server of our own, on the loopback, without a disk."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
-            stdout=subprocess.DEVNULL,
-        )
-        wait_until(self.answers, "redis-server")
-
-    def answers(self) -> bool:
-        try:
-            with Wire(self.port, b"PING\r\n") as wire:
-                return wire.read_until(b"\r\n") == b"+PONG\r\n"
-        except OSError:
-            return False
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest.fixture

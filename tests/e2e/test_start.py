@@ -17,7 +17,10 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from tests.harness.support import AUTH, BEARER, KEY, ROOT, Controlled, Gate, Upstream, ask, free_port, wait_until
+from tests.harness.base import AUTH, BEARER, KEY, ROOT, free_port, wait_until
+from tests.harness.gate import Controlled, Gate
+from tests.harness.upstream import Upstream
+from tests.harness.wire import ask
 
 GOOD = "http://127.0.0.1:9"
 

@@ -12,9 +12,14 @@ from tornado.web import Application, RequestHandler
 
 from ollama_auth.exchange import Exchange, Outcome
 from ollama_auth.telemetry.status_server import page as served
-from tests.harness.devtools import Page, chromium, tab
-from tests.harness.pages import LOGGING, names, tables
-from tests.harness.support import BEARER, Gate, Upstream, ask, chat, free_port
+from tests.harness.base import BEARER, free_port
+from tests.harness.browser import Page, chromium, tab
+from tests.harness.gate import Gate
+from tests.harness.markdown import LOGGING, names, tables
+from tests.harness.upstream import Upstream
+from tests.harness.wire import ask, chat
+
+pytestmark = pytest.mark.browser
 
 PAGE = served().content.decode()
 SCRIPTS = re.findall(r"<script>(.*?)</script>", PAGE, re.S)

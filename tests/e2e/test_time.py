@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.edges import H2, SECONDS, assert_sound, certificate, logged
-from tests.harness.support import BEARER, Gate, Upstream, Wire, chat, head, wait_until
+from tests.harness.base import BEARER, SECONDS, wait_until
+from tests.harness.certificates import certificate
+from tests.harness.gate import Gate, assert_sound, logged
+from tests.harness.http2 import H2
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Wire, chat, head
 
 BRIEF = (
     *("--set", "ollama_access_log=-", "--set", "ollama_head_timeout=1", "--set", "ollama_idle_timeout=1"),

@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tests.e2e import test_deploy
-from tests.e2e.test_named_keys import bearer, entry, public_line, signature, signed
-from tests.harness.edges import Line, Scripted, TlsWire, certificate
-from tests.harness.pages import TROUBLESHOOTING, Block, blocks
-from tests.harness.support import AUTH, BEARER, KEY, ROOT, Gate, Upstream, Wire, ask, chat, free_port, head, parse
+from tests.harness.base import AUTH, BEARER, KEY, ROOT, free_port
+from tests.harness.certificates import certificate
+from tests.harness.credentials import bearer, entry, public_line, signature, signed
+from tests.harness.deploy import DEPLOY, nginx
+from tests.harness.gate import Gate
+from tests.harness.markdown import TROUBLESHOOTING, Block, blocks
+from tests.harness.upstream import Scripted, Upstream
+from tests.harness.wire import Line, TlsWire, Wire, ask, chat, head, parse
 
 pytestmark = pytest.mark.timeout(180)  # The first test waits for a dozen gates to start.
 
@@ -201,15 +204,12 @@ def test_refusals_are_json(seen: Seen) -> None:
             assert json.loads(text)["error"]
 
 
-def test_a_proxy_that_cuts_silence(upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_cuts_silence(upstream: Upstream, tmp_path: Path) -> None:
     """nginx with its default behaviour, but with a timeout of one second instead of 60."""
-    plain = re.sub(r"proxy_read_timeout 24h", "proxy_read_timeout 1s", (test_deploy.DEPLOY / "nginx.conf").read_text())
-    (tmp_path / "deploy").mkdir()
-    (tmp_path / "deploy" / "nginx.conf").write_text(plain)
-    monkeypatch.setattr(test_deploy, "DEPLOY", tmp_path / "deploy")
+    plain = re.sub(r"proxy_read_timeout 24h", "proxy_read_timeout 1s", (DEPLOY / "nginx.conf").read_text())
     cert, body = certificate(tmp_path), chat()
     request = head("POST", "/api/chat", BEARER, f"Content-Length: {len(body)}", host="localhost") + body
-    with Gate(upstream.url) as gate, test_deploy.nginx([gate], cert, tmp_path) as port:
+    with Gate(upstream.url) as gate, nginx([gate], cert, tmp_path, plain) as port:
         upstream.hold()
         with TlsWire(port, cert, request) as wire:
             assert b"\r\n0\r\n\r\n" not in wire.read_all()

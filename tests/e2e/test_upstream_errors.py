@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.harness.edges import Line, Script, Scripted, assert_sound, logged
-from tests.harness.support import BEARER, PATIENCE, Controlled, Gate, Response, Wire, ask, chat, head, parse, wait_until
+from tests.harness.base import BEARER, PATIENCE, wait_until
+from tests.harness.gate import Controlled, Gate, assert_sound, logged
+from tests.harness.upstream import Script, Scripted
+from tests.harness.wire import Line, Response, Wire, ask, chat, head, parse
+
+pytestmark = pytest.mark.ways
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -16,9 +16,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ollama_auth.telemetry import workers
-from tests.harness.support import BEARER, KEY, PATIENCE, ROOT, Upstream, Wire, ask, chat, free_port, head, wait_until
+from tests.harness.base import BEARER, KEY, PATIENCE, ROOT, free_port, wait_until
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Wire, ask, chat, head
 
-pytestmark = pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="ports can't be shared on this system")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="ports can't be shared on this system"),
+]
 parse_text: Any = text_string_to_metric_families
 
 

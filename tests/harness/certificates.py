@@ -1,44 +1,65 @@
-"""A self-signed certificate for localhost, and a TLS server that uses it."""
+"""Self-signed certificates, a client context that trusts one, and an HTTPS server that presents one."""
 
-import datetime
 import ipaddress
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 
-def make_certificate(folder: Path) -> Path:
-    """A PEM file with a key and a certificate for localhost and 127.0.0.1, as `--certs` takes it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    certificate = (
+def key_and_certificate(
+    names: Sequence[str] = ("localhost",),
+    days: tuple[int, int] = (-1, 90),
+    own_key: bool = True,
+    weak: bool = False,
+    issuer: str = "localhost",
+) -> bytes:
+    """A private key and a certificate for `names` in PEM, valid between two days counted from now.
+
+    Without `own_key` the key belongs to another certificate; a `weak` one is RSA with 1024 bits.
+    """
+    key = rsa.generate_private_key(65537, 1024) if weak else ec.generate_private_key(ec.SECP256R1())  # noqa: S505, a finding to test
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)])
+    now = datetime.now(UTC)
+    builder = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(names, critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
+        .not_valid_before(now + timedelta(days=days[0]))
+        .not_valid_after(now + timedelta(days=days[1]))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     )
-    file = folder / "localhost.pem"
-    file.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    return file
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(list(map(general_name, names))), critical=False)
+    signed = builder.sign(key, hashes.SHA256())
+    private = key if own_key else ec.generate_private_key(ec.SECP256R1())
+    pem = serialization.Encoding.PEM
+    text = private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return text + signed.public_bytes(pem)
+
+
+def general_name(name: str) -> x509.GeneralName:
+    """A subject alternative name from a host name or an IP address."""
+    with suppress(ValueError):
+        return x509.IPAddress(ipaddress.ip_address(name))
+    return x509.DNSName(name)
+
+
+def certificate(folder: Path) -> Path:
+    """A PEM file, as `--certs` takes it, for localhost and 127.0.0.1."""
+    path = folder / "localhost.pem"
+    path.write_bytes(key_and_certificate(("localhost", "127.0.0.1")))
+    return path
 
 
 class Secure(BaseHTTPRequestHandler):
@@ -55,7 +76,7 @@ class Secure(BaseHTTPRequestHandler):
 @contextmanager
 def serve_tls(folder: Path) -> Iterator[tuple[int, Path]]:
     """(port, certificate) of an HTTPS server on localhost that answers every GET "secure"."""
-    file = make_certificate(folder)
+    file = certificate(folder)
     server = HTTPServer(("127.0.0.1", 0), Secure)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(file)
@@ -68,3 +89,11 @@ def serve_tls(folder: Path) -> Iterator[tuple[int, Path]]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+def trusting(path: Path, *alpn: str) -> ssl.SSLContext:
+    """A client context that trusts this certificate alone and offers these protocols."""
+    context = ssl.create_default_context(cafile=str(path))
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    return context

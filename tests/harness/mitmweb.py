@@ -5,7 +5,9 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-from tests.harness.support import PATIENCE, Controlled, Response, free_port, wait_until
+from tests.harness.base import BEARER, PATIENCE, free_port, wait_until
+from tests.harness.gate import Controlled, Gate
+from tests.harness.wire import Response, Wire, head
 
 PASSWORD = "letmein"
 XSRF = "00112233445566778899aabbccddeeff"
@@ -71,3 +73,10 @@ class Mitmweb(Controlled):
     def replay(self, flow: dict[str, Any]) -> None:
         """Send it again, as the button does."""
         assert self.call("POST", f"/flows/{flow['id']}/replay").status == 200
+
+
+def start(web: Gate, body: bytes) -> Wire:
+    """A chat under way, whose client has the first token."""
+    wire = Wire(web.port, head("POST", "/api/chat", BEARER, f"Content-Length: {len(body)}") + body)
+    wire.read_until(b'"done":false}')
+    return wire

@@ -1,8 +1,8 @@
-"""Usage: tests/tools/floods.py [--size 2g] [--half-open 2000] [--idle 1000] [--targets gate,caddy,plain]
+"""Usage: PYTHONPATH=addons:. python -m tests.tools.floods [--size 2g] [--half-open 2000] [--idle 1000] [--targets ...]
 
-What a stranger can do to the gate, to Caddy, and to a plain mitmproxy addon of a few lines, each started here on
-loopback for each flood, in front of the demo upstream. Not a test: it takes minutes. Progress goes to stderr, the
-table to stdout.
+Measures what a client without a key can do to the gate, to Caddy, and to a plain mitmproxy addon of a few lines. Each
+is started on the loopback for each flood, in front of the demo upstream. Not a test: it takes minutes. Progress goes to
+stderr, the table to stdout.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import resource
 import shutil
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,12 +20,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.harness.base import KEY, free_port
+from tests.harness.gate import Gate
+from tests.harness.programs import proxy
+from tests.harness.upstream import Upstream
+
 BIN = Path(sys.executable).parent
 HOST = "127.0.0.1"
-KEY = "sk-ollama-0123456789abcdef0123456789abcdef"
 PATIENCE = 15.0
 """Seconds that an answer, or the end of a connection, is waited for."""
 FLOOD_SECONDS = 60.0
@@ -136,60 +137,39 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def started(name: str, upstream: Upstream) -> Iterator[Target]:
+    """One of the servers, fresh, and warmed up by requests of both kinds: what those allocate is not the flood's."""
+    with tempfile.TemporaryDirectory(prefix="flood-") as text, server(name, upstream, Path(text)) as target:
+        for _ in range(50):
+            good(target)
+            with target.connect(GOOD.partition(b"Auth")[0] + b"Connection: close\r\n\r\n") as stranger:
+                while stranger.recv(65536):
+                    pass
+        yield target
 
 
 @contextmanager
-def running(command: list[str], port: int, **more: Any) -> Iterator[int]:
-    """A server as a process of its own, once it takes connections; its id."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **more)
-    try:
-        until = time.monotonic() + 30
-        while True:
-            with suppress(OSError):
-                socket.create_connection((HOST, port), 1).close()
-                break
-            if process.poll() is not None or time.monotonic() > until:
-                raise SystemExit(f"{Path(command[0]).name} does not start: {' '.join(command)}")
-            time.sleep(0.05)
-        time.sleep(0.5)
-        yield process.pid
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def started(name: str, upstream: int) -> Iterator[Target]:
-    """One of the servers, fresh."""
-    port, url = free_port(), f"http://{HOST}:{upstream}"
-    with tempfile.TemporaryDirectory(prefix="flood-") as folder:
-        mitmdump = [str(BIN / "mitmdump"), "--mode", f"reverse:{url}", "--listen-host", HOST]
-        mitmdump += ["--listen-port", str(port), "--set", f"confdir={folder}"]
-        env = {key: value for key, value in os.environ.items() if not key.startswith("OLLAMA_")}
-        if name == "gate":
-            command = [*mitmdump, "-s", str(ROOT / "addons" / "auth.py")]
-            env["OLLAMA_API_KEY"] = KEY
-        elif name == "plain":
-            script = Path(folder, "plain.py")
-            script.write_text(PLAIN)
-            command = [*mitmdump, "-q", "-s", str(script), "--set", "connection_strategy=lazy"]
-        else:
-            config = Path(folder, "Caddyfile")
-            config.write_text(CADDYFILE.format(port=port, host=HOST, key=KEY, upstream=f"{HOST}:{upstream}"))
-            command = [str(BIN / "caddy"), "run", "--adapter", "caddyfile", "--config", str(config)]
-            env |= {"XDG_DATA_HOME": folder, "XDG_CONFIG_HOME": folder, "HOME": folder}
-        with running(command, port, env=env, stderr=subprocess.DEVNULL, cwd=folder) as pid:
-            target = Target(name, port, pid)
-            for _ in range(50):  # What is made with the first requests is none of the flood's memory.
-                good(target)
-                with target.connect(GOOD.partition(b"Auth")[0] + b"Connection: close\r\n\r\n") as stranger:
-                    while stranger.recv(65536):
-                        pass
-            yield target
+def server(name: str, upstream: Upstream, folder: Path) -> Iterator[Target]:
+    if name == "gate":
+        with Gate(upstream.url, fork=False) as gate:
+            yield Target(name, gate.port, gate.process.pid)
+        return
+    port = free_port()
+    if name == "plain":
+        (script := folder / "plain.py").write_text(PLAIN)
+        command = [str(BIN / "mitmdump"), "-q", "--mode", f"reverse:{upstream.url}", "--listen-host", HOST]
+        for option in (f"confdir={folder}", "connection_strategy=lazy"):
+            command += ["--set", option]
+        command += ["--listen-port", str(port), "-s", str(script)]
+    else:
+        (config := folder / "Caddyfile").write_text(
+            CADDYFILE.format(port=port, host=HOST, key=KEY, upstream=f"{HOST}:{upstream.port}")
+        )
+        command = [str(BIN / "caddy"), "run", "--adapter", "caddyfile", "--config", str(config)]
+    home = {name: str(folder) for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "HOME")}
+    with proxy(command, port, folder, os.environ | home) as process:
+        yield Target(name, port, process.pid)
 
 
 def good(target: Target) -> float:
@@ -376,9 +356,8 @@ def main() -> None:
         "idle": lambda target: hold(target, options.idle, GOOD + b"\r\n", answered=True),
     }
     rows: list[Row] = []
-    upstream = free_port()
-    demo = [sys.executable, str(ROOT / "scripts" / "tools" / "demo_upstream.py"), "--port", str(upstream)]
-    with running(demo, upstream, stderr=subprocess.DEVNULL):
+    upstream = Upstream()
+    try:
         for name in options.floods.split(","):
             for target_name in options.targets.split(","):
                 if target_name == "caddy" and not shutil.which(BIN / "caddy"):
@@ -388,6 +367,8 @@ def main() -> None:
                 with started(target_name, upstream) as target:
                     rows.append(Row(name, target_name, floods[name](target)))
                     progress("    " + ", ".join(f"{key} {value}" for key, value in rows[-1].cells.items() if value))
+    finally:
+        upstream.stop()
     print(table(rows))
 
 

@@ -24,8 +24,10 @@ import hyperframe.frame as frames
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.harness.certificates import make_certificate
-from tests.harness.support import BEARER, KEY, Gate, Upstream
+from tests.harness.base import BEARER, KEY
+from tests.harness.certificates import certificate
+from tests.harness.gate import Gate
+from tests.harness.upstream import Upstream
 
 STRANGERS_TARGET = "/api/stranger"
 CREDENTIALS = st.sampled_from([
@@ -340,7 +342,7 @@ def main() -> int:
             )
     with (
         tempfile.TemporaryDirectory() as folder,
-        Gate(upstream.url, "--certs", str(make_certificate(Path(folder)))) as gate,
+        Gate(upstream.url, "--certs", str(certificate(Path(folder)))) as gate,
     ):
         run_http2(gate, upstream, arguments.http2, arguments.seed)
     upstream.stop()
@@ -349,5 +351,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).resolve().parent.parent / folder) for folder in ("scripts", "addons")]
     sys.exit(main())

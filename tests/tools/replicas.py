@@ -24,11 +24,13 @@ from typing import Any, NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 from scripts.tools import demo_upstream
-from tests.e2e.test_deploy import Place, Ready, haproxy
-from tests.e2e.test_named_keys import bearer, entry
-from tests.e2e.test_shared_limits import Redis
-from tests.harness.edges import certificate, log_lines, trusting
-from tests.harness.support import PATIENCE, ask, chat, head
+from tests.harness.base import PATIENCE
+from tests.harness.certificates import certificate, trusting
+from tests.harness.credentials import bearer, entry
+from tests.harness.deploy import haproxy
+from tests.harness.gate import Place, Ready, log_lines
+from tests.harness.programs import Redis
+from tests.harness.wire import ask, chat, head
 
 MINUTE, SOME, DAY = 40, 5, 1500
 """The limits: requests a minute, concurrent requests, tokens a day."""

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 
-from tests.harness.support import ROOT
+from tests.harness.base import ROOT
 
 PACKAGE = ROOT / "addons" / "ollama_auth"
 LAYERS = """

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from ollama_auth import process
-from tests.harness.support import BEARER, Controlled, Upstream, Wire, ask, chat, head
+from tests.harness.base import BEARER
+from tests.harness.gate import Controlled
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Wire, ask, chat, head
 
 COUNT = """
     import gc

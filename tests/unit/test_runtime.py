@@ -14,9 +14,9 @@ from ollama_auth import settings
 from ollama_auth.runtime import ActiveConfig, check_apart
 from ollama_auth.settings import SettingsError, read
 from ollama_auth.telemetry.monitor import Monitor
-from tests.e2e.test_named_keys import entry
-from tests.harness.support import PATIENCE
-from tests.unit.test_settings import FakeOptions
+from tests.harness.base import PATIENCE
+from tests.harness.credentials import entry
+from tests.harness.options import FakeOptions
 
 
 class Slow:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.support import BEARER, ROOT, Gate, Upstream, ask
+from tests.harness.base import BEARER, ROOT
+from tests.harness.gate import Gate
+from tests.harness.upstream import Upstream
+from tests.harness.wire import ask
 
 PACKAGE = ROOT / "addons" / "ollama_auth"
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

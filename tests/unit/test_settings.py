@@ -25,42 +25,14 @@ from ollama_auth.settings import (
     read,
     read_key,
 )
+from tests.harness.options import FakeOptions
 
 KEY = "sk-ollama-0123456789abcdef"
 ENVIRON = {"OLLAMA_API_KEY": KEY}
-MITMPROXY = {
-    "mode": ["reverse:http://127.0.0.1:11434"],
-    "connection_strategy": "lazy",
-    "validate_inbound_headers": True,
-    "certs": [],
-    "ignore_hosts": [],
-    "allow_hosts": [],
-    "tcp_hosts": [],
-    "stream_large_bodies": None,
-    "body_size_limit": None,
-    "proxy_debug": False,
-}
 
 
 def sizes_of(specs: list[str]) -> dict[RouteClass, int]:
     return option_table.sizes("ollama_max_body", specs)
-
-
-class FakeOptions:
-    """mitmproxy's options with ours among them."""
-
-    def __init__(self, **changed: Any) -> None:
-        self.deferred: dict[str, Any] = {}
-        self._values = MITMPROXY | {option.name: option.default for option in OPTIONS} | changed
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._values
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self._values[name]
-        except KeyError:
-            raise AttributeError(name) from None
 
 
 def settings(environ: Mapping[str, str] = ENVIRON, /, **changed: Any) -> Settings:

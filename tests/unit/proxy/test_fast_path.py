@@ -28,38 +28,13 @@ from ollama_auth.proxy.fast_path import SocketFastPath
 from ollama_auth.proxy.layer import GateLayer
 from ollama_auth.proxy.transport import BulkReader
 from ollama_auth.settings import UNCONFIGURED, Settings
-
-# These run here once more, through the gate below, which has no fast path.
-from tests.e2e.test_edge import (  # noqa: F401
-    test_a_client_that_does_not_read_is_waited_for,
-    test_an_http_1_0_client_of_a_chunked_answer,
-    test_clients_that_leave_at_any_moment,
-    test_pipelined,
-    test_trailers_of_a_response_arrive,
-)
-from tests.e2e.test_gate import (  # noqa: F401
-    STREAMS,
-    test_a_client_that_leaves_ends_the_request_upstream,
-    test_a_request_body_streams,
-    test_an_early_answer_gets_through,
-    test_the_response_comes_back_as_it_was,
-    test_tokens_pass_at_once,
-)
-from tests.harness.support import BEARER, NO_FAST_PATH, Controlled, Gate, Upstream, Wire, chat, head
+from tests.harness.base import BEARER
+from tests.harness.gate import NO_FAST_PATH, Controlled
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Wire, chat, head
 
 REQUEST = b"GET /api/tags HTTP/1.1\r\nHost: gate\r\n\r\n"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.fixture(scope="module")
-def shared_gate(shared_upstream: Upstream) -> Iterator[Gate]:
-    with Gate(shared_upstream.url, "--set", "ollama_access_log=-", "-s", str(NO_FAST_PATH)) as gate:
-        yield gate
-
-
-@pytest.fixture
-def gate(shared_gate: Gate, upstream: Upstream) -> Gate:
-    return shared_gate
 
 
 @dataclass

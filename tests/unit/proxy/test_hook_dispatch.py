@@ -11,8 +11,10 @@ from mitmproxy.hooks import all_hooks
 from mitmproxy.tools.dump import DumpMaster
 
 from ollama_auth.proxy.hook_dispatch import IDLE_WHEN, REQUEST_HOOK_NAMES, HookDispatcher
-from tests.harness.edges import Scripted
-from tests.harness.support import BEARER, Controlled, Gate, Upstream, ask
+from tests.harness.base import BEARER
+from tests.harness.gate import Controlled, Gate
+from tests.harness.upstream import Scripted, Upstream
+from tests.harness.wire import ask
 
 HEARD_SCRIPT = """
 def {name}(flow):

@@ -33,7 +33,10 @@ from ollama_auth.telemetry.access_log import (
     path,
     record,
 )
-from tests.harness.support import BEARER, Gate, Upstream, ask, chat, wait_until
+from tests.harness.base import BEARER, wait_until
+from tests.harness.gate import Gate
+from tests.harness.upstream import Upstream
+from tests.harness.wire import ask, chat
 
 FIELDS = ["time", "id", "client", "key", "method", "path", "status", "outcome", "reason", "stripped"]
 FIELDS += ["bytes_in", "bytes_out", "duration_ms", "ttft_ms"]

@@ -13,8 +13,8 @@ from scripts.tools.bench.__main__ import Figure, Goal
 from scripts.tools.bench.load import Address, Client, Count, Token, WrongAnswerError, lateness
 from scripts.tools.bench.plot import plot
 from scripts.tools.bench.targets import HOST
-from tests.harness.edges import Scripted
-from tests.harness.support import ROOT
+from tests.harness.base import ROOT
+from tests.harness.upstream import Scripted
 
 
 def test_no_other_machine_is_measured() -> None:

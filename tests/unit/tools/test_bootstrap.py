@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from scripts import bootstrap
-from tests.harness.support import ROOT
+from tests.harness.base import ROOT
 
 RUN, DEV = bootstrap.REQUIREMENTS
 

@@ -19,9 +19,9 @@ import pytest
 from scripts.tools import demo_upstream
 from scripts.tools.demo_upstream import DemoUpstream
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
-PATIENCE = 5.0
+PATIENCE = 20.0
 ASK: Any = [{"role": "user", "content": "why is the sky blue"}]
 REPLY = 'You said: "why is the sky blue". I am only a stand-in for Ollama, but your words came all the way and back.'
 PROMPT_TOKENS, REPLY_TOKENS = 5, 31

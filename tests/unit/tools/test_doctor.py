@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
@@ -20,17 +20,16 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import NameOID
 
 from scripts.tools import serve
 from scripts.tools.doctor import __main__ as doctor
 from scripts.tools.doctor import certificate, exposure, findings, probes, versions
 from scripts.tools.doctor.credentials import bits
 from scripts.tools.doctor.target import read_target
-from tests.harness.support import KEY, PATIENCE, ROOT, Gate, Upstream, free_port
+from tests.harness.base import KEY, PATIENCE, ROOT, free_port
+from tests.harness.certificates import key_and_certificate
+from tests.harness.gate import Gate
+from tests.harness.upstream import Upstream
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
 NOW = datetime.now(UTC)
@@ -342,7 +341,7 @@ def test_a_port_that_another_program_has(home: Home, said: bytes) -> None:
 
 
 def test_a_gate_with_tls_is_known_too(home: Home, upstream: Upstream) -> None:
-    cert = home.file("cert.pem", made())
+    cert = home.file("cert.pem", key_and_certificate())
     with Gate(upstream.url, "--certs", str(cert)) as gate:
         home.port = gate.port
         visit = home.visit("--json", "--certs", str(cert))
@@ -407,7 +406,7 @@ def test_a_key_on_a_command_line(home: Home) -> None:
 @pytest.mark.parametrize(("mode", "level"), [(0o644, "bad"), (0o604, "bad"), (0o640, "warn"), (0o600, None)])
 @pytest.mark.parametrize("name", [".env.local", "key", "cert.pem", "audit"])
 def test_secrets_that_others_may_read(home: Home, name: str, mode: int, level: str | None, open_parents: None) -> None:
-    text = {"cert.pem": made().decode(), ".env.local": f"OLLAMA_API_KEY={KEY}\n"}.get(name, f"{KEY}\n")
+    text = {"cert.pem": key_and_certificate().decode(), ".env.local": f"OLLAMA_API_KEY={KEY}\n"}.get(name, f"{KEY}\n")
     path = home.file(name, text, mode)
     more = {"cert.pem": ["--certs", str(path)], "audit": ["--set", f"ollama_audit_log={path}"]}.get(name, [])
     if name == "key":
@@ -462,52 +461,24 @@ def test_keys_that_expire(home: Home) -> None:
 # The certificate.
 
 
-def made(
-    names: Sequence[str] = ("localhost",),
-    days: tuple[int, int] = (-1, 90),
-    own_key: bool = True,
-    weak: bool = False,
-    issuer: str = "localhost",
-) -> bytes:
-    """A certificate and a key, which may be another one's."""
-    key = rsa.generate_private_key(65537, 1024) if weak else ec.generate_private_key(ec.SECP256R1())  # noqa: S505, that is what is found
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)])
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW + timedelta(days=days[0]))
-        .not_valid_after(NOW + timedelta(days=days[1]))
-    )
-    if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(list(map(x509.DNSName, names))), critical=False)
-    signed = builder.sign(key, hashes.SHA256())
-    private = key if own_key else ec.generate_private_key(ec.SECP256R1())
-    pem = serialization.Encoding.PEM
-    text = private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return text + signed.public_bytes(pem)
-
-
 @pytest.mark.parametrize(
     ("data", "level", "what"),
     [
-        (made(("a.example", "b.example")), "ok", "good for a.example, b.example, for 89 days"),
-        (made(days=(-9, 9)), "warn", "it expires on"),
-        (made(days=(-9, -1)), "bad", "it expired on"),
-        (made(days=(1, 9)), "bad", "it is not valid yet"),
-        (made(own_key=False), "bad", "its key is another one's"),
-        (made(names=()), "bad", "it names no host that clients would accept"),
-        (made(weak=True), "bad", "its RSA key has only 1024 bits"),
+        (key_and_certificate(("a.example", "b.example")), "ok", "good for a.example, b.example, for 89 days"),
+        (key_and_certificate(days=(-9, 9)), "warn", "it expires on"),
+        (key_and_certificate(days=(-9, -1)), "bad", "it expired on"),
+        (key_and_certificate(days=(1, 9)), "bad", "it is not valid yet"),
+        (key_and_certificate(own_key=False), "bad", "its key is another one's"),
+        (key_and_certificate(names=()), "bad", "it names no host that clients would accept"),
+        (key_and_certificate(weak=True), "bad", "its RSA key has only 1024 bits"),
         (
-            made() + made(issuer="other").partition(b"-----END PRIVATE KEY-----\n")[2],
+            key_and_certificate() + key_and_certificate(issuer="other").partition(b"-----END PRIVATE KEY-----\n")[2],
             "warn",
             "its chain is not in order",
         ),
         (b"", "bad", "has no certificate and key that can be used"),
         (b"\xff\xfe\0", "bad", "has no certificate and key that can be used"),
-        (made().partition(b"-----BEGIN CERT")[0], "bad", "has no certificate and key that can be used"),
+        (key_and_certificate().partition(b"-----BEGIN CERT")[0], "bad", "has no certificate and key that can be used"),
     ],
     ids=range(11),
 )

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from scripts.tools.entrypoint import JsonLines, arguments_of, healthy
-from tests.harness.support import BEARER, KEY, ROOT, Upstream, ask, free_port, wait_until
+from tests.harness.base import BEARER, KEY, ROOT, free_port, wait_until
+from tests.harness.upstream import Upstream
+from tests.harness.wire import ask
 
 ENTRYPOINT = (str(ROOT / "scripts" / "tools"), "entrypoint")
 NO_KEY = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}

@@ -23,7 +23,7 @@ from ollama_auth.auth.keys import KeyRing
 from scripts.tools.keys import __main__ as cli
 from scripts.tools.keys import document, store, values
 from scripts.tools.terminal import ToolError
-from tests.harness.support import ROOT
+from tests.harness.base import ROOT
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
 KEY = re.compile(r"sk-ollama-[0-9a-f]{32}")

@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
-from tests.harness.support import BEARER, ROOT, Controlled, Upstream, ask
+from tests.harness.base import BEARER, ROOT
+from tests.harness.gate import Controlled
+from tests.harness.upstream import Upstream
+from tests.harness.wire import ask
 
 LAUNCHER = ROOT / "scripts" / "tools" / "mitmdump.py"
 LOOP = "import asyncio; result = type(asyncio.get_running_loop()).__module__"

@@ -3,20 +3,16 @@ import re
 import signal
 import socket
 import stat
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from scripts.tools import launch, serve
 from scripts.tools.terminal import ToolError
-from tests.harness.support import ask, free_port
+from tests.harness.base import free_port
+from tests.harness.serve import served
+from tests.harness.wire import ask
 
-CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
-CLEAN["OLLAMA_METRICS_LISTEN"] = ""  # The port of the default may be taken by another test.
 SECRET = re.compile(r"sk-ollama-[0-9a-f]{32}")
 
 
@@ -135,23 +131,6 @@ def test_only_the_first_run_shows_the_key_and_only_once(new_key: str | None, mod
 def test_nothing_at_the_endpoint_is_an_os_error() -> None:
     with pytest.raises(OSError, match="refused"):
         serve.chat_model(f"http://127.0.0.1:{free_port()}")
-
-
-@contextmanager
-def served(folder: Path, *arguments: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """scripts/serve.py in `folder`, and what it said until it listened."""
-    command = [sys.executable, str(serve.REPOSITORY / "scripts" / "tools"), "serve", *arguments]
-    with subprocess.Popen(command, cwd=folder, env=CLEAN | variables, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout
-            said = []
-            for line in process.stdout:
-                said.append(line)
-                if "proxy to" in line or "listening" in line:
-                    break
-            yield process, said
-        finally:
-            process.terminate()
 
 
 def test_the_demo_runs_behind_the_gate_and_ends_with_it(tmp_path: Path) -> None:

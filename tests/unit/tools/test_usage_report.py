@@ -18,7 +18,10 @@ from typing import Any
 import pytest
 
 from scripts.tools import usage as report
-from tests.harness.support import BEARER, ROOT, Gate, Upstream, ask, chat, wait_until
+from tests.harness.base import BEARER, ROOT, wait_until
+from tests.harness.gate import Gate
+from tests.harness.upstream import Upstream
+from tests.harness.wire import ask, chat
 
 BIDI = "\N{RIGHT-TO-LEFT OVERRIDE}"
 

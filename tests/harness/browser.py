@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
-from tests.harness.support import wait_until
+from tests.harness.base import wait_until
 
 PATIENCE = 30.0
 """Seconds that the browser may take on a busy machine before it counts as hanging."""

@@ -1,0 +1,141 @@
+"""Programs of mitmproxy, forked from a server process that has imported them once.
+
+A start takes a second of processor time otherwise, and most of that is the import of mitmproxy. The child reads its
+command line, environment and scripts as a program that was executed would; only the imports of mitmproxy are shared.
+Its command line in /proc is the server's.
+
+The server (this file, run as a program) reads a JSON object per line and answers with a process id. It is not the
+test's child that runs then, so a process between the two waits for it and leaves its exit status in a file.
+"""
+
+import atexit
+import importlib
+import itertools
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+PROGRAMS = {"mitmdump": "mitmproxy.tools.dump", "mitmweb": "mitmproxy.tools.web.master"}
+"""What can be forked, and the module that a server imports for it."""
+
+
+class Forked:
+    """A forked program, as far as Gate uses subprocess.Popen."""
+
+    def __init__(self, pid: int, status: Path) -> None:
+        self.pid = pid
+        self._status = status
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        return int(self._status.read_text()) if self._status.exists() else None
+
+    def wait(self, timeout: float) -> int:
+        """The exit status. Raises TimeoutExpired."""
+        until = time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+            time.sleep(0.002)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class Server:
+    """A server for one of PROGRAMS."""
+
+    def __init__(self, program: str) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="forked-"))
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", __file__, PROGRAMS[program]], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        atexit.register(self.stop)
+
+    def start(self, command: list[str], env: dict[str, str], cwd: str, out: Path) -> Forked:
+        """Fork; `command` begins with the path of the program, or of a Python file that runs it."""
+        assert self._process.stdin
+        assert self._process.stdout
+        status = self._folder / str(next(self._numbers))
+        order = {"command": command, "env": env, "cwd": cwd, "out": str(out), "status": str(status)}
+        with self._lock:
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            self._process.stdin.flush()
+            pid = int(self._process.stdout.readline())
+        return Forked(pid, status)
+
+    def stop(self) -> None:
+        self._process.communicate()
+        shutil.rmtree(self._folder)
+
+
+_servers: dict[str, Server] = {}
+
+
+def server(program: str) -> Server:
+    """The one of this process, started at the first use."""
+    if program not in _servers:
+        _servers[program] = Server(program)
+    return _servers[program]
+
+
+def serve(module: str) -> None:
+    importlib.import_module("mitmproxy.tools.main")
+    importlib.import_module(module)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The processes between are nobody's to wait for.
+    for line in sys.stdin:
+        if not os.fork():
+            run(json.loads(line))
+
+
+def run(order: dict[str, Any]) -> None:
+    """Fork again: the child becomes the program, the parent waits for it. Does not return."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    pid = os.fork()
+    if not pid:
+        become(**order)
+    os.write(1, b"%d\n" % pid)
+    for number in range(3):
+        os.close(number)
+    _, status = os.waitpid(pid, 0)
+    part = Path(order["status"] + ".part")
+    part.write_text(str(os.waitstatus_to_exitcode(status)))
+    part.rename(order["status"])
+    os._exit(0)
+
+
+def become(command: list[str], env: dict[str, str], cwd: str, out: str, status: str) -> None:
+    """Be that program. Does not return."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number in (1, 2):
+        os.dup2(os.open(out, os.O_WRONLY | os.O_APPEND), number)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.stdin, sys.argv = open(0), command  # noqa: SIM115
+    sys.path.insert(0, str(Path(command[0]).parent))
+    if command[0].endswith(".py"):
+        runpy.run_path(command[0], run_name="__main__")
+    else:
+        sys.exit(getattr(sys.modules["mitmproxy.tools.main"], Path(command[0]).name)())
+    sys.exit()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,0 +1,80 @@
+"""Other programs that tests run: proxies, Redis, and whatever checks a file of ours."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.harness.base import PATIENCE, free_port, wait_until
+from tests.harness.wire import Line, Wire
+
+
+def tool(name: str) -> str:
+    """Where a program is; without it the test is skipped."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin")
+    return found or pytest.skip(f"no {name} on this machine")
+
+
+def run(*command: str | Path) -> str:
+    """What a program says; it must be content."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE * 3)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@contextmanager
+def proxy(
+    command: Sequence[str], port: int, folder: Path, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that listens on that port, until the block ends."""
+    with (
+        (folder / "out").open("wb") as out,
+        subprocess.Popen(command, stdout=out, stderr=out, cwd=folder, env=env) as process,
+    ):
+        try:
+            wait_until(lambda: process.poll() is not None or listens(port), f"{command[0]} to listen")
+            assert process.poll() is None, (folder / "out").read_text()
+            yield process
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+
+
+def listens(port: int) -> bool:
+    try:
+        Line.to(port).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+class Redis:
+    """A redis-server of our own, on the loopback, without a disk."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+            stdout=subprocess.DEVNULL,
+        )
+        wait_until(self.answers, "redis-server")
+
+    def answers(self) -> bool:
+        try:
+            with Wire(self.port, b"PING\r\n") as wire:
+                return wire.read_until(b"\r\n") == b"+PONG\r\n"
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()

@@ -1,0 +1,153 @@
+"""Upstream servers: the demo upstream in a thread, and one that plays a script on each connection."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Self
+
+from scripts.tools.demo_upstream import DemoUpstream, SeenRequest
+from tests.harness.base import PATIENCE, free_port
+from tests.harness.wire import Line
+
+type Script = Callable[["Line"], object]
+
+
+class Upstream:
+    """A DemoUpstream in a thread of its own."""
+
+    def __init__(self, token_delay: float = 0.0) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.demo: DemoUpstream = self._call(self._make(token_delay))
+
+    async def _make(self, token_delay: float) -> DemoUpstream:
+        demo = DemoUpstream(token_delay=token_delay)
+        await demo.start()
+        return demo
+
+    def _call(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
+
+    @property
+    def port(self) -> int:
+        return self.demo.port
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.demo.port}"
+
+    @property
+    def connections(self) -> int:
+        return self.demo.connections
+
+    @property
+    def open_connections(self) -> int:
+        return self.demo.open_connections
+
+    @property
+    def requests(self) -> list[SeenRequest]:
+        return list(self.demo.requests)
+
+    @property
+    def last(self) -> SeenRequest:
+        return self.demo.requests[-1]
+
+    def hold(self) -> None:
+        """Streams stop after their first item."""
+        self._loop.call_soon_threadsafe(self.demo.hold.clear)
+
+    def go_on(self) -> None:
+        self._loop.call_soon_threadsafe(self.demo.hold.set)
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Nothing is seen upstream, and no connection is made, in this block."""
+        before = self.connections, len(self.demo.requests)
+        yield
+        time.sleep(0.02)  # What was on its way would have arrived.
+        assert (self.connections, len(self.demo.requests)) == before
+
+    def reset(self) -> None:
+        self.go_on()
+        self.demo.requests.clear()
+
+    def stop(self) -> None:
+        self._call(self.demo.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(PATIENCE)
+        self._loop.close()
+
+
+class Scripted:
+    """An upstream on one port that does what the test says: each connection is given to `play`, and closed after it."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.play: Script = lambda _: None
+        self.accepted = 0
+        self._listener: socket.socket | None = None
+        self._open: list[socket.socket] = []
+        self._running = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, play: Script | None = None) -> Self:
+        """Listen."""
+        self.play = play or self.play
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        """Listen no more, and end all connections."""
+        if self._listener:
+            with suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """End all connections."""
+        for one in self._open:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        self._open.clear()
+
+    @contextmanager
+    def plays(self, play: Script) -> Iterator[None]:
+        """Do this on each new connection, in this block; connections of before end."""
+        self.stop()
+        self.accepted = 0
+        self.start(play)
+        yield
+        self.stop()
+
+    @property
+    def busy(self) -> bool:
+        """A connection is open."""
+        return self._running > 0
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                accepted, _ = listener.accept()
+                self.accepted += 1
+                self._running += 1
+                self._open.append(accepted)
+                threading.Thread(target=self._run, args=(Line(accepted), self.play), daemon=True).start()
+
+    def _run(self, peer: Line, play: Script) -> None:
+        with suppress(OSError, AssertionError):
+            play(peer)
+        with suppress(OSError):
+            peer.socket.shutdown(socket.SHUT_RDWR)
+        peer.close()
+        self._running -= 1
