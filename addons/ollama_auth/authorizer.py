@@ -100,15 +100,13 @@ class Authorizer:
             return Decision(self.refuse(exchange, error), error.key or key, stripped, error.suppress_log)
         return Decision(upstream, key, stripped + removed)
 
-    def asked(self, request: UpstreamRequest, found: Route, body: bytes) -> Asked:
-        """Read from a whole body what it asks for. Raises RefusedError."""
+    @staticmethod
+    def asked(request: UpstreamRequest, found: Route, body: bytes) -> Asked:
+        """Read from a whole body what it asks for. Raises BodyError."""
         types = values(request.fields, b"content-type")
         if len(types) > 1:
-            raise RefusedError("malformed body", 400, "the request has more than one Content-Type")
-        try:
-            return found.asked(request.target.partition(b"?")[2], types[0] if types else b"", body)
-        except BodyError as error:
-            raise RefusedError("malformed body", error.status, error.message) from None
+            raise BodyError(400, "the request has more than one Content-Type")
+        return found.asked(request.target.partition(b"?")[2], types[0] if types else b"", body)
 
     @staticmethod
     def check_asked(principal: Principal, asked: Asked) -> None:

@@ -24,12 +24,3 @@ class RefusedError(OllamaAuthError):
         self.status = status
         self.message = message
         self.fields = fields
-
-
-class RequestError(OllamaAuthError):
-    """A head or body that is refused for its form: the status, and a message for the client that quotes none of it."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message

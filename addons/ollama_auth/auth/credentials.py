@@ -9,7 +9,7 @@ import binascii
 import hmac
 import re
 
-from ..errors import OllamaAuthError
+from ..errors import RefusedError
 from ..http.head import Fields, values
 
 MAX_SECRET = 512
@@ -22,13 +22,11 @@ SOURCES = (b"authorization", b"x-api-key")
 _VISIBLE = re.compile(rb"[!-~]+")
 
 
-class CredentialError(OllamaAuthError):
+class CredentialError(RefusedError):
     """No usable credential; `reason` is one of "missing", "malformed", "duplicate", or a subclass's own."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
+        super().__init__(reason, 401, message)
 
 
 def parse(fields: Fields) -> bytes:

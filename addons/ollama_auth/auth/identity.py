@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from ..errors import RefusedError
 from ..http.head import Head, values
 from . import cli_signature, credentials
-from .cli_signature import Signature, SignatureError
+from .cli_signature import Signature
 from .credentials import CredentialError
 from .keys import KeyRing, Principal, fingerprint
 
@@ -24,7 +23,7 @@ class Identity:
 
 
 def identify(head: Head, target: bytes, ring: KeyRing, now: float, window: float) -> Identity:
-    """Return the identity behind a request. Raises RefusedError.
+    """Return the identity behind a request. Raises CredentialError.
 
     `target` is the request target in origin form; `now` is in seconds since 1970, and a signature may be `window`
     seconds away from it.
@@ -33,10 +32,7 @@ def identify(head: Head, target: bytes, ring: KeyRing, now: float, window: float
     signature = cli_signature.parse(authorization[0]) if len(authorization) == 1 else None
     if signature:
         return _by_signature(head, target, ring, signature, authorization[0], now, window)
-    try:
-        secret = credentials.parse(head.fields)
-    except CredentialError as error:
-        raise RefusedError(error.reason, 401, error.message) from None
+    secret = credentials.parse(head.fields)
     principal = ring.find(secret)
     if principal is None:
         raise _unknown("the key is not known here", secret)
@@ -47,18 +43,15 @@ def _by_signature(
     head: Head, target: bytes, ring: KeyRing, signature: Signature, sent: bytes, now: float, window: float
 ) -> Identity:
     if values(head.fields, b"x-api-key"):
-        raise RefusedError("duplicate", 401, "a signed request holds no other key")
+        raise CredentialError("duplicate", "a signed request holds no other key")
     principal = ring.find_ssh(signature.key)
     if principal is None:
         raise _unknown("the public key is not known here", signature.key)
-    try:
-        cli_signature.verify(signature, head.method, target, now, window)
-    except SignatureError as error:
-        raise RefusedError(error.reason, 401, error.message) from None
+    cli_signature.verify(signature, head.method, target, now, window)
     return Identity(principal, sent, signature)
 
 
-def _unknown(message: str, credential: bytes) -> RefusedError:
-    error = RefusedError("unknown", 401, message)
+def _unknown(message: str, credential: bytes) -> CredentialError:
+    error = CredentialError("unknown", message)
     error.key = UNKNOWN + fingerprint(credential)
     return error

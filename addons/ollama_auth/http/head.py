@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..errors import RequestError
+from ..errors import RefusedError
 
 type Fields = tuple[tuple[bytes, bytes], ...]
 """Header fields in their order: (name as sent, value without white space around it)."""
@@ -53,8 +53,11 @@ class Head:
     """The client asked for the connection to be closed after this request, or speaks HTTP/1.0."""
 
 
-class HeadError(RequestError):
-    """A head that is refused."""
+class HeadError(RefusedError):
+    """A malformed head; the message for the client quotes none of it."""
+
+    def __init__(self, status: int, message: str, *fields: tuple[bytes, bytes]) -> None:
+        super().__init__("malformed", status, message, *fields)
 
 
 class Incoming(Protocol):

@@ -13,7 +13,7 @@ from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from ..errors import RequestError
+from ..errors import RefusedError
 from .model_names import WHITE_SPACE, canonical, is_cloud, reference
 
 MAX_MARKS = 2_000_000
@@ -25,8 +25,11 @@ MAX_MEMBER = 16
 """Characters of the longest member name that is read; longer names are not kept."""
 
 
-class BodyError(RequestError):
-    """A body that can't be inspected."""
+class BodyError(RefusedError):
+    """A body that can't be inspected; the message for the client quotes none of it."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__("malformed body", status, message)
 
 
 @dataclass(frozen=True, slots=True)
