@@ -6,10 +6,10 @@ of its own, and the first one that refuses ends the walk. `lifecycle.py` turns t
 """
 
 import re
-import time
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from . import clock
 from .auth import cli_signature, forwarding, policy, redaction
 from .auth.identity import Identity, identify
 from .auth.keys import Principal
@@ -93,7 +93,7 @@ class Authorizer:
             stripped = forwarding.split(head.fields, self.settings.forward_headers, self.settings.ring.find)[1]
             identity = self._identify(head, target, exchange.route, peer)
             key = identity.principal.name
-            _raise(policy.check_route(identity.principal, exchange.route, time.time()))
+            _raise(policy.check_route(identity.principal, exchange.route, clock.wall()))
             body = self._check_body(head, identity.principal, exchange.route)
             upstream, removed = self._forward(head, target, exchange.route, identity, body)
         except RefusedError as error:
@@ -127,7 +127,7 @@ class Authorizer:
     def _identify(self, head: Head, target: bytes, found: Route, peer: Peer) -> Identity:
         throttle = self.abuse.throttle
         try:
-            identity = identify(head, target, self.settings.ring, time.time(), self.settings.signature_window)
+            identity = identify(head, target, self.settings.ring, clock.wall(), self.settings.signature_window)
         except RefusedError as error:
             if error.reason in GUESSES:
                 throttle.failed(peer.network)
@@ -136,7 +136,7 @@ class Authorizer:
             raise
         signature = identity.signature
         single_use = found.route_class in policy.REPLAY_HURTS
-        if signature and single_use and self.abuse.replays.replayed(signature.value, time.monotonic()):
+        if signature and single_use and self.abuse.replays.replayed(signature.value, clock.monotonic()):
             raise replayed()
         if wait := throttle.seconds_blocked(peer.network, identity.principal.name):
             raise throttled(wait)

@@ -20,7 +20,7 @@ from ollama_auth.ollama_api.routes import route as route_of
 from tests.harness.base import BEARER, KEY, wait_until
 from tests.harness.certificates import certificate
 from tests.harness.credentials import PUBLIC, bearer, entry, public_line, secret, signature, signed
-from tests.harness.gate import Gate
+from tests.harness.gate import Controlled, Gate
 from tests.harness.upstream import Upstream
 from tests.harness.wire import Wire, ask, chat, head
 
@@ -519,3 +519,18 @@ def test_guessing_is_hopeless(upstream: Upstream, tmp_path: Path) -> None:
         assert len(gate.lines) < 20
         assert len(upstream.requests) == upstream_before
         assert KEY not in gate.output
+
+
+def test_a_key_expires_while_the_gate_runs(upstream: Upstream, tmp_path: Path) -> None:
+    """By the clock of the gate, which is set forward here."""
+    file = tmp_path / "keys.toml"
+    file.write_text(entry("soon", expires="2999-01-01T00:00:00Z"))
+    file.chmod(0o600)
+    with Controlled(upstream.url, key=None, env={"OLLAMA_KEYS_FILE": str(file)}) as gate:
+        assert ask(gate.port, "GET", "/api/tags", bearer("soon")).status == 200
+        gate.do("from ollama_auth import clock; clock.offset = 1000 * 366 * 86400")
+        with upstream.untouched():
+            answer = ask(gate.port, "GET", "/api/tags", bearer("soon"))
+        assert (answer.status, "expired" in answer.json["error"]) == (401, True)
+        gate.do("from ollama_auth import clock; clock.offset = 0")
+        assert ask(gate.port, "GET", "/api/tags", bearer("soon")).status == 200

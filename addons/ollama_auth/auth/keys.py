@@ -4,11 +4,11 @@ import base64
 import hashlib
 import hmac
 import re
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from .. import clock
 from ..errors import OllamaAuthError
 from .credentials import MAX_SECRET
 
@@ -72,7 +72,7 @@ class Key:
 
     def owner(self) -> Principal | None:
         """The principal, or None once the key is no longer valid."""
-        return self.principal if self.until is None or time.time() < self.until else None
+        return self.principal if self.until is None or clock.wall() < self.until else None
 
 
 class KeyRing:

@@ -5,11 +5,10 @@ people behind the same address go on working. A key that is right only now is no
 slow.
 """
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
+from .. import clock
 
 WINDOW = 60.0
 """Seconds in which failures are counted, and after the last of which they are forgotten."""
@@ -23,16 +22,16 @@ MAX_SIGNATURES = 10_000
 class Throttle:
     """Counts failed attempts to authenticate."""
 
-    def __init__(self, most: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, most: int = 0, now: Callable[[], float] = clock.monotonic) -> None:
         self.most = most
         """Failures of one network in a window, after which it is throttled; 0: never."""
-        self._clock = clock
+        self._now = now
         self._failures: OrderedDict[str, tuple[float, int]] = OrderedDict()
         self._trusted: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def failed(self, network: str) -> None:
         """Count a wrong credential from a network."""
-        now = self._clock()
+        now = self._now()
         since, count = self._failures.pop(network, (now, 0))
         if now - since > WINDOW:
             since, count = now, 0
@@ -52,7 +51,7 @@ class Throttle:
         A principal that has authenticated from it before is exempt.
         """
         since, count = self._failures.get(network, (0.0, 0))
-        left = WINDOW - (self._clock() - since)
+        left = WINDOW - (self._now() - since)
         throttled = self.most and count >= self.most and left > 0
         exempt = principal is not None and (network, principal) in self._trusted
         return int(left) + 1 if throttled and not exempt else 0
