@@ -44,6 +44,7 @@ class ActiveConfig:
         self.settings: Settings | None = None
         self.authorizer: Authorizer | None = None
         self.limiter: Limiter | None = None
+        self._replaced: list[Limiter] = []
         self.log = AccessLog()
         self.audit: AuditLog | None = None
         self.observatory = observatory
@@ -93,6 +94,8 @@ class ActiveConfig:
         if audit is not self.audit and new.audit_log:
             logger.warning("ollama_auth: ollama_audit_log: prompts and responses are written to %s", new.audit_log)
         self.log, self.audit = log, audit
+        if self.limiter and self.limiter is not limiter:
+            self._replaced.append(self.limiter)
         self.settings, self.limiter = new, limiter
         self._abuse.throttle.most = new.max_wrong_keys
         self.authorizer = Authorizer(new, self._abuse)
@@ -152,12 +155,18 @@ class ActiveConfig:
             await asyncio.sleep(WATCH)
 
     async def renew(self) -> None:
-        """Renew what running requests hold, for ever. A storage that was away may have forgotten all of it."""
+        """Renew the leases of running requests, for ever: a storage may forget them while it is unavailable.
+
+        A limiter that was replaced is closed once its last lease was given back.
+        """
         while True:
             await asyncio.sleep(RENEW)
-            if self.limiter:
+            for limiter in filter(None, [self.limiter, *self._replaced]):
                 with suppress(StorageUnavailableError):
-                    await self.limiter.renew()
+                    await limiter.renew()
+                    if limiter in self._replaced and not limiter.holds_leases:
+                        self._replaced.remove(limiter)
+                        await limiter.close()
 
     def _stamp(self) -> object:
         path = self.settings.keys_file if self.settings else None

@@ -11,7 +11,7 @@ import pytest
 from ollama_auth.auth.throttle import REPLAY_GRACE
 from tests.harness.base import wait_until
 from tests.harness.credentials import PUBLIC, bearer, entry, signature
-from tests.harness.gate import Gate
+from tests.harness.gate import Controlled, Gate
 from tests.harness.programs import Redis
 from tests.harness.upstream import Upstream
 from tests.harness.wire import Wire, ask, chat, head
@@ -163,6 +163,44 @@ def test_open_while_redis_is_away_where_that_was_chosen(redis: Redis, upstream: 
         redis.stop()
         assert status(gate, "minute") == 200
         gate.find("storage of limits does not answer")
+
+
+def test_a_storage_that_is_replaced(redis: Redis, upstream: Upstream, tmp_path: Path) -> None:
+    """A running request gives its lease back where it took it, and then nothing holds a connection to there."""
+    other = Redis()
+    file = tmp_path / "keys.toml"
+    file.write_text(KEYS)
+    file.chmod(0o600)
+    options = ("--set", f"ollama_limits_storage={redis.url}")
+    body = chat()
+    start = head("POST", "/api/chat", bearer("two"), f"Content-Length: {len(body)}") + body
+    with Controlled(upstream.url, *options, key=None, env={"OLLAMA_KEYS_FILE": str(file)}) as gate:
+        upstream.hold()
+        with Wire(gate.port, start) as running:
+            running.read_until(b"\n")
+            gate.do(f"ctx.options.update(ollama_limits_storage={other.url!r})")
+            assert status(gate, "two") == 200
+            assert leases(redis) == 1
+            assert gates_connected(redis) > 0
+            upstream.go_on()
+            running.read_until(b'"done":true')
+        wait_until(lambda: leases(redis) == 0, "the lease to be given back")
+        wait_until(lambda: gates_connected(redis) == 0, "the connections to be closed")
+        assert status(gate, "two") == 200
+        assert gates_connected(other) > 0
+    other.stop()
+
+
+def leases(redis: Redis) -> int:
+    with Wire(redis.port, b"ZCARD ollama_auth:concurrent:two\r\n") as wire:
+        return int(wire.read_until(b"\r\n")[1:])
+
+
+def gates_connected(redis: Redis) -> int:
+    """Connections besides the one that asks."""
+    with Wire(redis.port, b"CLIENT LIST\r\n") as wire:
+        wire.read_until(b"\r\n")
+        return wire.read_until(b"\n\r\n").count(b" addr=") - 1
 
 
 def test_a_storage_that_is_none(upstream: Upstream, tmp_path: Path) -> None:

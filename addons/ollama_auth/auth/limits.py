@@ -156,25 +156,36 @@ class Limiter:
             async with _storage_errors():
                 await self._leases.renew()
 
+    @property
+    def holds_leases(self) -> bool:
+        """Whether a request that was granted has not left yet."""
+        return bool(self._leases.held)
+
+    async def close(self) -> None:
+        """Close the connections to the storage."""
+        if self._redis is not None:
+            async with _storage_errors():
+                await self._redis.aclose()
+
 
 class LocalLeases:
     """Concurrent requests by principal, in this process."""
 
     def __init__(self) -> None:
-        self._held: defaultdict[str, set[str]] = defaultdict(set)
+        self.held: defaultdict[str, set[str]] = defaultdict(set)
 
     async def take(self, name: str, request_id: str, limit: int) -> bool:
         """Take one of `limit` leases, if there is one left."""
-        if len(self._held[name]) >= limit:
+        if len(self.held[name]) >= limit:
             return False
-        self._held[name].add(request_id)
+        self.held[name].add(request_id)
         return True
 
     async def give_back(self, name: str, request_id: str) -> None:
         """Give a lease back; it may have been given back before."""
-        self._held[name].discard(request_id)
-        if not self._held[name]:
-            del self._held[name]
+        self.held[name].discard(request_id)
+        if not self.held[name]:
+            del self.held[name]
 
 
 class RedisLeases:
@@ -182,7 +193,7 @@ class RedisLeases:
 
     def __init__(self, redis: Any) -> None:
         self._redis = redis
-        self._held: set[tuple[str, str]] = set()  # (principal, request id) of this process, to be renewed
+        self.held: set[tuple[str, str]] = set()  # (principal, request id) of this process, to be renewed
 
     async def take(self, name: str, request_id: str, limit: int) -> bool:
         """Take one of `limit` leases: enter first and count then, so that two at once never both get the last one."""
@@ -196,24 +207,24 @@ class RedisLeases:
         if count > limit:
             await self._redis.zrem(self._key(name), request_id)
             return False
-        self._held.add((name, request_id))
+        self.held.add((name, request_id))
         return True
 
     async def give_back(self, name: str, request_id: str) -> None:
         """Give a lease back; it may have been given back before."""
-        self._held.discard((name, request_id))
+        self.held.discard((name, request_id))
         await self._redis.zrem(self._key(name), request_id)
 
     async def renew(self) -> None:
         """Extend the leases that are held."""
-        renewed = set(self._held)
+        renewed = set(self.held)
         async with self._redis.pipeline(transaction=False) as pipe:
             for name, leases in groupby(sorted(renewed), key=itemgetter(0)):
                 pipe.zadd(self._key(name), dict.fromkeys(map(itemgetter(1), leases), time.time() + LEASE))
                 pipe.expire(self._key(name), int(LEASE * 2))
             await pipe.execute()
             # A lease that was given back meanwhile may have been removed before it was renewed.
-            for name, request_id in renewed - self._held:
+            for name, request_id in renewed - self.held:
                 pipe.zrem(self._key(name), request_id)
             await pipe.execute()
 
