@@ -1,0 +1,44 @@
+"""The lists of architecture.md name every place that one of its kind is in: what is there already shows it."""
+
+import re
+import subprocess
+
+import pytest
+
+from tests.harness.base import ROOT
+from tests.harness.markdown import PAGES
+
+PAGE = PAGES["scripts/docs/architecture.md"]
+# What is searched for, and where it stands for another reason.
+KINDS = {
+    "A reason of a refusal": (r"""["`]expired["`]|\bexpired: """, r"docs/architecture|tools/doctor/|tools/keys/commands"),
+    "A field of a key": (
+        r"\bexpires\b",
+        r"README|docs/(architecture|clients|troubleshooting)|demo_upstream|doctor/|auth/limits",
+    ),
+    "A scope": (r"Scope\.EMBED|\bEMBED = |^\| `embed`", r"ollama_api/routes|docs/options"),
+    "A route or a dialect": (r"/v1/embeddings", r"docs/"),
+    "An option": (r"idle_timeout", r"docs/architecture|proxy/"),
+}
+
+
+def listed(kind: str) -> set[str]:
+    """The files that the list of a kind names."""
+    match = re.search(rf"^\*\*{re.escape(kind)}\*\*.*?(?=^\*\*|^For each)", PAGE, re.MULTILINE | re.DOTALL)
+    assert match, kind
+    return set(re.findall(r"`((?:addons|scripts)/[\w/-]+\.\w+)`", match[0]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_list_names_every_place(kind: str) -> None:
+    pattern, elsewhere = KINDS[kind]
+    command = ["git", "grep", "-lP", pattern, "--", "addons", "scripts", "README.md"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert {name for name in found if not re.search(elsewhere, name)} == listed(kind)
+
+
+def test_modules_that_are_named_exist() -> None:
+    """Every module that the page names is there."""
+    for name in re.findall(r"`((?:proxy|auth|http|ollama_api|telemetry)/\w+\.py|\w+\.py)`", PAGE):
+        places = [ROOT / "addons", ROOT / "addons" / "ollama_auth"]
+        assert any((place / name).is_file() for place in places), name
