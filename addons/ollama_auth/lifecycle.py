@@ -61,15 +61,15 @@ class RequestLifecycle:
         config: ActiveConfig,
         connections: Connections,
         ready: Callable[[], bool],
-        viewing: FlowViews,
+        flow_views: FlowViews,
         monitor: Monitor,
     ) -> None:
         """`ready` says whether a configured script holds the gate open."""
         self.config = config
         self.connections = connections
         self.ready = ready
-        self.viewing = viewing
-        self.watched = viewing.watched
+        self.flow_views = flow_views
+        self.watched = flow_views.watched
         self.monitor = monitor
         self.draining = False
 
@@ -126,7 +126,7 @@ class RequestLifecycle:
             return Refusal("error", self.internal_error(error))
 
     def _next(self, exchange: Exchange, request: UpstreamRequest, peer: ClientConnection) -> Verdict:
-        """All of it that has to be known is: it takes its lease, or goes."""
+        """Admit a request of which everything is known, unless it needs a lease first."""
         return request if request.needs_lease else self._admit(exchange, request, peer)
 
     async def reserve(self, reservation: Reservation) -> None:
@@ -177,12 +177,12 @@ class RequestLifecycle:
         fields = (b"x-request-id", exchange.id.encode()), retry_after(RETRY_SECONDS)
         return Refusal("closed", responses.error(503, "the gateway is not ready", Dialect.OLLAMA, *fields))
 
-    def refuse_malformed(self, fault: HeadError, peer: ClientConnection | None) -> Answer:
+    def refuse_malformed(self, error: HeadError, peer: ClientConnection | None) -> Answer:
         """Log a head that could not be parsed, and return the answer to it."""
         if peer:
-            exchange = Exchange(peer.address, status=fault.status, reason="malformed")
+            exchange = Exchange(peer.address, status=error.status, reason="malformed")
             self.finish(exchange, peer)
-        return responses.error(fault.status, fault.message)
+        return responses.error(error.status, error.message)
 
     def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
         """Have the body of an admitted request streamed, and show the request in mitmproxy's viewers."""
@@ -192,7 +192,7 @@ class RequestLifecycle:
         flow.request.stream = count
         if self.watched():
             flow.request.stream = keeping(flow.request, count)
-            self.viewing.begin(exchange, flow)
+            self.flow_views.begin(exchange, flow)
 
     def response_started(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
         """Add the gate's header fields to a response, and have its body streamed and read as it passes."""
@@ -213,7 +213,7 @@ class RequestLifecycle:
             kinds = get("content-type", ""), get("content-encoding", "")
             exchange.usage = UsageReader(exchange.route.usage, *kinds, exchange.status)
             exchange.on_token_interval = self.monitor.on_token_interval
-        flow.response.stream = self.viewing.response_started(exchange, flow)
+        flow.response.stream = self.flow_views.response_started(exchange, flow)
 
     def rewrite_response(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
         """Take out of a list what the principal may not use. Return an answer in its place if it can't be read."""
@@ -257,8 +257,8 @@ class RequestLifecycle:
         exchange.finish()
         if peer:
             peer.exchanges.pop(id(exchange), None)
-        self.viewing.end(exchange)
-        self._tell(exchange)
+        self.flow_views.end(exchange)
+        self._count(exchange)
         request = exchange.state.upstream_request
         charged = exchange.used and request and request.principal.tokens_per_day is not None
         if exchange.state.holds_lease or charged:
@@ -268,14 +268,14 @@ class RequestLifecycle:
         else:
             self.config.log.write(exchange)
 
-    def _tell(self, exchange: Exchange) -> None:
+    def _count(self, exchange: Exchange) -> None:
         """Count and record it. An exception here must not cost a request."""
         try:
             self.monitor.ended(exchange)
             if self.config.audit:
                 self.config.audit.write(exchange)
-        except Exception as fault:
-            logger.error("ollama_auth: a request was not counted: %s", type(fault).__name__)
+        except Exception as error:
+            logger.error("ollama_auth: a request was not counted: %s", type(error).__name__)
 
     async def _settle(self, exchange: Exchange) -> None:
         """Charge what an exchange used, and give its lease back."""
@@ -293,13 +293,13 @@ class RequestLifecycle:
             with suppress(StorageUnavailableError):
                 await limiter.leave(request.principal, exchange.state.lease)
 
-    def internal_error(self, fault: Exception) -> Answer:
+    def internal_error(self, error: Exception) -> Answer:
         """Log where an exception came from, but not its message, which may hold what a client sent; return a 503."""
-        trace = fault.__traceback__
+        trace = error.__traceback__
         while trace and trace.tb_next:
             trace = trace.tb_next
         where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "somewhere"
-        logger.error("ollama_auth: %s at %s: the request was denied", type(fault).__name__, where)
+        logger.error("ollama_auth: %s at %s: the request was denied", type(error).__name__, where)
         return responses.error(
             503, "the gateway failed to decide, so it denies", Dialect.OLLAMA, retry_after(RETRY_SECONDS)
         )

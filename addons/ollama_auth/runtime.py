@@ -29,8 +29,8 @@ from .telemetry.monitor import ListenError, Monitor
 
 logger = logging.getLogger(__name__)
 
-MAX_FAULTS = 20
-"""Lines of the log about one keys file."""
+MAX_ERROR_LINES = 20
+"""Of the log, about one keys file."""
 ANYWHERE = ("0.0.0.0", "::")  # noqa: S104, not listened on here
 WATCH = 0.5
 """Seconds between two looks at the keys file."""
@@ -39,7 +39,7 @@ WATCH = 0.5
 class ActiveConfig:
     """Nothing is in force before the first settings were taken: `settings` and `authorizer` are None."""
 
-    def __init__(self, emit: Callable[[], Callable[[str], None] | None], observatory: Monitor) -> None:
+    def __init__(self, emit: Callable[[], Callable[[str], None] | None], monitor: Monitor) -> None:
         """`emit` returns what takes readable lines of the access log in place of standard output, or None."""
         self.settings: Settings | None = None
         self.authorizer: Authorizer | None = None
@@ -47,7 +47,7 @@ class ActiveConfig:
         self._replaced: list[Limiter] = []
         self.log = AccessLog()
         self.audit: AuditLog | None = None
-        self.observatory = observatory
+        self.monitor = monitor
         self._emit = emit
         self._abuse = AbuseState(Throttle(), ReplayCache())
         self._hidden: dict[str, bytes] = {}
@@ -78,13 +78,15 @@ class ActiveConfig:
             limiter = self._limiter_for(new)
             log, audit = self.log, self.audit
             if old is None or old.access_log != new.access_log:
-                log = self._open_log(new.access_log)
+                log = _open("ollama_access_log", new.access_log, lambda: AccessLog(new.access_log, self._emit()))
                 opened.callback(log.close)
             if old is None or (old.audit_log, old.audit_size) != (new.audit_log, new.audit_size):
-                audit = self._open_audit(new)
-                opened.callback(audit.close if audit else lambda: None)
+                audit = None
+                if path := new.audit_log:
+                    audit = _open("ollama_audit_log", path, lambda: AuditLog(path, new.audit_size))
+                    opened.callback(audit.close)
             try:
-                self.observatory.listen(new.metrics_listen)
+                self.monitor.listen(new.metrics_listen)
             except ListenError as error:
                 raise SettingsError(f"ollama_metrics_listen: {error}") from error
             opened.pop_all()
@@ -115,41 +117,24 @@ class ActiveConfig:
             )
         try:
             return Limiter(new.limits_storage)
-        except LimitsError as fault:
-            raise SettingsError(str(fault)) from fault
-
-    def _open_log(self, target: str | None) -> AccessLog:
-        try:
-            log = AccessLog(target, self._emit())
-        except OSError as fault:
-            raise SettingsError(
-                f"ollama_access_log: can't write {target!r} ({fault.strerror}); name a file that can be written"
-            ) from fault
-        return log
-
-    def _open_audit(self, new: Settings) -> AuditLog | None:
-        try:
-            return AuditLog(new.audit_log, new.audit_size) if new.audit_log else None
-        except OSError as fault:
-            raise SettingsError(
-                f"ollama_audit_log: can't write {new.audit_log!r} ({fault.strerror}); name a file that can be written"
-            ) from fault
+        except LimitsError as error:
+            raise SettingsError(str(error)) from error
 
     def close(self) -> None:
-        """Write what waits to be written; nobody is shown anything any more."""
+        """Write what the logs have left to write, and stop the status server."""
         self.log.close()
         if self.audit:
             self.audit.close()
-        self.observatory.close()
+        self.monitor.close()
 
     # The keys file.
 
     async def watch(self, options: Any) -> None:
-        """Read the keys file again when it was changed, however that was done."""
+        """Reload the keys when their file was changed, for ever."""
         taken, seen = self._stamp(), self._stamp()
         while True:
             last, seen = seen, self._stamp()
-            if seen == last != taken:  # Changed, and not being written any more.
+            if seen == last != taken:  # Changed, and not being written now.
                 taken = seen
                 await self.reload(options)
             await asyncio.sleep(WATCH)
@@ -173,37 +158,47 @@ class ActiveConfig:
         return path, keys_file.stamp(path) if path else None
 
     async def hang_up(self, options: Any) -> None:
-        """SIGHUP: logs were moved away, and keys may have been changed."""
+        """Handle SIGHUP: open the logs again, and reload the keys."""
         self.log.reopen()
         if self.audit:
             self.audit.reopen()
         await self.reload(options)
 
     async def reload(self, options: Any) -> None:
-        """Take the keys as they are now; where they are faulty, keep the old ones and say so."""
+        """Put the keys of the file in force; keep the old ones and log why, if they are faulty."""
         if self.settings is None or self.settings.keys_file is None:
             return
         try:
-            async with self._reading:  # An older reading must not undo a newer one: a revoked key would be good again.
+            async with self._reading:  # An older reading must not undo a newer one.
                 ring = await self._read_again(options, self.settings)
-        except SettingsError as fault:
-            say(fault, "the keys stay as they were: ")
-        except Exception as fault:
-            logger.error("ollama_auth: the keys stay as they were: %s", type(fault).__name__)
+        except SettingsError as error:
+            say(error, "the keys stay as they were: ")
+        except Exception as error:
+            logger.error("ollama_auth: the keys stay as they were: %s", type(error).__name__)
         else:
             logger.log(ALERT, "ollama_auth: the keys file was read again: %d keys", len(ring))
 
     async def _read_again(self, options: Any, before: Settings) -> KeyRing:
         # In a thread: 10,000 keys take half a second.
         ring, warnings = await asyncio.to_thread(settings.read_keys, options, os.environ, self._hidden)
-        if self.settings and self.settings is not before:  # Others were taken meanwhile.
+        if self.settings and self.settings is not before:  # Others are in force by now.
             return await self._read_again(options, self.settings)
         self.take(replace(before, ring=ring, warnings=warnings))
         return ring
 
 
+def _open[T](option: str, path: str | None, make: Callable[[], T]) -> T:
+    """Open a log. Raises SettingsError."""
+    try:
+        return make()
+    except OSError as error:
+        raise SettingsError(
+            f"{option}: can't write {path!r} ({error.strerror}); name a file that can be written"
+        ) from error
+
+
 def check_apart(metrics: tuple[str, int], options: Any) -> None:
-    """Workers share ports: the gate and the metrics would share one too, and each get some requests of the other.
+    """Refuse one port for the gate and the metrics: workers share ports, so each would get requests of the other.
 
     Raises SettingsError.
     """
@@ -213,7 +208,7 @@ def check_apart(metrics: tuple[str, int], options: Any) -> None:
         raise SettingsError(f"ollama_metrics_listen: port {metrics[1]} is the gate's own: choose another")
 
 
-def say(fault: SettingsError, what: str = "") -> None:
-    """Log a fault, which may have many lines."""
-    for line in str(fault).splitlines()[:MAX_FAULTS]:
+def say(error: SettingsError, what: str = "") -> None:
+    """Log an error of up to MAX_ERROR_LINES lines."""
+    for line in str(error).splitlines()[:MAX_ERROR_LINES]:
         logger.error("ollama_auth: %s%s", what, line)

@@ -11,7 +11,10 @@ from tests.harness.markdown import PAGES
 PAGE = PAGES["scripts/docs/architecture.md"]
 # What is searched for, and where it stands for another reason.
 KINDS = {
-    "A reason of a refusal": (r"""["`]expired["`]|\bexpired: """, r"docs/architecture|tools/doctor/|tools/keys/commands"),
+    "A reason of a refusal": (
+        r"""["`]expired["`]|\bexpired: """,
+        r"docs/architecture|tools/doctor/|tools/keys/commands",
+    ),
     "A field of a key": (
         r"\bexpires\b",
         r"README|docs/(architecture|clients|troubleshooting)|demo_upstream|doctor/|auth/limits",
