@@ -7,7 +7,7 @@ of its own, and the first one that refuses ends the walk. `lifecycle.py` turns t
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from . import clock
 from .auth import cli_signature, forwarding, policy, redaction
@@ -20,7 +20,7 @@ from .errors import RefusedError
 from .exchange import Exchange, Refusal, UpstreamRequest, new_id
 from .http import cors, responses
 from .http.head import Fields, Head, values
-from .http.request_rules import METHODS, check_request, origin_form
+from .http.request_rules import METHODS, Address, check_request, origin_form
 from .http.responses import retry_after, unauthorized
 from .ollama_api.request_models import Asked, BodyError
 from .ollama_api.routes import Route, route
@@ -30,17 +30,6 @@ GUESSES = ("unknown", "bad signature")
 """Reasons of a refusal that guessing brings about; the other ones are mistakes, and are not counted by the throttle."""
 KEY_IN_PATH = "key in path"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-
-
-class Peer(Protocol):
-    """The client connection that a request came on: `proxy.connections.ClientConnection`, which is a layer above."""
-
-    @property
-    def address(self) -> str: ...
-    @property
-    def network(self) -> str: ...
-    @property
-    def sockname(self) -> tuple[str, int] | None: ...
 
 
 @dataclass(slots=True)
@@ -70,28 +59,34 @@ class Authorizer:
         self.settings = settings
         self.abuse = abuse
 
-    def parse(self, head: Head, peer: Peer) -> Exchange:
-        """Begin the record of a request with what its head says, whatever will be decided."""
+    def parse(self, head: Head, client: str, server: Address | None) -> Exchange:
+        """Begin the record of a request with what its head says, whatever will be decided.
+
+        `client` is the address that it came from, `server` the address and port that it came to.
+        """
         find = self.settings.ring.find
-        target = origin_form(head.target, peer.sockname)
-        exchange = Exchange(peer.address, shown_method(head.method, find))
+        target = origin_form(head.target, server)
+        exchange = Exchange(client, shown_method(head.method, find))
         exchange.id = request_id(head.fields, find)
         exchange.route = route(head.method, head.target if target is None else target)
         exchange.path = redaction.mask_path(exchange.route.path, find)
         exchange.state.cors = cors.response_fields(head.fields, self.settings.cors_origins)
         return exchange
 
-    def authorize(self, head: Head, exchange: Exchange, peer: Peer) -> Decision:
-        """Decide by the head alone. Changes nothing of the exchange, and raises nothing that a client can cause."""
+    def authorize(self, head: Head, exchange: Exchange, network: str, server: Address | None) -> Decision:
+        """Decide by the head alone. Changes nothing of the exchange, and raises nothing that a client can cause.
+
+        `network` is what wrong credentials are counted by.
+        """
         if answer := cors.preflight(head.method, head.fields, self.settings.cors_origins):
             return Decision(Refusal("preflight", answer, keep_alive=True))
         key: str | None = None
         stripped: tuple[str, ...] = ()
         try:
-            target = check_request(head, peer.sockname, self.settings.bounds)
+            target = check_request(head, server, self.settings.bounds)
             assert exchange.route is not None
             stripped = forwarding.split(head.fields, self.settings.forward_headers, self.settings.ring.find)[1]
-            identity = self._identify(head, target, exchange.route, peer)
+            identity = self._identify(head, target, exchange.route, network)
             key = identity.principal.name
             _raise(policy.check_route(identity.principal, exchange.route, clock.wall()))
             body = self._check_body(head, identity.principal, exchange.route)
@@ -124,23 +119,23 @@ class Authorizer:
 
     # The stages of `authorize`.
 
-    def _identify(self, head: Head, target: bytes, found: Route, peer: Peer) -> Identity:
+    def _identify(self, head: Head, target: bytes, found: Route, network: str) -> Identity:
         throttle = self.abuse.throttle
         try:
             identity = identify(head, target, self.settings.ring, clock.wall(), self.settings.signature_window)
         except RefusedError as error:
             if error.reason in GUESSES:
-                throttle.failed(peer.network)
-                if wait := throttle.seconds_blocked(peer.network):
+                throttle.failed(network)
+                if wait := throttle.seconds_blocked(network):
                     raise throttled(wait, error.key, suppress_log=True) from None
             raise
         signature = identity.signature
         single_use = found.route_class in policy.REPLAY_HURTS
         if signature and single_use and self.abuse.replays.replayed(signature.value, clock.monotonic()):
             raise replayed()
-        if wait := throttle.seconds_blocked(peer.network, identity.principal.name):
+        if wait := throttle.seconds_blocked(network, identity.principal.name):
             raise throttled(wait)
-        throttle.succeeded(peer.network, identity.principal.name)
+        throttle.succeeded(network, identity.principal.name)
         return identity
 
     def _check_body(self, head: Head, principal: Principal, found: Route) -> tuple[int | None, bool]:

@@ -88,8 +88,9 @@ class RequestLifecycle:
                 exchange.method = shown_method(head.method, self.settings.ring.find)
                 verdict: Verdict = self._not_ready(exchange)
             else:
-                exchange = authorizer.parse(head, peer)
-                verdict = self._apply(authorizer.authorize(head, exchange, peer), exchange, peer)
+                exchange = authorizer.parse(head, peer.address, peer.sockname)
+                decision = authorizer.authorize(head, exchange, peer.network, peer.sockname)
+                verdict = self._apply(decision, exchange, peer)
         except Exception as error:
             verdict = Refusal("error", self.internal_error(error))
         if isinstance(verdict, Refusal):

@@ -2,10 +2,12 @@
 
 from .head import Bounds, Head, HeadError, check_fields, values
 
+type Address = tuple[str, int]
+"""(IP address, port)."""
 METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS")
 
 
-def check_request(head: Head, server: tuple[str, int] | None, bounds: Bounds) -> bytes:
+def check_request(head: Head, server: Address | None, bounds: Bounds) -> bytes:
     """Refuse what this server does for nobody, and return the request target in origin form. Raises HeadError.
 
     `server` is the address that the client connected to.
@@ -25,7 +27,7 @@ def check_request(head: Head, server: tuple[str, int] | None, bounds: Bounds) ->
     return target
 
 
-def origin_form(target: bytes, server: tuple[str, int] | None) -> bytes | None:
+def origin_form(target: bytes, server: Address | None) -> bytes | None:
     """Return path and query of a request target (RFC 9112 section 3.2), or None if it is for another server.
 
     The absolute form is accepted for `server`, the address that the client connected to, and for localhost if that is
