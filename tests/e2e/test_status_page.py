@@ -31,8 +31,9 @@ NOW = 1764063600.0
 def minute(i: int) -> dict[str, Any]:
     """A minute of an hour in which nobody asked at first, then many did."""
     wave = max(0.0, math.sin(i / 7) + math.sin(i / 3) / 2) if i > 8 else 0.0
-    requests, refused = round(wave * 24), 9 if i == 30 else round(wave) % 2
-    busy, failed = requests > 0, 2 if i in (41, 42) else 0
+    refused, failed = 9 if i == 30 else round(wave) % 2, 2 if i in (41, 42) else 0
+    requests = max(round(wave * 24), failed)
+    busy = requests > 0
     return {
         "time": NOW - 60 * (59 - i) - NOW % 60,
         "requests": requests + refused,
