@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from . import clock
 from .auth import cli_signature, forwarding, policy, redaction
-from .auth.identity import Identity, identify
+from .auth.credentials import CredentialError
+from .auth.identity import Identity, find_again, identify
 from .auth.keys import Principal
 from .auth.policy import Denial
 from .auth.redaction import KeyLookup
@@ -103,10 +104,20 @@ class Authorizer:
             raise BodyError(400, "the request has more than one Content-Type")
         return found.asked(request.target.partition(b"?")[2], types[0] if types else b"", body)
 
-    @staticmethod
-    def check_asked(principal: Principal, asked: Asked) -> None:
-        """Refuse what the principal may not ask for in a body. Raises RefusedError."""
-        _raise(policy.check_asked(principal, asked))
+    def check_again(self, request: UpstreamRequest, found: Route, asked: Asked | None) -> None:
+        """Ask policy about a request that waited, with its principal as it is now. Raises RefusedError.
+
+        `asked` is what its body asks for, if it was inspected. The key may have been revoked, narrowed or expired.
+        """
+        principal = find_again(request.identity, self.settings.ring) if request.identity else None
+        if principal is None:
+            raise CredentialError("unknown", "the key is not known here any more")
+        _raise(policy.check_route(principal, found, clock.wall()))
+        unread = policy.needs_models(principal, found) and asked is None
+        if unread or (policy.listing_filtered(principal, found) and not request.filters_listing):
+            raise RefusedError("model", 403, "the models of this key were changed meanwhile: send the request again")
+        if asked:
+            _raise(policy.check_asked(principal, asked))
 
     @staticmethod
     def refuse(exchange: Exchange, error: RefusedError) -> Refusal:
@@ -166,7 +177,7 @@ class Authorizer:
         fields = redaction.without(forwarding.split(head.fields, allowed)[0], secret)
         shared = self.settings.limits_storage is not None and found.route_class in policy.REPLAY_HURTS
         single_use = signature.value if signature and shared else None
-        return UpstreamRequest(principal, target, fields, *body, filtered, single_use), removed
+        return UpstreamRequest(principal, target, fields, *body, filtered, single_use, identity), removed
 
 
 def _raise(denial: Denial | None) -> None:

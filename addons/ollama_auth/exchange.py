@@ -7,12 +7,13 @@ from enum import StrEnum
 from time import monotonic
 from time import time as wall_clock
 
-from .auth.identity import UNKNOWN
+from .auth.identity import UNKNOWN, Identity
 from .auth.keys import Principal
 from .auth.limits import Limiter, limited
 from .bounded_copy import Recording
 from .http.head import Fields
 from .http.responses import Answer
+from .ollama_api.request_models import Asked
 from .ollama_api.routes import Dialect, Route
 from .ollama_api.usage import Usage, UsageReader
 
@@ -51,11 +52,18 @@ class UpstreamRequest:
     """Models that the principal may not use are taken out of the response."""
     single_use_signature: bytes | None = None
     """A signature that no other gate may have seen before."""
+    identity: Identity | None = field(default=None, repr=False)
+    """The credential, to look its principal up again if the request has to wait."""
 
     @property
     def needs_lease(self) -> bool:
         """The limits of the principal, or other gates, have to be asked first."""
         return limited(self.principal) or self.single_use_signature is not None
+
+    @property
+    def waits(self) -> bool:
+        """Time passes between the decision about its head and its admission."""
+        return self.inspects_body or self.needs_lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,8 @@ class RequestState:
     """What was decided about a request, as far as it is needed until the request ends. Not for logs."""
 
     upstream_request: UpstreamRequest | None = None
+    asked: Asked | None = None
+    """What its body asks for, if the body was inspected."""
     cors: Fields = ()
     """Fields of every response to it, for browsers."""
     limit_fields: Fields = ()

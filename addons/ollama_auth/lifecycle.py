@@ -117,9 +117,10 @@ class RequestLifecycle:
             if authorizer is None or request is None or exchange.route is None:
                 return self._not_ready(exchange)
             if request.inspects_body:
-                asked = authorizer.asked(request, exchange.route, body)
+                asked = exchange.state.asked = authorizer.asked(request, exchange.route, body)
                 exchange.model = asked.names[0] if asked.names else None
-                authorizer.check_asked(request.principal, asked)
+                if request.needs_lease:  # No lease for a body that is refused.
+                    authorizer.check_again(request, exchange.route, asked)
             return self._next(exchange, request, peer)
         except RefusedError as error:
             return Authorizer.refuse(exchange, error)
@@ -138,13 +139,12 @@ class RequestLifecycle:
             return
         try:
             await self._take_lease(exchange, request, limiter)
+            if exchange.ended is not None:  # The client has left meanwhile.
+                await self._settle(exchange)
+                return
+            reservation.verdict = self._admit(exchange, request, peer)
         except RefusedError as error:
             reservation.verdict = Authorizer.refuse(exchange, error)
-            return
-        if exchange.ended is not None:  # The client has left meanwhile.
-            await self._settle(exchange)
-            return
-        reservation.verdict = self._admit(exchange, request, peer)
 
     async def _take_lease(self, exchange: Exchange, request: UpstreamRequest, limiter: Limiter) -> None:
         """Ask the limits. Raises RefusedError."""
@@ -169,8 +169,11 @@ class RequestLifecycle:
             exchange.state.limit_fields = limit_fields("requests_per_minute", *granted.requests)
 
     def _admit(self, exchange: Exchange, request: UpstreamRequest, peer: ClientConnection) -> Admission | Refusal:
-        if not self.ready():  # It may have waited for its body, or for its lease.
+        authorizer = self.config.authorizer
+        if authorizer is None or exchange.route is None or not self.ready():
             return self._not_ready(exchange)
+        if request.waits:
+            authorizer.check_again(request, exchange.route, exchange.state.asked)
         peer.admitted = exchange.admitted = True
         return Admission(request)
 

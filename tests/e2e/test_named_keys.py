@@ -21,6 +21,7 @@ from tests.harness.base import BEARER, KEY, wait_until
 from tests.harness.certificates import certificate
 from tests.harness.credentials import PUBLIC, bearer, entry, public_line, secret, signature, signed
 from tests.harness.gate import Controlled, Gate
+from tests.harness.http2 import H2
 from tests.harness.upstream import Upstream
 from tests.harness.wire import Wire, ask, chat, head
 
@@ -534,3 +535,42 @@ def test_a_key_expires_while_the_gate_runs(upstream: Upstream, tmp_path: Path) -
         assert (answer.status, "expired" in answer.json["error"]) == (401, True)
         gate.do("from ollama_auth import clock; clock.offset = 0")
         assert ask(gate.port, "GET", "/api/tags", bearer("soon")).status == 200
+
+
+CHANGED = {
+    "revoked": (entry("other"), 401),
+    "expired": (entry("weak", models=["demo"], expires="2020-01-01T00:00:00Z"), 401),
+    "without the scope": (entry("weak", models=["demo"], scopes=["list"]), 403),
+    "without the model": (entry("weak", models=["another"]), 403),
+}
+
+
+@pytest.mark.parametrize("limits", [{}, {"concurrent_requests": 2}], ids=["", "with a limit"])
+@pytest.mark.parametrize("what", CHANGED)
+def test_a_key_that_is_changed_while_its_body_comes(
+    upstream: Upstream, tmp_path: Path, what: str, limits: dict[str, int]
+) -> None:
+    """What holds at the moment of the admission is what the key may do then, over HTTP/1 and HTTP/2."""
+    changed, status = CHANGED[what]
+    file, cert = tmp_path / "keys.toml", certificate(tmp_path)
+    file.write_text(entry("weak", models=["demo"], **limits))
+    file.chmod(0o600)
+    body = chat()
+    start = head("POST", "/api/chat", bearer("weak"), f"Content-Length: {len(body)}") + body[:-1]
+    environ = {"OLLAMA_KEYS_FILE": str(file)}
+    with (
+        Gate(upstream.url, key=None, env=environ) as plain,
+        Gate(upstream.url, "--certs", str(cert), key=None, env=environ) as tls,
+        Wire(plain.port, start) as wire,
+        H2(tls.port, cert) as client,
+    ):
+        field = ("authorization", bearer("weak").partition(": ")[2])
+        stream = client.request("POST", "/api/chat", field, body=None, key=False)
+        client.data(stream, body[:-1])
+        file.write_text(changed)
+        for gate in (plain, tls):
+            gate.find("the keys file was read again")
+        with upstream.untouched():
+            assert wire.send(body[-1:]).read_response().status == status
+            client.data(stream, body[-1:], end=True)
+            assert client.status(stream) == status

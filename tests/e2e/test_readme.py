@@ -150,7 +150,12 @@ def test_files_that_are_named_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_options_that_are_named_exist(page: str) -> None:
     text = re.sub(r"ollama_auth_\w+|ollama_api/", "", PAGES[page])  # Metrics, modules.
-    named = set(re.findall(r"\bollama_[a-z_]+", text)) - {"ollama_auth", "ollama_max_boddy", "ollama_limits_", "ollama_reserve"}
+    named = set(re.findall(r"\bollama_[a-z_]+", text)) - {
+        "ollama_auth",
+        "ollama_max_boddy",
+        "ollama_limits_",
+        "ollama_reserve",
+    }
     assert named <= {option.name for option in option_table.OPTIONS}
 
 

@@ -39,6 +39,11 @@ def identify(head: Head, target: bytes, ring: KeyRing, now: float, window: float
     return Identity(principal, secret)
 
 
+def find_again(identity: Identity, ring: KeyRing) -> Principal | None:
+    """Return the principal that a credential belongs to now, in a ring that may be newer."""
+    return ring.find_ssh(identity.signature.key) if identity.signature else ring.find(identity.secret)
+
+
 def _by_signature(
     head: Head, target: bytes, ring: KeyRing, signature: Signature, sent: bytes, now: float, window: float
 ) -> Identity:
