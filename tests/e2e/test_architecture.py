@@ -20,16 +20,17 @@ KINDS = {
         r"README|docs/(architecture|clients|troubleshooting)|demo_upstream|doctor/|auth/limits",
     ),
     "A scope": (r"Scope\.EMBED|\bEMBED = |^\| `embed`", r"ollama_api/routes|docs/options"),
-    "A route or a dialect": (r"/v1/embeddings", r"docs/"),
+    "A route": (r"/v1/embeddings", r"docs/"),
+    "A dialect": (r"ANTHROPIC\b", r"docs/|ollama_api/(usage|conversation)"),
     "An option": (r"idle_timeout", r"docs/architecture|proxy/"),
 }
 
 
 def listed(kind: str) -> set[str]:
     """The files that the list of a kind names."""
-    match = re.search(rf"^\*\*{re.escape(kind)}\*\*.*?(?=^\*\*|^For each)", PAGE, re.MULTILINE | re.DOTALL)
+    match = re.search(rf"^\*\*{re.escape(kind)}\*\*.*?(?=^\*\*|^For each of)", PAGE, re.MULTILINE | re.DOTALL)
     assert match, kind
-    return set(re.findall(r"`((?:addons|scripts)/[\w/-]+\.\w+)`", match[0]))
+    return set(re.findall(r"^- `((?:addons|scripts)/[\w/-]+\.\w+)`", match[0], re.MULTILINE))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -38,6 +39,22 @@ def test_a_list_names_every_place(kind: str) -> None:
     command = ["git", "grep", "-lP", pattern, "--", "addons", "scripts", "README.md"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert {name for name in found if not re.search(elsewhere, name)} == listed(kind)
+
+
+REASON = re.compile(
+    r'(?:RefusedError|CredentialError|SignatureError|Refusal|Exceeded|__init__)\(\s*"([a-z_ ]+)"'
+    r'|Denial\(\d+, "([a-z_ ]+)"|KEY_IN_PATH = "([a-z ]+)"'
+)
+
+
+def test_every_reason_in_the_code_is_in_the_pages() -> None:
+    sources = [path.read_text() for path in (ROOT / "addons").rglob("*.py")]
+    found = {"".join(match) for source in sources for match in REASON.findall(source)}
+    assert {"expired", "key in path", "malformed body", "tokens_per_day"} <= found
+    described = set(re.findall(r"^\| `([a-z_ ]+)` \|", PAGES["scripts/docs/logging.md"], re.MULTILINE))
+    assert found - described == set()
+    page = (ROOT / "addons/ollama_auth/telemetry/status.html").read_text()
+    assert found - {"preflight"} - set(re.findall(r'^  "([a-z_ ]+)": "', page, re.MULTILINE)) == set()
 
 
 def test_modules_that_are_named_exist() -> None:

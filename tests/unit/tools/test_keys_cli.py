@@ -12,14 +12,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ollama_auth.auth import keys_file
-from ollama_auth.auth.keys import KeyRing
+from ollama_auth.auth.keys import KeyRing, Principal
 from scripts.tools.keys import __main__ as cli
 from scripts.tools.keys import document, store, values
 from scripts.tools.terminal import ToolError
@@ -541,3 +541,10 @@ def test_whoever_reads_a_list_may_stop(lab: Terminal) -> None:
         assert process.stderr
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+def test_every_field_of_a_key_is_listed(terminal: Terminal) -> None:
+    """What Principal has, the JSON of `list` has: a field that scripts/keys forgets fails here."""
+    terminal.does("add", "anna")
+    (facts,) = json.loads(terminal.does("list", "--json"))
+    assert {field.name for field in fields(Principal)} - facts.keys() == set()
