@@ -225,12 +225,12 @@ class GateStream(HttpStream):
         """No addon would do anything at the hooks of this request. None until its first hook."""
 
     def handle_event(self, event: events.Event) -> Commands:
-        """Handle an event; while it must be queued (for a connection or a hook), read no more of the body."""
+        """Handle an event; while body data is queued (for a connection or a hook), read no more from the client."""
         peer = self.parent.peer
         if self._paused and isinstance(event, RequestData):
             peer.hold_reading(peer.client, self)
         yield from super().handle_event(event)
-        if not self._paused:
+        if not self._paused or not any(isinstance(queued, RequestData) for queued in self._paused_event_queue):
             peer.release_reading(peer.client, self)
 
     def _handle_event(self, event: events.Event) -> Commands:
