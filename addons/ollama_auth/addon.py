@@ -22,13 +22,12 @@ from typing import Any, cast
 
 from mitmproxy import ctx, exceptions, options, optmanager, version
 from mitmproxy.addonmanager import Loader
-from mitmproxy.connection import Client, ConnectionState, Server
+from mitmproxy.connection import Client, ConnectionState
 from mitmproxy.log import ALERT
 from mitmproxy.net.http import url
-from mitmproxy.proxy import events, layer
+from mitmproxy.proxy import events, layer, tunnel
 from mitmproxy.proxy.mode_specs import ReverseMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
-from mitmproxy.tls import TlsData
 from mitmproxy.utils import asyncio_utils, human
 
 from . import process, settings
@@ -44,7 +43,7 @@ from .proxy.hook_dispatch import HookDispatcher
 from .proxy.layer import GateLayer
 from .proxy.option_cache import CachedOptions
 from .proxy.tls import ClientTls, CloseConnectionLayer
-from .proxy.transport import BulkReader, close_sockets
+from .proxy.transport import BulkReader, close_sockets, transport_of
 from .runtime import ActiveConfig, say
 from .telemetry.monitor import Monitor
 
@@ -182,9 +181,8 @@ class Gate:
         asyncio_utils.create_task(self.monitor.publish(), name="gate workers", keep_ref=True)
         asyncio_utils.create_task(self.config.watch(ctx.options), name="gate keys", keep_ref=True)
         asyncio_utils.create_task(self.config.renew(), name="gate leases", keep_ref=True)
-        if hasattr(signal, "SIGHUP"):
-            with suppress(NotImplementedError, RuntimeError, ValueError):
-                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.hang_up)
+        with suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):  # Windows has none of this.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.hang_up)
         process.raise_file_limit()
         servers = ctx.master.addons.get("proxyserver").servers
         process.widen_backlog(servers)
@@ -275,13 +273,12 @@ class Gate:
         context.options = cast(options.Options, self.hooks.options)
         context.server.tls = mode.scheme == "https"
         context.layers.remove(nextlayer.layer)
+        stack = tunnel.LayerStack()
         if encrypted:
             peer.deadline = time.monotonic() + self.lifecycle.settings.handshake_timeout
-            outer = ClientTls(context)
-            outer.child_layer = GateLayer(context, self.lifecycle, peer, self.hooks)
-            nextlayer.layer = outer
-        else:
-            nextlayer.layer = GateLayer(context, self.lifecycle, peer, self.hooks)
+            stack /= ClientTls(context)
+        stack /= GateLayer(context, self.lifecycle, peer, self.hooks)
+        nextlayer.layer = stack[0]
 
     def client_disconnected(self, client: Client) -> None:
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
@@ -312,13 +309,11 @@ class Gate:
         if ours and not (peer and peer.admitted):
             data.server.error = "no request of this connection was admitted"
         elif peer and self.settings:
-            peer.limit_connect_time(self.settings.connect_timeout, data.server)
+            peer.connecting[data.server] = time.monotonic() + self.settings.connect_timeout
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
         if peer := self.connections.get(data.client.id):
             BulkReader.take_over(peer.handler, data.server)
-        if not data.server.tls:
-            self._connect_ended(data.client, data.server)
 
     def server_disconnected(self, data: ServerConnectionHookData) -> None:
         peer = self.connections.get(data.client.id)
@@ -328,20 +323,6 @@ class Gate:
             if data.server.state is not ConnectionState.CLOSED:
                 data.server.state = ConnectionState.CLOSED
                 peer.send_event(events.ConnectionClosed(data.server))
-
-    def server_connect_error(self, data: ServerConnectionHookData) -> None:
-        self._connect_ended(data.client, data.server)
-
-    def tls_established_server(self, data: TlsData) -> None:
-        self._connect_ended(data.context.client, data.context.server)
-
-    def tls_failed_server(self, data: TlsData) -> None:
-        self._connect_ended(data.context.client, data.context.server)
-
-    def _connect_ended(self, client: Client, server: Server) -> None:
-        peer = self.connections.get(client.id)
-        if peer:
-            peer.connect_finished(server)
 
     # Shutdown.
 
@@ -388,7 +369,7 @@ class Gate:
 
     async def _requests_end(self, impatient: asyncio.Event, seconds: float) -> None:
         """Wait until no request is running and the kernel has all that was written; it sends that by itself."""
-        transports = [transport for peer in self.connections if (transport := peer.transport())]
+        transports = [transport for peer in self.connections if (transport := transport_of(peer.handler, peer.client))]
         until = time.monotonic() + seconds
         while time.monotonic() < until and not impatient.is_set():
             if all(peer.idle for peer in self.connections) and not any(t.get_write_buffer_size() for t in transports):
@@ -398,7 +379,11 @@ class Gate:
 
 
 def access_log_output() -> Callable[[str], None] | None:
-    """See process.access_log_output; the full-screen mitmproxy is the program without the addon termlog."""
-    full_screen = ctx.master.addons.get("termlog") is None
-    quiet = not full_screen and ctx.options.termlog_verbosity == "error"  # The option comes with the addon.
-    return process.access_log_output(full_screen=full_screen, quiet=quiet)
+    """Return what takes readable lines of the access log; None means standard output.
+
+    The full-screen mitmproxy, which has no addon termlog, owns the terminal, so its event log takes them.
+    `mitmdump --quiet` shows none.
+    """
+    if ctx.master.addons.get("termlog") is None:
+        return lambda line: logger.log(ALERT, "%s", line)
+    return (lambda _: None) if ctx.options.termlog_verbosity == "error" else None

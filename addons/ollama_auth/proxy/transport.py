@@ -1,11 +1,9 @@
-"""Changes to asyncio's transports and readers under mitmproxy: larger reads, pauses, resets, leftover sockets.
+"""Changes to asyncio's transports and readers under mitmproxy: larger reads, resumed reading, leftover sockets.
 
 The only module that replaces or reads private parts of asyncio; tests/unit/proxy/test_internals.py pins those parts.
 """
 
 import asyncio
-import socket
-import struct
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -24,25 +22,11 @@ def transport_of(handler: ConnectionHandler, connection: Connection) -> asyncio.
     return io.writer.transport if io and isinstance(io.writer, asyncio.StreamWriter) else None  # type: ignore[return-value]
 
 
-def pause_reading(handler: ConnectionHandler, connection: Connection) -> None:
-    """Read nothing more from a connection."""
-    transport = transport_of(handler, connection)
-    if transport and transport.is_reading():
-        transport.pause_reading()
-
-
 def resume_reading(handler: ConnectionHandler, connection: Connection) -> None:
     """Read from a connection again, unless it is closing or its reader is full, which resumes by itself."""
     transport = transport_of(handler, connection)
     if transport and not transport.is_closing() and not handler.transports[connection].reader._paused:  # type: ignore[union-attr]
         transport.resume_reading()
-
-
-def reset(transport: asyncio.Transport) -> None:
-    """Close with a TCP reset instead of an orderly end."""
-    own = transport.get_extra_info("socket")
-    own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
 
 
 def close_sockets(handler: ConnectionHandler, *connections: Connection) -> None:
@@ -51,8 +35,7 @@ def close_sockets(handler: ConnectionHandler, *connections: Connection) -> None:
     mitmproxy does so itself, unless its task is cancelled while it waits to hand an event to the layers.
     """
     for connection in connections:
-        writer = handler.transports[connection].writer
-        if writer:
+        if writer := handler.transports[connection].writer:
             writer.close()
 
 

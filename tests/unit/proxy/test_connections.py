@@ -90,9 +90,6 @@ class FakeProtocol:
     def __init__(self, *, idle: bool = True) -> None:
         self.idle = idle
 
-    def apply_backpressure(self, stream_id: int, server: Connection) -> None:
-        """Nobody answers here."""
-
 
 def peer_from(
     address: str = "10.0.0.1", *, busy: bool = False, authenticated: bool = False, deadline: float = 0
@@ -432,7 +429,7 @@ def test_evictions_are_logged(clock: Clock, caplog: pytest.LogCaptureFixture) ->
 
 
 def transport_of(peer: ClientConnection) -> FakeTransport:
-    return cast(FakeTransport, peer.transport())
+    return cast(FakeTransport, fake(peer).transports[peer.client].writer.transport)
 
 
 def test_a_client_waits_until_all_that_held_it_released_it() -> None:
@@ -459,7 +456,7 @@ def test_a_server_that_waits_does_not_make_the_client_wait() -> None:
     peer.hold_reading(server, "one")
     assert transport_of(peer).reading
     peer.release_reading(peer.client, "one")
-    assert not cast(FakeTransport, peer.transport(server)).reading
+    assert not fake(peer).transports[server].writer.transport.reading
 
 
 def test_a_connection_that_is_closing_is_not_read_again() -> None:
