@@ -127,8 +127,8 @@ class Gate:
     def apply_defaults(self) -> None:
         """Set our defaults of mitmproxy's options, except those the user has set."""
         known = dict(ctx.options.items())
-        defaults = process.option_defaults(known, COLUMNS)
-        ctx.options.update(**{n: v for n, v in defaults.items() if known[n].value is optmanager.unset})
+        ours = process.DEFAULTS | (process.MITMDUMP_DEFAULTS if "flow_detail" in known else {"web_columns": COLUMNS})
+        ctx.options.update(**{n: v for n, v in ours.items() if n in known and known[n].value is optmanager.unset})
 
     def configure(self, updated: set[str]) -> None:
         """Apply options that were changed at run time. Raises OptionsError for invalid ones; the old stay in force."""
@@ -200,31 +200,26 @@ class Gate:
         """Handle SIGHUP: read the keys file again and reopen the logs."""
         asyncio_utils.create_task(self.config.hang_up(ctx.options), name="gate hang-up", keep_ref=True)
 
-    # What the monitor shows: see monitor.Observed.
+    # Read by the monitor: see monitor.Gate for each.
 
     @property
     def state(self) -> str:
-        """`open`, `draining` or `closed`."""
         return "draining" if self.lifecycle.draining else "open" if self.is_open() else "closed"
 
     @property
     def upstream(self) -> str:
-        """The URL of Ollama."""
         return str(ctx.options.mode[0]).removeprefix("reverse:").partition("@")[0].rstrip("/")
 
     @property
     def connection_count(self) -> int:
-        """The number of client connections."""
         return len(self.connections)
 
     @property
     def under_way(self) -> list[Exchange]:
-        """Admitted requests that have not ended."""
         return [exchange for peer in self.connections for exchange in peer.exchanges.values()]
 
     @property
     def trust(self) -> dict[str, Any]:
-        """How to check the certificate of an https upstream: as mitmproxy does."""
         return {
             "insecure": ctx.options.ssl_insecure,
             "ca_file": ctx.options.ssl_verify_upstream_trusted_ca,

@@ -15,7 +15,7 @@ import atexit
 import gc
 import os
 import sys
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -61,13 +61,6 @@ def check_version(version: str) -> None:
             f"this is mitmproxy {version}, and at least 12.2.2 and less than 13 is needed: "
             "pip install 'mitmproxy>=12.2.2,<13' with Python 3.12 or newer"
         )
-
-
-def option_defaults(known: Container[str], web_columns: list[str]) -> dict[str, Any]:
-    """Return our defaults for the program that has the options `known`; `web_columns` are those of mitmweb's list."""
-    mitmdump = MITMDUMP_DEFAULTS if "flow_detail" in known else {}
-    mitmweb = {"web_columns": web_columns} if "web_columns" in known else {}
-    return DEFAULTS | mitmdump | mitmweb
 
 
 def raise_file_limit() -> None:

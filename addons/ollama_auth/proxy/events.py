@@ -63,12 +63,11 @@ class Refuse(HttpEvent):
     """Go on with the next request; only for a request without a body."""
 
 
+@dataclass(kw_only=True)
 class Failure(ResponseProtocolError):
     """A ResponseProtocolError with the answer for a client that has received nothing yet."""
 
-    def __init__(self, event: ResponseProtocolError, answer: Answer) -> None:
-        super().__init__(event.stream_id, event.message, event.code)
-        self.answer = answer
+    answer: Answer
 
 
 class ClosedBeforeResponse(ResponseProtocolError):

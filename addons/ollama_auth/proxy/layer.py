@@ -135,7 +135,7 @@ class GateLayer(HttpLayer):
         self.fast_paths.by_source.clear()
         answer = self.lifecycle.internal_error(error)
         protocol = self.connections.get(self.context.client)
-        if isinstance(protocol, (BoundedHttp1Server, BoundedHttp2Server)):
+        if isinstance(protocol, BoundedHttp1Server):  # In HTTP/2 it is not known which stream the answer would be for.
             yield from protocol.answer_crash(answer)
         for connection in list(self.connections):
             yield commands.CloseConnection(connection)
@@ -273,12 +273,7 @@ class GateStream(HttpStream):
             yield from self._continue()
 
     def _apply_verdict(self, verdict: Admission | Refusal) -> Commands:
-        if isinstance(verdict, Admission):
-            self.admission = verdict
-            yield from self._start_upstream(verdict)
-        else:
-            self.exchange.reason, self.exchange.status = verdict.reason, verdict.answer.status
-            yield from self._refuse(verdict)
+        yield from self._start_upstream(verdict) if isinstance(verdict, Admission) else self._refuse(verdict)
 
     def state_hold_request_body(self, event: Any) -> Commands:
         """Keep the body up to the limit of the request: the body that is inspected is the body that is sent."""
@@ -323,6 +318,7 @@ class GateStream(HttpStream):
         self.parent.streams.pop(self.stream_id, None)
 
     def _refuse(self, refusal: Refusal) -> Commands:
+        self.exchange.reason, self.exchange.status = refusal.reason, refusal.answer.status
         self.client_state = self.server_state = self.state_errored
         keep_alive = refusal.keep_alive and self.head.body == 0
         yield SendHttp(Refuse(self.stream_id, refusal.answer.to(self.head.method), keep_alive), self.context.client)
@@ -336,6 +332,7 @@ class GateStream(HttpStream):
         yield DropStream(self.stream_id)
 
     def _start_upstream(self, admission: Admission) -> Commands:
+        self.admission = admission
         self.flow = http.HTTPFlow(self.context.client, self.context.server)
         self.flow.live = True
         self.flow.request = self.headers.request
@@ -485,8 +482,8 @@ class GateStream(HttpStream):
             return
         if isinstance(event, ResponseProtocolError):
             reason, status = ("client left", 0) if self.abandoned else describe_failure(event)
-            answer = self.lifecycle.failed(self.exchange, reason, status)
-            event = Failure(event, answer.to(self.flow.request.data.method))
+            answer = self.lifecycle.failed(self.exchange, reason, status).to(self.flow.request.data.method)
+            event = Failure(self.stream_id, event.message, event.code, answer=answer)
         elif not self.exchange.reason:
             malformed = event.code is ErrorCode.GENERIC_CLIENT_ERROR and event.message == MALFORMED_BODY
             self.lifecycle.failed(self.exchange, *(("malformed body", 400) if malformed else ("client left", 0)))

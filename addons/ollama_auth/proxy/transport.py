@@ -44,16 +44,6 @@ class BulkProtocol(asyncio.StreamReaderProtocol):
 
     bulk: "BulkReader"
 
-    @classmethod
-    def take_over(cls, reader: "BulkReader") -> None:
-        """Replace the protocol between `reader` and its transport, if it is asyncio's."""
-        transport = reader._transport
-        protocol = transport.get_protocol() if transport else None
-        if transport and type(protocol) is asyncio.StreamReaderProtocol:
-            protocol.__class__ = cls
-            cast(BulkProtocol, protocol).bulk = reader
-            transport.set_protocol(protocol)  # The transport may have cached a bound method of the old class.
-
     def data_received(self, data: bytes) -> None:
         """Do as StreamReaderProtocol.data_received."""
         self.bulk.feed_data(data)
@@ -67,7 +57,6 @@ class BulkReader(asyncio.StreamReader):
 
     fast_path: Callable[[bytes], int] | None = None
     """Forwards as much of the start of the data as it can, and returns its length in bytes."""
-    _transport: asyncio.Transport | None
     _waiter: asyncio.Future[None] | None
     _buffer: bytearray
     _eof: bool
@@ -84,7 +73,12 @@ class BulkReader(asyncio.StreamReader):
         if type(reader) is asyncio.StreamReader:
             reader.__class__ = cls
             reader._limit = READ_BUFFER // 2  # type: ignore[attr-defined]
-            BulkProtocol.take_over(cast(BulkReader, reader))
+            transport = transport_of(handler, connection)
+            protocol = transport.get_protocol() if transport else None
+            if transport and type(protocol) is asyncio.StreamReaderProtocol:
+                protocol.__class__ = BulkProtocol
+                cast(BulkProtocol, protocol).bulk = cast(BulkReader, reader)
+                transport.set_protocol(protocol)  # The transport may have cached a bound method of the old class.
         return reader if isinstance(reader, cls) else None
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override] # Transports hand bytes on.
