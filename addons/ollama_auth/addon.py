@@ -336,7 +336,10 @@ class Gate:
         """Report not ready, stop listening, wait for running requests up to the grace period, end the others."""
         self.lifecycle.draining = True
         grace, delay = (self.settings.grace_period, self.settings.drain_delay) if self.settings else (0, 0)
-        impatient = self._second_signal()
+        impatient = asyncio.Event()  # Set by a further SIGTERM or SIGINT: the operator does not want to wait.
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            with suppress(NotImplementedError, RuntimeError, ValueError):
+                asyncio.get_running_loop().add_signal_handler(signum, impatient.set)
         servers = ctx.master.addons.get("proxyserver").servers
         if any(server.mode.transport_protocol != "tcp" for server in servers):
             process.force_exit_status(0)
@@ -353,14 +356,6 @@ class Gate:
         for peer in self.connections:
             self._finish_exchanges(peer, "stopped")
         self.config.close()
-
-    def _second_signal(self) -> asyncio.Event:
-        """Return an event that a further SIGTERM or SIGINT sets: the operator does not want to wait."""
-        impatient = asyncio.Event()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            with suppress(NotImplementedError, RuntimeError, ValueError):
-                asyncio.get_running_loop().add_signal_handler(signum, impatient.set)
-        return impatient
 
     async def _requests_end(self, impatient: asyncio.Event, seconds: float) -> None:
         """Wait until no request is running and the kernel has all that was written; it sends that by itself."""

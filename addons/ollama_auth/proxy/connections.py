@@ -1,6 +1,7 @@
 """The registry of client connections: how many there may be, how many of one network, and how long each may wait.
 
-One sweep over all connections, four times a second, replaces a timer for each: a deadline costs one float.
+One sweep over all connections, four times a second, replaces a timer for each: a deadline costs one float. So does that
+of an attempt to connect to the upstream.
 """
 
 import asyncio

@@ -11,8 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mitmproxy import addons as theirs
-from mitmproxy import exceptions
+from mitmproxy import addons, exceptions
 from mitmproxy.addonmanager import AddonManager, safecall, traverse
 from mitmproxy.addons import dumper
 from mitmproxy.hooks import Hook
@@ -35,28 +34,28 @@ REQUEST_HOOK_NAMES = (*(hook.name for hook in FLOW_HOOKS), "update")
 type IdleTest = Callable[[Any, Any], bool]
 """(addon, options) -> the addon would do nothing at any hook of a request."""
 IDLE_WHEN: Mapping[type, IdleTest] = {
-    theirs.anticache.AntiCache: lambda _, options: not options.anticache,
-    theirs.anticomp.AntiComp: lambda _, options: not options.anticomp,
-    theirs.blocklist.BlockList: lambda addon, _: not addon.items,
+    addons.anticache.AntiCache: lambda _, options: not options.anticache,
+    addons.anticomp.AntiComp: lambda _, options: not options.anticomp,
+    addons.blocklist.BlockList: lambda addon, _: not addon.items,
     # http/head.py and the allow-list of header fields leave nothing to disable.
-    theirs.disable_h2c.DisableH2C: lambda *_: True,
-    theirs.maplocal.MapLocal: lambda addon, _: not addon.replacements,
-    theirs.mapremote.MapRemote: lambda addon, _: not addon.replacements,
-    theirs.modifybody.ModifyBody: lambda addon, _: not addon.replacements,
-    theirs.modifyheaders.ModifyHeaders: lambda addon, _: not addon.replacements,
+    addons.disable_h2c.DisableH2C: lambda *_: True,
+    addons.maplocal.MapLocal: lambda addon, _: not addon.replacements,
+    addons.mapremote.MapRemote: lambda addon, _: not addon.replacements,
+    addons.modifybody.ModifyBody: lambda addon, _: not addon.replacements,
+    addons.modifyheaders.ModifyHeaders: lambda addon, _: not addon.replacements,
     # It serves the host mitm.it; no request names that unless the client's Host is kept.
-    theirs.onboarding.Onboarding: lambda _, options: not (options.onboarding and options.keep_host_header),
-    theirs.proxyauth.ProxyAuth: lambda addon, _: addon.validator is None,
-    theirs.save.Save: lambda addon, _: addon.stream is None,
-    theirs.savehar.SaveHar: lambda _, options: not options.hardump,
-    theirs.serverplayback.ServerPlayback: lambda addon, _: not addon.flowmap,
-    theirs.stickyauth.StickyAuth: lambda addon, _: addon.flt is None,
-    theirs.stickycookie.StickyCookie: lambda addon, _: addon.flt is None,
+    addons.onboarding.Onboarding: lambda _, options: not (options.onboarding and options.keep_host_header),
+    addons.proxyauth.ProxyAuth: lambda addon, _: addon.validator is None,
+    addons.save.Save: lambda addon, _: addon.stream is None,
+    addons.savehar.SaveHar: lambda _, options: not options.hardump,
+    addons.serverplayback.ServerPlayback: lambda addon, _: not addon.flowmap,
+    addons.stickyauth.StickyAuth: lambda addon, _: addon.flt is None,
+    addons.stickycookie.StickyCookie: lambda addon, _: addon.flt is None,
     # It serves the revocation list of certificates which a gateway does not issue.
-    theirs.tlsconfig.TlsConfig: lambda *_: True,
+    addons.tlsconfig.TlsConfig: lambda *_: True,
     # GateStream.is_idle makes an exception for responses with Alt-Svc.
-    theirs.update_alt_svc.UpdateAltSvc: lambda *_: True,
-    theirs.upstream_auth.UpstreamAuth: lambda addon, _: addon.auth is None,
+    addons.update_alt_svc.UpdateAltSvc: lambda *_: True,
+    addons.upstream_auth.UpstreamAuth: lambda addon, _: addon.auth is None,
     dumper.Dumper: lambda _, options: options.flow_detail == 0,
     FlowViews: lambda addon, _: not addon.watched(),
 }

@@ -72,9 +72,6 @@ from .hook_dispatch import FLOW_HOOKS, FlowHook, HookDispatcher
 from .http1 import BoundedHttp1Client, BoundedHttp1Server
 from .http2 import BoundedHttp2Server, EventHandled
 
-CLIENT_DISCONNECTED = "client disconnected"
-"""The error that mitmproxy reports for an upstream connection whose client has left."""
-
 
 class GateLayer(HttpLayer):
     """All HTTP of one client connection."""
@@ -528,7 +525,7 @@ def head_of(event: RequestHeaders) -> Head:
 
 def describe_failure(event: ResponseProtocolError) -> tuple[str, int]:
     """Return (reason for the log, status for the client) of an error with the upstream; status 0 means no answer."""
-    if event.message == CLIENT_DISCONNECTED:
+    if event.message == "client disconnected":  # mitmproxy's error of a connection whose client has left.
         return "client left", 0
     if event.code is ErrorCode.CONNECT_FAILED:
         return ("upstream timeout", 504) if event.message == CONNECT_TIMEOUT else ("upstream unreachable", 503)
