@@ -45,11 +45,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseHeaders,
     ResponseProtocolError,
 )
-from mitmproxy.proxy.layers.http._hooks import (
-    HttpRequestHeadersHook,
-    HttpResponseHeadersHook,
-    HttpResponseHook,
-)
+from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook, HttpResponseHeadersHook, HttpResponseHook
 from mitmproxy.proxy.layers.http._http2 import Http2Client
 
 from ..exchange import Admission, Exchange, Refusal, UpstreamRequest
@@ -471,7 +467,7 @@ class GateStream(HttpStream):
         if self.admission is None:
             self._abandon()
             return
-        # Without a body, and where sending it twice does no harm (RFC 9110 section 9.2.2).
+        # It has no body, and sending it twice does no harm (RFC 9110 section 9.2.2).
         resendable = self.headers.end_stream and self.head.method in (b"GET", b"HEAD", b"OPTIONS")
         reused = isinstance(event, ClosedBeforeResponse) and self.on_reused_connection
         if reused and resendable and not self.flow.response:
