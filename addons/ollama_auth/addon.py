@@ -22,13 +22,12 @@ from typing import Any, cast
 
 from mitmproxy import ctx, exceptions, options, optmanager, version
 from mitmproxy.addonmanager import Loader
-from mitmproxy.connection import Client, ConnectionState, Server
+from mitmproxy.connection import Client, ConnectionState
 from mitmproxy.log import ALERT
 from mitmproxy.net.http import url
-from mitmproxy.proxy import events, layer
+from mitmproxy.proxy import events, layer, tunnel
 from mitmproxy.proxy.mode_specs import ReverseMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
-from mitmproxy.tls import TlsData
 from mitmproxy.utils import asyncio_utils, human
 
 from . import process, settings
@@ -44,7 +43,7 @@ from .proxy.hook_dispatch import HookDispatcher
 from .proxy.layer import GateLayer
 from .proxy.option_cache import CachedOptions
 from .proxy.tls import ClientTls, CloseConnectionLayer
-from .proxy.transport import BulkReader, close_sockets
+from .proxy.transport import BulkReader, close_sockets, transport_of
 from .runtime import ActiveConfig, say
 from .telemetry.monitor import Monitor
 
@@ -128,8 +127,8 @@ class Gate:
     def apply_defaults(self) -> None:
         """Set our defaults of mitmproxy's options, except those the user has set."""
         known = dict(ctx.options.items())
-        defaults = process.option_defaults(known, COLUMNS)
-        ctx.options.update(**{n: v for n, v in defaults.items() if known[n].value is optmanager.unset})
+        ours = process.DEFAULTS | (process.MITMDUMP_DEFAULTS if "flow_detail" in known else {"web_columns": COLUMNS})
+        ctx.options.update(**{n: v for n, v in ours.items() if n in known and known[n].value is optmanager.unset})
 
     def configure(self, updated: set[str]) -> None:
         """Apply options that were changed at run time. Raises OptionsError for invalid ones; the old stay in force."""
@@ -182,9 +181,8 @@ class Gate:
         asyncio_utils.create_task(self.monitor.publish(), name="gate workers", keep_ref=True)
         asyncio_utils.create_task(self.config.watch(ctx.options), name="gate keys", keep_ref=True)
         asyncio_utils.create_task(self.config.renew(), name="gate leases", keep_ref=True)
-        if hasattr(signal, "SIGHUP"):
-            with suppress(NotImplementedError, RuntimeError, ValueError):
-                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.hang_up)
+        with suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):  # Windows has none of this.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.hang_up)
         process.raise_file_limit()
         servers = ctx.master.addons.get("proxyserver").servers
         process.widen_backlog(servers)
@@ -202,31 +200,26 @@ class Gate:
         """Handle SIGHUP: read the keys file again and reopen the logs."""
         asyncio_utils.create_task(self.config.hang_up(ctx.options), name="gate hang-up", keep_ref=True)
 
-    # What the monitor shows: see monitor.Observed.
+    # Read by the monitor: see monitor.Gate for each.
 
     @property
     def state(self) -> str:
-        """`open`, `draining` or `closed`."""
         return "draining" if self.lifecycle.draining else "open" if self.is_open() else "closed"
 
     @property
     def upstream(self) -> str:
-        """The URL of Ollama."""
         return str(ctx.options.mode[0]).removeprefix("reverse:").partition("@")[0].rstrip("/")
 
     @property
     def connection_count(self) -> int:
-        """The number of client connections."""
         return len(self.connections)
 
     @property
     def under_way(self) -> list[Exchange]:
-        """Admitted requests that have not ended."""
         return [exchange for peer in self.connections for exchange in peer.exchanges.values()]
 
     @property
     def trust(self) -> dict[str, Any]:
-        """How to check the certificate of an https upstream: as mitmproxy does."""
         return {
             "insecure": ctx.options.ssl_insecure,
             "ca_file": ctx.options.ssl_verify_upstream_trusted_ca,
@@ -275,13 +268,12 @@ class Gate:
         context.options = cast(options.Options, self.hooks.options)
         context.server.tls = mode.scheme == "https"
         context.layers.remove(nextlayer.layer)
+        stack = tunnel.LayerStack()
         if encrypted:
             peer.deadline = time.monotonic() + self.lifecycle.settings.handshake_timeout
-            outer = ClientTls(context)
-            outer.child_layer = GateLayer(context, self.lifecycle, peer, self.hooks)
-            nextlayer.layer = outer
-        else:
-            nextlayer.layer = GateLayer(context, self.lifecycle, peer, self.hooks)
+            stack /= ClientTls(context)
+        stack /= GateLayer(context, self.lifecycle, peer, self.hooks)
+        nextlayer.layer = stack[0]
 
     def client_disconnected(self, client: Client) -> None:
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
@@ -312,13 +304,11 @@ class Gate:
         if ours and not (peer and peer.admitted):
             data.server.error = "no request of this connection was admitted"
         elif peer and self.settings:
-            peer.limit_connect_time(self.settings.connect_timeout, data.server)
+            peer.connecting[data.server] = time.monotonic() + self.settings.connect_timeout
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
         if peer := self.connections.get(data.client.id):
             BulkReader.take_over(peer.handler, data.server)
-        if not data.server.tls:
-            self._connect_ended(data.client, data.server)
 
     def server_disconnected(self, data: ServerConnectionHookData) -> None:
         peer = self.connections.get(data.client.id)
@@ -328,20 +318,6 @@ class Gate:
             if data.server.state is not ConnectionState.CLOSED:
                 data.server.state = ConnectionState.CLOSED
                 peer.send_event(events.ConnectionClosed(data.server))
-
-    def server_connect_error(self, data: ServerConnectionHookData) -> None:
-        self._connect_ended(data.client, data.server)
-
-    def tls_established_server(self, data: TlsData) -> None:
-        self._connect_ended(data.context.client, data.context.server)
-
-    def tls_failed_server(self, data: TlsData) -> None:
-        self._connect_ended(data.context.client, data.context.server)
-
-    def _connect_ended(self, client: Client, server: Server) -> None:
-        peer = self.connections.get(client.id)
-        if peer:
-            peer.connect_finished(server)
 
     # Shutdown.
 
@@ -360,7 +336,10 @@ class Gate:
         """Report not ready, stop listening, wait for running requests up to the grace period, end the others."""
         self.lifecycle.draining = True
         grace, delay = (self.settings.grace_period, self.settings.drain_delay) if self.settings else (0, 0)
-        impatient = self._second_signal()
+        impatient = asyncio.Event()  # Set by a further SIGTERM or SIGINT: the operator does not want to wait.
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            with suppress(NotImplementedError, RuntimeError, ValueError):
+                asyncio.get_running_loop().add_signal_handler(signum, impatient.set)
         servers = ctx.master.addons.get("proxyserver").servers
         if any(server.mode.transport_protocol != "tcp" for server in servers):
             process.force_exit_status(0)
@@ -378,17 +357,9 @@ class Gate:
             self._finish_exchanges(peer, "stopped")
         self.config.close()
 
-    def _second_signal(self) -> asyncio.Event:
-        """Return an event that a further SIGTERM or SIGINT sets: the operator does not want to wait."""
-        impatient = asyncio.Event()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            with suppress(NotImplementedError, RuntimeError, ValueError):
-                asyncio.get_running_loop().add_signal_handler(signum, impatient.set)
-        return impatient
-
     async def _requests_end(self, impatient: asyncio.Event, seconds: float) -> None:
         """Wait until no request is running and the kernel has all that was written; it sends that by itself."""
-        transports = [transport for peer in self.connections if (transport := peer.transport())]
+        transports = [transport for peer in self.connections if (transport := transport_of(peer.handler, peer.client))]
         until = time.monotonic() + seconds
         while time.monotonic() < until and not impatient.is_set():
             if all(peer.idle for peer in self.connections) and not any(t.get_write_buffer_size() for t in transports):
@@ -398,7 +369,11 @@ class Gate:
 
 
 def access_log_output() -> Callable[[str], None] | None:
-    """See process.access_log_output; the full-screen mitmproxy is the program without the addon termlog."""
-    full_screen = ctx.master.addons.get("termlog") is None
-    quiet = not full_screen and ctx.options.termlog_verbosity == "error"  # The option comes with the addon.
-    return process.access_log_output(full_screen=full_screen, quiet=quiet)
+    """Return what takes readable lines of the access log; None means standard output.
+
+    The full-screen mitmproxy, which has no addon termlog, owns the terminal, so its event log takes them.
+    `mitmdump --quiet` shows none.
+    """
+    if ctx.master.addons.get("termlog") is None:
+        return lambda line: logger.log(ALERT, "%s", line)
+    return (lambda _: None) if ctx.options.termlog_verbosity == "error" else None

@@ -1,5 +1,4 @@
-"""Settings of the process that mitmproxy runs in: version, option defaults, file limit, accept queue, exit status,
-garbage collection, and where readable log lines go.
+"""Settings of mitmproxy's process: version, option defaults, file limit, accept queue, exit status, garbage collection.
 
 Nothing here reads mitmproxy's `ctx`: addon.py passes what is needed.
 
@@ -14,19 +13,15 @@ left for moments without a request, and what mitmproxy allocated at the start is
 import asyncio
 import atexit
 import gc
-import logging
 import os
 import sys
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from mitmproxy.log import ALERT
 from mitmproxy.proxy.mode_servers import ServerInstance
 
 from .settings import SettingsError
-
-logger = logging.getLogger(__name__)
 
 BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel's own limit (`net.core.somaxconn`) may be lower."""
@@ -68,13 +63,6 @@ def check_version(version: str) -> None:
         )
 
 
-def option_defaults(known: Container[str], web_columns: list[str]) -> dict[str, Any]:
-    """Return our defaults for the program that has the options `known`; `web_columns` are those of mitmweb's list."""
-    mitmdump = MITMDUMP_DEFAULTS if "flow_detail" in known else {}
-    mitmweb = {"web_columns": web_columns} if "web_columns" in known else {}
-    return DEFAULTS | mitmdump | mitmweb
-
-
 def raise_file_limit() -> None:
     """Raise the soft limit of open files to the hard one: each request takes two sockets, and shells often set 1024."""
     with suppress(ImportError, OSError, ValueError):
@@ -101,22 +89,7 @@ def force_exit_status(status: int) -> None:
     crash the interpreter (mitmproxy_rs 0.12; seen without this addon as well).
     """
 
-    def leave() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-    atexit.register(leave)
-
-
-def access_log_output(*, full_screen: bool, quiet: bool) -> Callable[[str], None] | None:
-    """Return what takes readable lines of the access log; None means standard output.
-
-    The full-screen mitmproxy owns the terminal, so its event log takes them; `mitmdump --quiet` shows none.
-    """
-    if full_screen:
-        return lambda line: logger.log(ALERT, "%s", line)
-    return (lambda _: None) if quiet else None
+    atexit.register(lambda: (sys.stdout.flush(), sys.stderr.flush(), os._exit(status)))
 
 
 def freeze_startup_objects() -> None:

@@ -580,6 +580,31 @@ def test_breaking(broken: Gate, script: Scripted, cert: Path, data: bytes, statu
     assert lines[0]["reason"] == "upstream broken"
 
 
+SLOW_REQUEST_HOOK = """
+    import asyncio, builtins
+    builtins.begun, builtins.go = asyncio.Event(), asyncio.Event()
+    class Slow:
+        async def request(self, flow):
+            if flow.request.method == "POST":
+                builtins.begun.set()
+                await builtins.go.wait()
+    ctx.master.addons.add(Slow())
+"""
+BEGUN = "import builtins; result = builtins.begun.is_set()"
+
+
+def test_a_slow_hook_does_not_stop_the_other_streams(shared_upstream: Upstream, cert: Path) -> None:
+    """Also not if the body came before the connection upstream was up."""
+    with Controlled(shared_upstream.url, *JSON_LOG, "--certs", str(cert)) as gate, H2(gate.port, cert) as client:
+        gate.do(SLOW_REQUEST_HOOK)
+        slow = client.request("POST", "/api/chat", body=chat())
+        wait_until(lambda: gate.do(BEGUN) == "True", "the hook")
+        assert client.status(client.request("GET", "/api/tags")) == 200
+        gate.do("import builtins; builtins.go.set()")
+        assert b'"done":true' in client.body(slow)
+        assert_sound(gate)
+
+
 def test_a_stream_that_has_not_heard_yet(script: Scripted, cert: Path) -> None:
     """Its connection upstream is gone while a hook of somebody else's addon runs, and another stream looks for one."""
 
@@ -592,22 +617,12 @@ def test_a_stream_that_has_not_heard_yet(script: Scripted, cert: Path) -> None:
         peer.read_all()
 
     with Controlled(script.url, *JSON_LOG, "--certs", str(cert)) as gate, script.plays(play):
-        gate.do("""
-            import asyncio, builtins
-            builtins.begun, builtins.go = asyncio.Event(), asyncio.Event()
-            class Slow:
-                async def request(self, flow):
-                    if flow.request.method == "POST":
-                        builtins.begun.set()
-                        await builtins.go.wait()
-            ctx.master.addons.add(Slow())
-        """)
+        gate.do(SLOW_REQUEST_HOOK)
         with H2(gate.port, cert) as client:
             slow = client.request("POST", "/api/chat", body=None)
-            # Not only its connection: a body that comes before it is up stops the gate from reading further requests.
             wait_until(lambda: heads, "the request upstream")
             client.data(slow, b"x", end=True)
-            wait_until(lambda: gate.do("import builtins; result = builtins.begun.is_set()") == "True", "the hook")
+            wait_until(lambda: gate.do(BEGUN) == "True", "the hook")
             script.hang_up()
             for _ in range(3):
                 assert client.body(client.request("GET", "/api/tags")) == b"ok"

@@ -222,8 +222,9 @@ def assert_sound(gate: Gate, upstream: Upstream | None = None, *, running: bool 
 @contextmanager
 def logged(gate: Gate, count: int = 1) -> Iterator[list[dict[str, Any]]]:
     """In this block so many requests end, and each has one line in the log; the list is filled at its end."""
-    time.sleep(0.02)  # What ended before has been written by then.
-    before = len(log_lines(gate))
+    before = -1
+    while before != (before := len(log_lines(gate))):
+        time.sleep(0.02)  # A request that has ended may still be written.
     lines: list[dict[str, Any]] = []
     yield lines
     if len(log_lines(gate)) < before + count:

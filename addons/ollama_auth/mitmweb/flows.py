@@ -11,14 +11,19 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 from mitmproxy import contentviews, ctx, exceptions, http
 from mitmproxy.addonmanager import Loader
+from mitmproxy.connection import Server
 from mitmproxy.hooks import UpdateHook
+from mitmproxy.proxy.context import Context
 from mitmproxy.utils import asyncio_utils
 
+from ..auth.forwarding import FORWARDED
+from ..auth.redaction import KeyLookup, mask_path
 from ..bounded_copy import BoundedCopy
-from ..exchange import Exchange, Outcome
+from ..exchange import Exchange, Outcome, Refusal
 from ..http.responses import error
 from ..ollama_api.routes import route
 from ..ollama_api.usage import UsageReader
@@ -108,15 +113,36 @@ def tokens(exchange: Exchange) -> str | None:
     return f"{known} tokens" if known else None
 
 
-def label_refused(flow: http.HTTPFlow, exchange: Exchange, reason: str) -> None:
-    """Label a refused flow with the reason."""
-    flow.comment = " · ".join(filter(None, [f"refused: {reason}", exchange.key]))
+def refused_flow(
+    context: Context, request: http.Request, exchange: Exchange, refusal: Refusal, known: KeyLookup | None
+) -> http.HTTPFlow:
+    """Return a labelled flow of a refused request, without headers that may hold a credential."""
+    flow = http.HTTPFlow(context.client, context.server)
+    flow.live = True
+    flow.request = request
+    request.headers.fields = tuple(
+        (name, mask_path(value, known)) for name, value in request.headers.fields if name.lower() in FORWARDED
+    )
+    request.data.path = quote(exchange.path or b"/", safe="/:@!$&'()*+,;=~").encode()
+    request.data.method = exchange.method.encode("ascii", "replace")
+    request.data.content = b""
+    address_request(request, context.server)
+    answer = refusal.answer
+    flow.response = http.Response.make(answer.status, answer.body, http.Headers(answer.fields))
+    flow.comment = " · ".join(filter(None, [f"refused: {refusal.reason}", exchange.key]))
     flow.marked = REFUSED
-    flow.metadata["ollama_reason"] = reason
-    flow.metadata["ollama_id"] = exchange.id
-    flow.metadata["ollama_key"] = exchange.key
+    flow.metadata |= {"ollama_reason": refusal.reason, "ollama_id": exchange.id, "ollama_key": exchange.key}
     if exchange.model:
         flow.metadata["ollama_model"] = exchange.model
+    return flow
+
+
+def address_request(request: http.Request, upstream: Server) -> None:
+    """Let a request name the upstream, and no longer the authority that the client sent: it may hold a credential."""
+    request.data.authority = b""
+    if upstream.address:
+        request.data.host, request.data.port = upstream.address[0], upstream.address[1]
+    request.scheme = "https" if upstream.tls else "http"
 
 
 class FlowViews:

@@ -1,14 +1,18 @@
 """The registry of client connections: how many there may be, how many of one network, and how long each may wait.
 
-One sweep over all connections, four times a second, replaces a timer for each: a deadline costs one float.
+One sweep over all connections, four times a second, replaces a timer for each: a deadline costs one float. So does that
+of an attempt to connect to the upstream.
 """
 
 import asyncio
 import ipaddress
 import logging
+import socket
+import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mitmproxy.connection import Client, Connection, Server
@@ -17,7 +21,7 @@ from mitmproxy.proxy.server import ConnectionHandler
 from mitmproxy.utils import asyncio_utils
 
 from ..exchange import Exchange
-from . import transport
+from .transport import resume_reading, transport_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,55 +51,40 @@ class BoundedServer(Protocol):
     """What a client connection needs of BoundedHttp1Server and BoundedHttp2Server, which import this module."""
 
     @property
-    def idle(self) -> bool:
-        """Tell whether no request is running."""
-
-    def apply_backpressure(self, stream_id: int, server: Connection) -> None:
-        """Stop reading from `server` if the client does not read the response of that stream."""
+    def idle(self) -> bool: ...
 
 
+@dataclass(eq=False, slots=True)
 class ClientConnection:
     """One client connection."""
 
-    __slots__ = (
-        "address",
-        "admitted",
-        "authenticated_before",
-        "client",
-        "closed",
-        "connecting",
-        "deadline",
-        "exchanges",
-        "expiry_sent",
-        "handler",
-        "http_server",
-        "network",
-        "read_holds",
-    )
+    client: Client
+    handler: ConnectionHandler
+    deadline: float | None
+    """In terms of `time.monotonic`; None while a request is running."""
+    address: str = "unknown"
+    network: str = ""
+    expiry_sent: bool = False
+    """The deadline has passed, and an Expire event was sent."""
+    http_server: BoundedServer | None = None
+    """None until the first byte has arrived, or the TLS handshake is done."""
+    admitted: bool = False
+    """A request of this connection was admitted; until then it may have no connection to the upstream."""
+    authenticated_before: bool = False
+    """A request of this connection had a valid credential, even if it was refused for another reason."""
+    exchanges: dict[int, Exchange] = field(default_factory=dict)
+    """Requests that were not refused and have not ended, by Python's id; the ids of clients are not unique."""
+    closed: bool = False
+    """It has ended, or is about to: nothing more goes upstream for it."""
+    read_holds: dict[Connection, set[object]] = field(default_factory=dict)
+    """The objects that have paused reading from the client or a server of it."""
+    connecting: dict[Server, float] = field(default_factory=dict)
+    """When to give up connecting to the upstream, by `time.monotonic`. The TLS handshake is part of it."""
 
-    def __init__(self, client: Client, handler: ConnectionHandler, deadline: float) -> None:
-        self.client = client
-        self.handler = handler
-        self.address = str(client.peername[0]) if client.peername else "unknown"
+    def __post_init__(self) -> None:
+        if self.client.peername:
+            self.address = str(self.client.peername[0])
         self.network = network(self.address)
-        self.deadline: float | None = deadline
-        """In terms of `time.monotonic`; None while a request is running."""
-        self.expiry_sent = False
-        """The deadline has passed, and an Expire event was sent."""
-        self.http_server: BoundedServer | None = None
-        """None until the first byte has arrived, or the TLS handshake is done."""
-        self.admitted = False
-        """A request of this connection was admitted; until then it may have no connection to the upstream."""
-        self.authenticated_before = False
-        """A request of this connection had a valid credential, even if it was refused for another reason."""
-        self.exchanges: dict[int, Exchange] = {}
-        """Requests that were not refused and have not ended, by Python's id; the ids of clients are not unique."""
-        self.closed = False
-        """It has ended, or is about to: nothing more goes upstream for it."""
-        self.read_holds: dict[Connection, set[object]] = {}
-        """Who has paused reading from the client or a server of it."""
-        self.connecting: dict[str, asyncio.TimerHandle] = {}
-        """Timers that end an attempt to connect to the upstream, by server id."""
 
     @property
     def idle(self) -> bool:
@@ -120,7 +109,9 @@ class ClientConnection:
     def hold_reading(self, connection: Connection, holder: object) -> None:
         """Read nothing more from `connection`, the client or a server of it, until all holders have released it."""
         self.read_holds.setdefault(connection, set()).add(holder)
-        transport.pause_reading(self.handler, connection)
+        own = transport_of(self.handler, connection)
+        if own and own.is_reading():
+            own.pause_reading()
 
     def release_reading(self, connection: Connection, holder: object) -> None:
         """Undo hold_reading, if this holder called it."""
@@ -130,39 +121,33 @@ class ClientConnection:
         holders.discard(holder)
         if not holders:
             del self.read_holds[connection]
-            transport.resume_reading(self.handler, connection)
+            resume_reading(self.handler, connection)
 
-    def transport(self, connection: Connection | None = None) -> asyncio.Transport | None:
-        """Return asyncio's transport of the client or of a server of it, while there is one."""
-        return transport.transport_of(self.handler, connection or self.client)
-
-    def limit_connect_time(self, seconds: float, server: Server) -> None:
-        """Give up an attempt to connect to `server` after that time, which includes the TLS handshake."""
-        timer = asyncio.get_running_loop().call_later(seconds, self._abort_connect, server)
-        self.connecting[server.id] = timer
-
-    def connect_finished(self, server: Server) -> None:
-        """Stop the timer of limit_connect_time: the connection is made, or has failed."""
-        timer = self.connecting.pop(server.id, None)
-        if timer:
-            timer.cancel()
-
-    def _abort_connect(self, server: Server) -> None:
-        del self.connecting[server.id]
-        io = self.handler.transports.get(server)
+    def cancel(self, connection: Connection, error: str) -> None:
+        """Close a connection, or give up to open it, as mitmproxy ends an inactive one."""
+        io = self.handler.transports.get(connection)
         if io and io.handler:
-            io.handler.cancel(CONNECT_TIMEOUT)
+            io.handler.cancel(error)
 
     def close_now(self) -> None:
-        """Close it whatever it is doing, as mitmproxy ends an inactive connection."""
-        transport = self.handler.transports.get(self.client)
-        if transport and transport.handler:
-            transport.handler.cancel("closed by the gate")
+        """Close it whatever it is doing."""
+        self.cancel(self.client, "closed by the gate")
+
+    def check_connects(self, now: float) -> None:
+        """Give up attempts to connect to the upstream that take too long."""
+        for server, deadline in list(self.connecting.items()):
+            if server.timestamp_tls_setup if server.tls else server.timestamp_tcp_setup:
+                del self.connecting[server]
+            elif now > deadline:
+                del self.connecting[server]
+                self.cancel(server, CONNECT_TIMEOUT)
 
     def reset(self) -> None:
         """End it with a TCP reset, so that the client sees an error and not an end."""
-        if own := self.transport():
-            transport.reset(own)
+        if own := transport_of(self.handler, self.client):
+            linger_for_0_seconds = struct.pack("ii", 1, 0)
+            own.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_for_0_seconds)
+            own.abort()
 
     def drain(self) -> None:
         """Let running requests end, and begin no new ones; close it if none has begun."""
@@ -225,26 +210,14 @@ class Connections:
 
     def _evict(self, of_network: str | None) -> bool:
         """Close the oldest idle connection, preferably one that never authenticated; False if there is none."""
-
-        def oldest(*, authenticated: bool) -> ClientConnection | None:
-            return next(
-                (
-                    peer
-                    for peer in self._by_client.values()
-                    if (authenticated or not peer.authenticated_before)
-                    and (of_network is None or peer.network == of_network)
-                    and peer.idle
-                ),
-                None,
-            )
-
-        victim = oldest(authenticated=False) or oldest(authenticated=True)
-        if victim is None:
-            return False
-        self.remove(victim.client.id)
-        victim.close_now()
-        self.warn_rate_limited("connections without a request were closed to make room for new ones")
-        return True
+        for spare in (True, False):
+            for peer in self._by_client.values():
+                if of_network in (None, peer.network) and not (spare and peer.authenticated_before) and peer.idle:
+                    self.remove(peer.client.id)
+                    peer.close_now()
+                    self.warn_rate_limited("connections without a request were closed to make room for new ones")
+                    return True
+        return False
 
     async def sweep(self) -> None:
         """End connections whose deadline has passed; runs until cancelled."""
@@ -252,22 +225,22 @@ class Connections:
             await asyncio.sleep(SWEEP_SECONDS)
             now = time.monotonic()
             for peer in self:
-                if peer.deadline is not None and now > peer.deadline:
-                    try:
+                try:
+                    peer.check_connects(now)
+                    if peer.deadline is not None and now > peer.deadline:
                         peer.expire(now)
-                    except Exception as error:
-                        self.warn_rate_limited(f"a connection could not be ended: {type(error).__name__}")
+                except Exception as error:
+                    self.warn_rate_limited(f"a connection could not be ended: {type(error).__name__}")
             self._summarize(now)
 
     def warn_rate_limited(self, message: str) -> None:
         """Log a warning that may occur a thousand times a second: at once, then as a count per WARNING_INTERVAL."""
-        now = time.monotonic()
-        since, count = self._warnings.get(message, (0.0, 0))
-        if not since:
-            logger.warning("%s", message)
-            self._warnings[message] = (now, 0)
-        else:
+        if message in self._warnings:
+            since, count = self._warnings[message]
             self._warnings[message] = (since, count + 1)
+        else:
+            logger.warning("%s", message)
+            self._warnings[message] = (time.monotonic(), 0)
 
     def _summarize(self, now: float) -> None:
         for message, (since, count) in list(self._warnings.items()):
@@ -282,6 +255,4 @@ def network(address: str) -> str:
     if ":" not in address:
         return address
     parsed = ipaddress.IPv6Address(address.partition("%")[0])
-    if parsed.ipv4_mapped:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
+    return str(parsed.ipv4_mapped or ipaddress.IPv6Network((int(parsed), 64), strict=False))

@@ -24,7 +24,9 @@ MALFORMED_BODY = "malformed request body"
 class Lifecycle(Protocol):
     """What the layers need of RequestLifecycle (lifecycle.py), which imports this package; see there for each method.
 
-    None of the methods may raise; if one does, the connection is closed.
+    None of the methods may raise; if one does, the connection is closed. An UpstreamRequest as a verdict on a head has
+    to wait for its body, or for OllamaReserveHook, or for both; as a verdict on a body, for the hook. Whatever the
+    verdict, the exchange must be passed to `finish` at its end.
     """
 
     @property
@@ -33,15 +35,8 @@ class Lifecycle(Protocol):
     def draining(self) -> bool: ...
     @property
     def watched(self) -> Callable[[], bool]: ...
-    def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Verdict]:
-        """Decide on a request head. An UpstreamRequest has to wait for its body, or for `ollama_reserve`, or for both.
-
-        Whatever the verdict, the exchange must be passed to `finish` at its end.
-        """
-
-    def authorize_body(self, exchange: Exchange, body: bytes, peer: ClientConnection) -> Verdict:
-        """Decide on the body. An UpstreamRequest has still to wait: see OllamaReserveHook."""
-
+    def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Verdict]: ...
+    def authorize_body(self, exchange: Exchange, body: bytes, peer: ClientConnection) -> Verdict: ...
     def rewrite_response(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None: ...
     def refuse_malformed(self, error: HeadError, peer: ClientConnection | None) -> Answer: ...
     def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None: ...
@@ -51,12 +46,12 @@ class Lifecycle(Protocol):
     def internal_error(self, error: Exception) -> Answer: ...
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ParsedRequestHeaders(RequestHeaders):
     """A request head with the parts that mitmproxy's Request lacks, and the decision on it."""
 
-    head: Head | None = None
-    decision: tuple[Exchange, Verdict] | None = None
+    head: Head
+    decision: tuple[Exchange, Verdict]
 
 
 @dataclass
@@ -68,12 +63,11 @@ class Refuse(HttpEvent):
     """Go on with the next request; only for a request without a body."""
 
 
+@dataclass(kw_only=True)
 class Failure(ResponseProtocolError):
     """A ResponseProtocolError with the answer for a client that has received nothing yet."""
 
-    def __init__(self, event: ResponseProtocolError, answer: Answer) -> None:
-        super().__init__(event.stream_id, event.message, event.code)
-        self.answer = answer
+    answer: Answer
 
 
 class ClosedBeforeResponse(ResponseProtocolError):

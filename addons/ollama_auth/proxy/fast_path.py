@@ -24,7 +24,7 @@ from mitmproxy.proxy.layers.http import HttpStream
 
 from .connections import ClientConnection
 from .http1 import BoundedHttp1Client, BoundedHttp1Server
-from .transport import BulkReader
+from .transport import BulkReader, transport_of
 
 CHUNK = re.compile(rb"([1-9a-f][0-9a-f]{0,6})\r\n")
 """The header of a chunk (RFC 9112 section 7.1) without extension, as `%x` writes it."""
@@ -75,7 +75,13 @@ class LayerFastPath:
         To be called only while this is open. Raises what `on_data` raises.
         """
         if not self.chunked:
-            return self._take_of_known_length(data)
+            reader = self.source.body_reader
+            assert isinstance(reader, ContentLengthReader)
+            if len(data) >= reader._remaining:
+                return 0
+            reader._remaining -= len(data)
+            self.on_data(data)
+            return len(data)
         at = 0
         while head := CHUNK.match(data, at):
             start = head.end()
@@ -85,15 +91,6 @@ class LayerFastPath:
             self.on_data(data[start:end])
             at = end + 2
         return at
-
-    def _take_of_known_length(self, data: bytes) -> int:
-        reader = self.source.body_reader
-        assert isinstance(reader, ContentLengthReader)
-        if len(data) >= reader._remaining:
-            return 0
-        reader._remaining -= len(data)
-        self.on_data(data)
-        return len(data)
 
 
 class FastPaths:
@@ -114,12 +111,13 @@ class FastPaths:
         """Tell whether the layers wait for something, so that events are queued."""
         return self._layer._paused is not None
 
-    def start(self, source: Connection, fast_path: LayerFastPath) -> None:
+    def start(self, fast_path: LayerFastPath) -> None:
         """Let a body take the fast path, past the reader task as well if both sides allow that."""
+        source = fast_path.source.conn
         self.by_source[source] = fast_path
         # Only now: before admission we keep mitmproxy's 64 KB reads to bound memory.
         reader = BulkReader.take_over(self._peer.handler, source)
-        transport = self._peer.transport(fast_path.target)
+        transport = transport_of(self._peer.handler, fast_path.target)
         if reader and transport and not self._peer.client.tls:
             reader.fast_path = SocketFastPath(fast_path, self, self._peer, transport)
 
@@ -162,20 +160,18 @@ class SocketFastPath:
             taken = self._fast_path.take(data)
             if taken:
                 self._watchdog.last_activity = time()  # As its register_activity.
-                self._send(data if taken == len(data) else data[:taken])
+                data = data if taken == len(data) else data[:taken]
+                try:  # At once: uvloop's transport would first read from all other sockets.
+                    sent = os.write(self._descriptor, data) if self._descriptor is not None else 0
+                except OSError:
+                    sent = 0  # Full or broken: the transport finds out itself.
+                if sent < taken:
+                    transport.write(data[sent:])
         except Exception as error:
             paths.deferred_error = error
             paths.event_count += 1
             return 0
         return taken
-
-    def _send(self, data: bytes) -> None:
-        try:  # At once: uvloop's transport would first read from all other sockets.
-            sent = os.write(self._descriptor, data) if self._descriptor is not None else 0
-        except OSError:
-            sent = 0  # Full or broken: the transport finds out itself.
-        if sent < len(data):
-            self._transport.write(data[sent:])
 
     def _recheck(self) -> bool:
         """Tell whether the fast path is open. What this reads changes only with an event, so check once an event."""
@@ -202,6 +198,5 @@ def find_fast_path(
         return None
     sent = target.response if isinstance(target, BoundedHttp1Server) else message  # To HTTP/1.0 it is another one.
     coding = sent.headers.get("transfer-encoding", "").lower() if sent else "none"
-    if coding not in ("", "chunked"):
-        return None
-    return LayerFastPath(source, target.conn, coding == "chunked", stream, message, on_data)
+    chunked = coding == "chunked"
+    return LayerFastPath(source, target.conn, chunked, stream, message, on_data) if chunked or not coding else None

@@ -9,32 +9,11 @@ is loaded or an addon that is added at run time takes effect with the next reque
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from mitmproxy import exceptions
+from mitmproxy import addons, exceptions
 from mitmproxy.addonmanager import AddonManager, safecall, traverse
-from mitmproxy.addons import (
-    anticache,
-    anticomp,
-    blocklist,
-    disable_h2c,
-    dumper,
-    maplocal,
-    mapremote,
-    modifybody,
-    modifyheaders,
-    onboarding,
-    proxyauth,
-    save,
-    savehar,
-    serverplayback,
-    stickyauth,
-    stickycookie,
-    tlsconfig,
-    update_alt_svc,
-    upstream_auth,
-)
+from mitmproxy.addons import dumper
 from mitmproxy.hooks import Hook
 from mitmproxy.log import ALERT, LegacyLogEvents
 from mitmproxy.proxy.layers.http._hooks import (
@@ -47,8 +26,6 @@ from mitmproxy.proxy.layers.http._hooks import (
 from ..mitmweb.flows import FlowViews
 
 CONNECTION_LOGGER = logging.getLogger("mitmproxy.proxy.server")
-LIFECYCLE_HOOKS = ("load", "configure", "running", "done")
-"""Hooks that change the addons while they are called: left to mitmproxy."""
 type FlowHook = HttpRequestHeadersHook | HttpRequestHook | HttpResponseHeadersHook | HttpResponseHook
 FLOW_HOOKS = (HttpRequestHeadersHook, HttpRequestHook, HttpResponseHeadersHook, HttpResponseHook)
 REQUEST_HOOK_NAMES = (*(hook.name for hook in FLOW_HOOKS), "update")
@@ -56,36 +33,29 @@ REQUEST_HOOK_NAMES = (*(hook.name for hook in FLOW_HOOKS), "update")
 
 type IdleTest = Callable[[Any, Any], bool]
 """(addon, options) -> the addon would do nothing at any hook of a request."""
-
-
-def always(_: Any, __: Any) -> bool:
-    return True
-
-
-def never(_: Any, __: Any) -> bool:
-    return False
-
-
 IDLE_WHEN: Mapping[type, IdleTest] = {
-    anticache.AntiCache: lambda _, options: not options.anticache,
-    anticomp.AntiComp: lambda _, options: not options.anticomp,
-    blocklist.BlockList: lambda addon, _: not addon.items,
-    disable_h2c.DisableH2C: always,  # http/head.py and the allow-list of header fields leave nothing to disable.
-    maplocal.MapLocal: lambda addon, _: not addon.replacements,
-    mapremote.MapRemote: lambda addon, _: not addon.replacements,
-    modifybody.ModifyBody: lambda addon, _: not addon.replacements,
-    modifyheaders.ModifyHeaders: lambda addon, _: not addon.replacements,
+    addons.anticache.AntiCache: lambda _, options: not options.anticache,
+    addons.anticomp.AntiComp: lambda _, options: not options.anticomp,
+    addons.blocklist.BlockList: lambda addon, _: not addon.items,
+    # http/head.py and the allow-list of header fields leave nothing to disable.
+    addons.disable_h2c.DisableH2C: lambda *_: True,
+    addons.maplocal.MapLocal: lambda addon, _: not addon.replacements,
+    addons.mapremote.MapRemote: lambda addon, _: not addon.replacements,
+    addons.modifybody.ModifyBody: lambda addon, _: not addon.replacements,
+    addons.modifyheaders.ModifyHeaders: lambda addon, _: not addon.replacements,
     # It serves the host mitm.it; no request names that unless the client's Host is kept.
-    onboarding.Onboarding: lambda _, options: not (options.onboarding and options.keep_host_header),
-    proxyauth.ProxyAuth: lambda addon, _: addon.validator is None,
-    save.Save: lambda addon, _: addon.stream is None,
-    savehar.SaveHar: lambda _, options: not options.hardump,
-    serverplayback.ServerPlayback: lambda addon, _: not addon.flowmap,
-    stickyauth.StickyAuth: lambda addon, _: addon.flt is None,
-    stickycookie.StickyCookie: lambda addon, _: addon.flt is None,
-    tlsconfig.TlsConfig: always,  # It serves the revocation list of certificates which a gateway does not issue.
-    update_alt_svc.UpdateAltSvc: always,  # GateStream.is_idle makes an exception for responses with Alt-Svc.
-    upstream_auth.UpstreamAuth: lambda addon, _: addon.auth is None,
+    addons.onboarding.Onboarding: lambda _, options: not (options.onboarding and options.keep_host_header),
+    addons.proxyauth.ProxyAuth: lambda addon, _: addon.validator is None,
+    addons.save.Save: lambda addon, _: addon.stream is None,
+    addons.savehar.SaveHar: lambda _, options: not options.hardump,
+    addons.serverplayback.ServerPlayback: lambda addon, _: not addon.flowmap,
+    addons.stickyauth.StickyAuth: lambda addon, _: addon.flt is None,
+    addons.stickycookie.StickyCookie: lambda addon, _: addon.flt is None,
+    # It serves the revocation list of certificates which a gateway does not issue.
+    addons.tlsconfig.TlsConfig: lambda *_: True,
+    # GateStream.is_idle makes an exception for responses with Alt-Svc.
+    addons.update_alt_svc.UpdateAltSvc: lambda *_: True,
+    addons.upstream_auth.UpstreamAuth: lambda addon, _: addon.auth is None,
     dumper.Dumper: lambda _, options: options.flow_detail == 0,
     FlowViews: lambda addon, _: not addon.watched(),
 }
@@ -115,14 +85,13 @@ class HookDispatcher:
                 self.guarded.done()
             self._chain = list(self.addons.chain)
             self._listeners.clear()
-        found = self._listeners.get(names)
-        if found is None:
-            found = self._listeners[names] = find_listeners(self._chain, names)
-        return found
+        if names not in self._listeners:
+            self._listeners[names] = Listeners(self._chain, names)
+        return self._listeners[names]
 
     async def trigger_event(self, event: Hook) -> None:
         """Call a hook as AddonManager.trigger_event does."""
-        if event.name in LIFECYCLE_HOOKS:
+        if event.name in ("load", "configure", "running", "done"):  # These may change the addons.
             await self._original_trigger_event(event)
             return
         for addon in self.listeners(event.name).all:
@@ -150,36 +119,23 @@ class HookDispatcher:
         """Tell whether an addon would do something at one of these hooks."""
         found, options = self.listeners(*names), self.options
         return any(not idle(addon, options) for addon, idle in found.builtin) or any(
-            not IDLE_WHEN.get(type(one), never)(one, options)
+            type(one) not in IDLE_WHEN or not IDLE_WHEN[type(one)](one, options)
             for one in traverse(found.others)
             if any(hasattr(one, name) for name in names)
         )
 
 
-@dataclass(frozen=True, slots=True)
 class Listeners:
-    """The addons that may have a method for a hook, in their order: all, and the same in two groups."""
+    """The addons that may have a method for one of some hooks, in their order: all, and the same in two groups."""
 
-    all: list[Any]
-    builtin: list[tuple[Any, IdleTest]]
-    """mitmproxy's own; their methods do not change at run time."""
-    others: list[Any]
-    """Scripts and addons with sub-addons, whose methods may change at run time."""
-
-
-def find_listeners(chain: list[Any], names: tuple[str, ...]) -> Listeners:
-    """Find the addons of the chain that may have a method of one of these names."""
-    found = [addon for addon in chain if any(may_have_method(addon, name) for name in names)]
-    builtin = [addon for addon in found if is_builtin(addon)]
-    idle_tests = [(addon, IDLE_WHEN.get(type(addon), never)) for addon in builtin]
-    return Listeners(found, idle_tests, [addon for addon in found if addon not in builtin])
+    def __init__(self, chain: list[Any], names: tuple[str, ...]) -> None:
+        self.all = [one for one in chain if not is_builtin(one) or any(hasattr(one, name) for name in names)]
+        self.builtin = [(one, IDLE_WHEN.get(type(one), lambda *_: False)) for one in self.all if is_builtin(one)]
+        """Those whose methods do not change at run time, with their tests."""
+        self.others = [one for one in self.all if not is_builtin(one)]
+        """Scripts and addons with sub-addons, whose methods may change at run time."""
 
 
 def is_builtin(addon: Any) -> bool:
     """Tell whether this is an addon of mitmproxy's own without sub-addons."""
     return type(addon).__module__.startswith("mitmproxy.") and not hasattr(addon, "addons")
-
-
-def may_have_method(addon: Any, name: str) -> bool:
-    """Tell whether the addon may have this method now or later; built-in addons have those of their class only."""
-    return not is_builtin(addon) or hasattr(type(addon), name) or name in vars(addon)

@@ -9,10 +9,7 @@ from h2.settings import SettingCodes
 from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http._events import (
-    ResponseEndOfMessage,
-    ResponseTrailers,
-)
+from mitmproxy.proxy.layers.http._events import ResponseEndOfMessage, ResponseTrailers
 from mitmproxy.proxy.layers.http._http2 import Http2Server, StreamState
 
 from ..http.responses import Answer
@@ -53,11 +50,11 @@ class BoundedHttp2Server(Http2Server):
         """Close the connection when the running streams have ended."""
         self.paused_servers: dict[int, Connection] = {}
         """Upstream connections that are not read, by the stream whose response waits for the client."""
-        self.h2_conn.local_settings[SettingCodes.MAX_CONCURRENT_STREAMS] = MAX_STREAMS
-        self.h2_conn.local_settings[SettingCodes.MAX_HEADER_LIST_SIZE] = lifecycle.settings.bounds.head
-        self.h2_conn.local_settings[SettingCodes.MAX_FRAME_SIZE] = MAX_FRAME
-        self.h2_conn.max_inbound_frame_size = MAX_FRAME
-        self.h2_conn.local_settings.acknowledge()
+        ours = self.h2_conn.local_settings
+        ours[SettingCodes.MAX_CONCURRENT_STREAMS] = MAX_STREAMS
+        ours[SettingCodes.MAX_HEADER_LIST_SIZE] = lifecycle.settings.bounds.head
+        ours[SettingCodes.MAX_FRAME_SIZE] = self.h2_conn.max_inbound_frame_size = MAX_FRAME
+        ours.acknowledge()
         self.h2_conn.decoder.max_header_list_size = lifecycle.settings.bounds.head
 
     @property
@@ -88,7 +85,7 @@ class BoundedHttp2Server(Http2Server):
             if isinstance(event, ResponseEndOfMessage):
                 yield from self.stop_reading(event.stream_id)
             elif isinstance(event, events.DataReceived):
-                self.resume_servers()
+                self.resume_reading()
                 if self.buffers_too_much and self._handle_event != self.done:
                     yield from self.protocol_error("too long a frame", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
 
@@ -154,7 +151,7 @@ class BoundedHttp2Server(Http2Server):
             self.paused_servers[stream_id] = server
             self.peer.hold_reading(server, stream_id)
 
-    def resume_servers(self) -> None:
+    def resume_reading(self) -> None:
         """Read again from the servers whose responses the client has caught up with."""
         for stream_id, server in list(self.paused_servers.items()):
             if len(self.h2_conn.stream_buffers.get(stream_id, ())) <= MAX_UNSENT // 2:
@@ -192,10 +189,4 @@ class BoundedHttp2Server(Http2Server):
             self._handle_event = self.done  # type: ignore[assignment,method-assign]
 
     def done(self, _: events.Event) -> Commands:
-        yield from ()
-
-    def answer_crash(self, answer: Answer) -> Commands:
-        """Send nothing after an internal error. The caller closes the connection."""
-        del answer  # The stream it would be for is not known here.
-        self._handle_event = self.done  # type: ignore[assignment,method-assign]
         yield from ()

@@ -15,7 +15,6 @@ Rules
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
-from urllib.parse import quote
 
 from mitmproxy import http
 from mitmproxy.connection import Connection, Server
@@ -46,18 +45,12 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseHeaders,
     ResponseProtocolError,
 )
-from mitmproxy.proxy.layers.http._hooks import (
-    HttpRequestHeadersHook,
-    HttpResponseHeadersHook,
-    HttpResponseHook,
-)
+from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook, HttpResponseHeadersHook, HttpResponseHook
 from mitmproxy.proxy.layers.http._http2 import Http2Client
 
-from ..auth.forwarding import FORWARDED
-from ..auth.redaction import KeyLookup, mask_path
 from ..exchange import Admission, Exchange, Refusal, UpstreamRequest
 from ..http.head import CHUNKED, Head, values
-from ..mitmweb.flows import label_refused
+from ..mitmweb.flows import address_request, refused_flow
 from .connections import CONNECT_TIMEOUT, ClientConnection, Drain, Expire, Resume
 from .events import (
     MALFORMED_BODY,
@@ -70,13 +63,10 @@ from .events import (
     Refuse,
     Reservation,
 )
-from .fast_path import FastPaths, LayerFastPath, find_fast_path
+from .fast_path import FastPaths, find_fast_path
 from .hook_dispatch import FLOW_HOOKS, FlowHook, HookDispatcher
 from .http1 import BoundedHttp1Client, BoundedHttp1Server
 from .http2 import BoundedHttp2Server, EventHandled
-
-CLIENT_DISCONNECTED = "client disconnected"
-"""The error that mitmproxy reports for an upstream connection whose client has left."""
 
 
 class GateLayer(HttpLayer):
@@ -87,33 +77,26 @@ class GateLayer(HttpLayer):
         self.lifecycle = lifecycle
         self.peer = peer
         self.hooks = hooks
-        self.request_counts: dict[Connection, int] = {}
-        """How many requests each upstream connection has been given."""
+        self.used_servers: set[Connection] = set()
+        """Upstream connections that have been given a request."""
         self.fast_paths = FastPaths(self, peer)
 
     def handle_event(self, event: events.Event) -> Commands:
         self.fast_paths.event_count += 1
-        left: events.Event | None = event
         if isinstance(event, events.DataReceived) and (fast_path := self.fast_paths.by_source.get(event.connection)):
-            left = yield from self._forward(event, fast_path)
-        if left:
-            yield from super().handle_event(left)
-
-    def _forward(
-        self, event: events.DataReceived, fast_path: LayerFastPath
-    ) -> layer.CommandGenerator[events.Event | None]:
-        """Send on what the fast path takes; return an event with the rest, if any."""
-        try:
-            if self.fast_paths.deferred_error:
-                raise self.fast_paths.deferred_error
-            taken = fast_path.take(event.data) if fast_path.open else 0
-        except Exception as error:
-            yield from self._crash(error)
-            return None
-        if not taken:
-            return event
-        yield commands.SendData(fast_path.target, event.data[:taken])
-        return events.DataReceived(event.connection, event.data[taken:]) if taken < len(event.data) else None
+            try:
+                if self.fast_paths.deferred_error:
+                    raise self.fast_paths.deferred_error
+                taken = fast_path.take(event.data) if fast_path.open else 0
+            except Exception as error:
+                yield from self._crash(error)
+                return
+            if taken:
+                yield commands.SendData(fast_path.target, event.data[:taken])
+                if taken == len(event.data):
+                    return
+                event = events.DataReceived(event.connection, event.data[taken:])
+        yield from super().handle_event(event)
 
     def _handle_event(self, event: events.Event) -> Commands:
         try:
@@ -141,29 +124,25 @@ class GateLayer(HttpLayer):
 
     def _crash(self, error: Exception) -> Commands:
         """Fail closed: answer the client if no answer has begun, and close all connections."""
-        self._handle_event = self._dead  # type: ignore[assignment,method-assign]
+        self._handle_event = ignore_event  # type: ignore[assignment,method-assign]
         self.fast_paths.by_source.clear()
         answer = self.lifecycle.internal_error(error)
         protocol = self.connections.get(self.context.client)
-        if isinstance(protocol, (BoundedHttp1Server, BoundedHttp2Server)):
+        if isinstance(protocol, BoundedHttp1Server):  # In HTTP/2 it is not known which stream the answer would be for.
             yield from protocol.answer_crash(answer)
         for connection in list(self.connections):
             yield commands.CloseConnection(connection)
-
-    def _dead(self, _: events.Event) -> Commands:
-        yield from ()
 
     def start_fast_path(self, stream: "GateStream", message: http.Message, on_data: Callable[[bytes], bytes]) -> None:
         """Let a body that begins to stream take the fast path, if possible."""
         if not stream.hooks_idle:  # An addon that sees a request may change it at any time.
             return
-        client, server = self.context.client, stream.context.server
-        upstream = self.connections.get(server)
+        upstream = self.connections.get(stream.context.server)
         inner = upstream.child_layer if isinstance(upstream, Upstream) else None  # With TLS it is another layer.
-        ends = [(client, self.connections[client]), (server, inner)]
-        (conn, source), (_, target) = ends if isinstance(message, http.Request) else reversed(ends)
+        ends = [self.connections[self.context.client], inner]
+        source, target = ends if isinstance(message, http.Request) else reversed(ends)
         if found := find_fast_path(source, target, stream, message, on_data):
-            self.fast_paths.start(conn, found)
+            self.fast_paths.start(found)
 
     def make_stream(self, stream_id: int) -> Commands:
         self.streams[stream_id] = GateStream(self.context.fork(), stream_id, self)
@@ -186,7 +165,7 @@ class GateLayer(HttpLayer):
                 # A paused stream may not know yet that its connection is closed: keep it until it does.
                 if not any(stream.context.server is connection for stream in self.streams.values()):
                     del self.connections[connection]
-                    self.request_counts.pop(connection, None)
+                    self.used_servers.discard(connection)
             elif reuse and not (one_request_each and connection.alpn != b"h2"):
                 stream = self.command_sources.pop(event)
                 yield from self.event_to_child(stream, GetHttpConnectionCompleted(event, (connection, None)))
@@ -212,25 +191,23 @@ class GateStream(HttpStream):
         self.lifecycle = gate_layer.lifecycle
         self.admission: Admission | None = None
         self.exchange: Exchange
-        self.length = CHUNKED
-        """Bytes of body that the request head announced."""
-        self.resendable = False
-        """The request has no body, and sending it twice does no harm (RFC 9110 section 9.2.2)."""
+        self.head: Head
+        self.headers: RequestHeaders
+        """The event that brought the head."""
         self.on_reused_connection = False
-        self.awaits_continue = self.continued = False
-        self.pending_head: tuple[RequestHeaders, Head]
-        """The head of a request that waits for its body, or for a limit."""
+        self.continued = False
+        """The client waits for no 100 Continue, or has been sent it."""
         self.pending_body = bytearray()
         self.hooks_idle: bool | None = None
         """No addon would do anything at the hooks of this request. None until its first hook."""
 
     def handle_event(self, event: events.Event) -> Commands:
-        """Handle an event; while it must be queued (for a connection or a hook), read no more of the body."""
+        """Handle an event; while body data is queued (for a connection or a hook), read no more from the client."""
         peer = self.parent.peer
         if self._paused and isinstance(event, RequestData):
             peer.hold_reading(peer.client, self)
         yield from super().handle_event(event)
-        if not self._paused:
+        if not self._paused or not any(isinstance(queued, RequestData) for queued in self._paused_event_queue):
             peer.release_reading(peer.client, self)
 
     def _handle_event(self, event: events.Event) -> Commands:
@@ -244,21 +221,16 @@ class GateStream(HttpStream):
             self.parent.fast_paths.end(self)
             self.lifecycle.finish(self.exchange, self.parent.peer)
         if self.parent.streams.get(self.stream_id) is not self:
-            self._release_references()
-
-    def _release_references(self) -> None:
-        """Break the reference cycles of a stream that has ended, so that it is freed without a garbage collection."""
-        self.client_state = self.server_state = ignore_event
-        self.pending_body = bytearray()
-        self.context.layers.clear()
+            # It has ended. Break its reference cycles, so that it is freed without a garbage collection.
+            self.client_state = self.server_state = ignore_event
+            self.pending_body = bytearray()
+            self.context.layers.clear()
 
     def _skip_idle_hooks(self, work: Commands) -> Commands:
         """Run `work`, but answer a hook at which no addon does anything here, without passing it to mitmproxy.
 
-        `work` is a generator that yields commands; a blocking one, such as a hook, gets its reply as the value of the
-        `yield`. `yield from` would pass every command up, where a hook pauses all layers of the connection and costs a
-        task. So the generator is driven by hand: an idle hook is completed by sending None, the reply of every hook,
-        straight back; all other commands are passed up and their replies down, as `yield from` would.
+        `yield from` would pass every command up, where a hook pauses the stream and costs a task. So the generator is
+        driven by hand: an idle hook gets None, the reply of every hook; all other commands go up, their replies down.
         """
         reply = None
         with suppress(StopIteration):
@@ -278,32 +250,23 @@ class GateStream(HttpStream):
         return self.hooks_idle and not alternatives  # An addon of mitmproxy puts the gateway's port into Alt-Svc.
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> Commands:
-        head = event.head if isinstance(event, ParsedRequestHeaders) and event.head else head_of(event)
-        decision = event.decision if isinstance(event, ParsedRequestHeaders) else None
-        self.exchange, verdict = decision or self.lifecycle.authorize(head, self.parent.peer)
-        if isinstance(verdict, UpstreamRequest):
-            yield from self._wait_for_decision(event, head)
+        self.headers = event
+        if isinstance(event, ParsedRequestHeaders):
+            self.head, (self.exchange, verdict) = event.head, event.decision
         else:
-            yield from self._apply_verdict(verdict, event, head)
-
-    def _apply_verdict(self, verdict: Admission | Refusal, event: RequestHeaders, head: Head) -> Commands:
-        if isinstance(verdict, Admission):
-            self.admission = verdict
-            yield from self._start_upstream(event, head, verdict)
-        else:
-            self.exchange.reason, self.exchange.status = verdict.reason, verdict.answer.status
-            yield from self._refuse(event, head, verdict)
-
-    def _wait_for_decision(self, event: RequestHeaders, head: Head) -> Commands:
-        """Send nothing upstream yet: the decision needs the body, or a limit has to be asked."""
-        self.pending_head = event, head
-        upstream_request = self.exchange.state.upstream_request
-        if event.end_stream or not (upstream_request and upstream_request.inspects_body):
+            self.head = head_of(event)
+            self.exchange, verdict = self.lifecycle.authorize(self.head, self.parent.peer)
+        self.continued = self.head.version == b"HTTP/1.0" or not values(self.head.fields, b"expect")
+        if not isinstance(verdict, UpstreamRequest):
+            yield from self._apply_verdict(verdict)
+        elif event.end_stream or not verdict.inspects_body:
             yield from self._decide_pending()
-            return
-        self.client_state = self.state_hold_request_body
-        if expects_continue(head):
+        else:
+            self.client_state = self.state_hold_request_body
             yield from self._continue()
+
+    def _apply_verdict(self, verdict: Admission | Refusal) -> Commands:
+        yield from self._start_upstream(verdict) if isinstance(verdict, Admission) else self._refuse(verdict)
 
     def state_hold_request_body(self, event: Any) -> Commands:
         """Keep the body up to the limit of the request: the body that is inspected is the body that is sent."""
@@ -314,7 +277,7 @@ class GateStream(HttpStream):
             limit = self.exchange.state.upstream_request.max_body if self.exchange.state.upstream_request else 0
             if limit is not None and self.exchange.bytes_in > limit:
                 answer = self.lifecycle.failed(self.exchange, "body too large", 413)
-                yield from self._apply_verdict(Refusal("body too large", answer), *self.pending_head)
+                yield from self._apply_verdict(Refusal("body too large", answer))
             else:
                 self.pending_body += event.data
 
@@ -332,17 +295,13 @@ class GateStream(HttpStream):
             self._abandon()
             return
         body, self.pending_body = bytes(self.pending_body), bytearray()
-        yield from self._apply_verdict(verdict, *self.pending_head)
-        if whole and self.admission:
-            yield from self._send_pending_body(body)
-
-    def _send_pending_body(self, body: bytes) -> Commands:
-        """Handle a body that was kept as if it arrived now; `bytes_in` is still what the client sent of it."""
-        received, self.exchange.bytes_in = self.exchange.bytes_in, 0  # Counted again, if it is sent.
-        if body:
-            yield from self.client_state(RequestData(self.stream_id, body))
-        self.exchange.bytes_in = received
-        yield from self.client_state(RequestEndOfMessage(self.stream_id))
+        yield from self._apply_verdict(verdict)
+        if whole and self.admission:  # Handle the body as if it arrived now.
+            received, self.exchange.bytes_in = self.exchange.bytes_in, 0  # Counted again, if it is sent.
+            if body:
+                yield from self.client_state(RequestData(self.stream_id, body))
+            self.exchange.bytes_in = received
+            yield from self.client_state(RequestEndOfMessage(self.stream_id))
 
     def _abandon(self) -> None:
         """End a request whose client left before anything went upstream."""
@@ -351,34 +310,32 @@ class GateStream(HttpStream):
         self.lifecycle.finish(self.exchange, self.parent.peer)
         self.parent.streams.pop(self.stream_id, None)
 
-    def _refuse(self, event: RequestHeaders, head: Head, refusal: Refusal) -> Commands:
+    def _refuse(self, refusal: Refusal) -> Commands:
+        self.exchange.reason, self.exchange.status = refusal.reason, refusal.answer.status
         self.client_state = self.server_state = self.state_errored
-        refuse = Refuse(self.stream_id, refusal.answer.to(head.method), refusal.keep_alive and head.body == 0)
-        yield SendHttp(refuse, self.context.client)
+        keep_alive = refusal.keep_alive and self.head.body == 0
+        yield SendHttp(Refuse(self.stream_id, refusal.answer.to(self.head.method), keep_alive), self.context.client)
         self.lifecycle.finish(self.exchange, self.parent.peer)
         if self.lifecycle.watched():
-            flow = refused_flow(
-                self.context, event.request, head, self.exchange, refusal, self.lifecycle.settings.ring.find
-            )
+            known = self.lifecycle.settings.ring.find
+            flow = refused_flow(self.context, self.headers.request, self.exchange, refusal, known)
             yield HttpRequestHeadersHook(flow)
             yield HttpResponseHook(flow)
             flow.live = False
         yield DropStream(self.stream_id)
 
-    def _start_upstream(self, event: RequestHeaders, head: Head, admission: Admission) -> Commands:
+    def _start_upstream(self, admission: Admission) -> Commands:
+        self.admission = admission
         self.flow = http.HTTPFlow(self.context.client, self.context.server)
         self.flow.live = True
-        self.flow.request = request = event.request
-        self._readdress(request, admission)
-        self.length = head.body
-        self.resendable = event.end_stream and head.method in (b"GET", b"HEAD", b"OPTIONS")
-        self.awaits_continue = expects_continue(head) and not self.continued
+        self.flow.request = self.headers.request
+        self._readdress(self.flow.request, admission)
         self.lifecycle.begin(self.exchange, self.flow)
         yield HttpRequestHeadersHook(self.flow)
         if (yield from self.check_killed(True)):
             return
         self.server_state = self.state_wait_for_response_headers
-        if event.end_stream or self.flow.response:
+        if self.headers.end_stream or self.flow.response:
             self.client_state = self.state_consume_request_body
         else:
             yield from self.start_request_stream()
@@ -388,15 +345,11 @@ class GateStream(HttpStream):
         host = request.host_header
         request.headers.fields = admission.request.fields
         request.data.path = admission.request.target
-        request.data.authority = b""
-        server = self.context.server
-        assert server.address
-        request.data.host, request.data.port = server.address[0], server.address[1]
-        request.scheme = "https" if server.tls else "http"
+        address_request(request, self.context.server)
         if not self.context.options.keep_host_header:
-            name, port = server.address[0], server.address[1]
+            name = request.data.host
             # mitmproxy's hostport leaves an IPv6 address bare; RFC 3986 section 3.2.2 wants brackets.
-            host = url.hostport(request.scheme, f"[{name}]" if ":" in name else name, port)
+            host = url.hostport(request.scheme, f"[{name}]" if ":" in name else name, request.data.port)
         request.host_header = host
 
     @property
@@ -414,33 +367,34 @@ class GateStream(HttpStream):
         if self.abandoned:
             yield commands.CloseConnection(self.context.server)
             return False
-        self.on_reused_connection = bool(self.parent.request_counts.get(self.context.server))
-        self.parent.request_counts[self.context.server] = self.parent.request_counts.get(self.context.server, 0) + 1
+        self.on_reused_connection = self.context.server in self.parent.used_servers
+        self.parent.used_servers.add(self.context.server)
         return True
 
     def start_request_stream(self) -> Commands:
         if not (yield from self.make_server_connection()):
             self.client_state = self.state_errored
             return
-        if self.awaits_continue:
-            yield from self._continue()
+        yield from self._continue()
         yield SendHttp(RequestHeaders(self.stream_id, self.flow.request, end_stream=False), self.context.server)
         self.client_state = self.state_stream_request_body
         limit = self.admission.request.max_body if self.admission else 0
-        if limit is None or 0 <= self.length <= limit:
+        if limit is None or 0 <= self.head.body <= limit:
             self.parent.start_fast_path(self, self.flow.request, self.exchange.request_chunk)
 
     def _continue(self) -> Commands:
-        self.continued = True
-        response = http.Response.make(100)
-        response.headers.clear()
-        yield SendHttp(ResponseHeaders(self.stream_id, response), self.context.client)
+        """Send 100 Continue, once, if the client waits for it before it sends the body."""
+        if not self.continued:
+            self.continued = True
+            response = http.Response.make(100)
+            response.headers.clear()
+            yield SendHttp(ResponseHeaders(self.stream_id, response), self.context.client)
 
     def state_stream_request_body(self, event: Any) -> Commands:
         limit = self.admission.request.max_body if self.admission else 0
         if limit is not None and isinstance(event, RequestData) and self.exchange.bytes_in + len(event.data) > limit:
             yield from self._stop("body too large", 413)
-        elif isinstance(event, RequestEndOfMessage) and self.length not in (CHUNKED, self.exchange.bytes_in):
+        elif isinstance(event, RequestEndOfMessage) and self.head.body not in (CHUNKED, self.exchange.bytes_in):
             yield from self._stop("malformed body", 400)  # HTTP/2 with trailers in place of the rest of the body.
         else:
             yield from super().state_stream_request_body(event)
@@ -455,10 +409,7 @@ class GateStream(HttpStream):
 
     def state_wait_for_response_headers(self, event: ResponseHeaders) -> Commands:
         if not 200 <= event.response.status_code <= 999:  # An upgrade, for which no request asks, or an invalid status.
-            yield commands.CloseConnection(self.context.server)
-            error = ResponseProtocolError(self.stream_id, "no status", ErrorCode.RESPONSE_VALIDATION_FAILED)
-            yield from self.handle_protocol_error(error)
-            self.client_state = self.state_errored
+            yield from self._reject_response()
             return
         yield from super().state_wait_for_response_headers(event)
         if self.server_state == self.state_errored:  # The flow was killed in the hook, or the client left during it.
@@ -473,7 +424,7 @@ class GateStream(HttpStream):
 
     def state_stream_response_body(self, event: events.Event) -> Commands:
         yield from super().state_stream_response_body(event)
-        if isinstance(event, ResponseData) and self.parent.peer.http_server:
+        if isinstance(event, ResponseData) and isinstance(self.parent.peer.http_server, BoundedHttp2Server):
             self.parent.peer.http_server.apply_backpressure(self.stream_id, self.context.server)
 
     def send_response(self, already_streamed: bool = False) -> Commands:
@@ -500,35 +451,35 @@ class GateStream(HttpStream):
         try:
             validate_headers(self.flow.response)
         except ValueError:
-            yield commands.CloseConnection(self.flow.server_conn)
-            error = ResponseProtocolError(self.stream_id, "malformed", ErrorCode.RESPONSE_VALIDATION_FAILED)
-            yield from self.handle_protocol_error(error)
-            self.client_state = self.state_errored
+            yield from self._reject_response()
             return True
         self.lifecycle.response_started(self.exchange, self.flow)
         return False
+
+    def _reject_response(self) -> Commands:
+        """Close the connection to an upstream that sends no valid HTTP, and answer its client."""
+        yield commands.CloseConnection(self.context.server)
+        error = ResponseProtocolError(self.stream_id, "malformed", ErrorCode.RESPONSE_VALIDATION_FAILED)
+        yield from self.handle_protocol_error(error)
+        self.client_state = self.state_errored
 
     def handle_protocol_error(self, event: RequestProtocolError | ResponseProtocolError) -> Commands:
         if self.admission is None:
             self._abandon()
             return
-        if (
-            isinstance(event, ClosedBeforeResponse)
-            and self.on_reused_connection
-            and self.resendable
-            and not self.flow.response
-        ):
+        # It has no body, and sending it twice does no harm (RFC 9110 section 9.2.2).
+        resendable = self.headers.end_stream and self.head.method in (b"GET", b"HEAD", b"OPTIONS")
+        reused = isinstance(event, ClosedBeforeResponse) and self.on_reused_connection
+        if reused and resendable and not self.flow.response:
             yield from self._retry()
             return
         if isinstance(event, ResponseProtocolError):
             reason, status = ("client left", 0) if self.abandoned else describe_failure(event)
-            answer = self.lifecycle.failed(self.exchange, reason, status)
-            event = Failure(event, answer.to(self.flow.request.data.method))
+            answer = self.lifecycle.failed(self.exchange, reason, status).to(self.flow.request.data.method)
+            event = Failure(self.stream_id, event.message, event.code, answer=answer)
         elif not self.exchange.reason:
             malformed = event.code is ErrorCode.GENERIC_CLIENT_ERROR and event.message == MALFORMED_BODY
-            self.lifecycle.failed(
-                self.exchange, "malformed body" if malformed else "client left", 400 if malformed else 0
-            )
+            self.lifecycle.failed(self.exchange, *(("malformed body", 400) if malformed else ("client left", 0)))
         yield from super().handle_protocol_error(event)
 
     def _retry(self) -> Commands:
@@ -558,11 +509,6 @@ def ignore_event(_: events.Event) -> Commands:
     yield from ()
 
 
-def expects_continue(head: Head) -> bool:
-    """Tell whether the client waits for 100 Continue before it sends the body."""
-    return head.version != b"HTTP/1.0" and bool(values(head.fields, b"expect"))
-
-
 def head_of(event: RequestHeaders) -> Head:
     """Return the head of an HTTP/2 request, as parse_head does for HTTP/1."""
     request = event.request
@@ -573,31 +519,9 @@ def head_of(event: RequestHeaders) -> Head:
     )
 
 
-def refused_flow(
-    context: Context, request: http.Request, head: Head, exchange: Exchange, refusal: Refusal, known: KeyLookup | None
-) -> http.HTTPFlow:
-    """Return a flow of a refused request for mitmweb and flow files, without headers that may hold a credential."""
-    flow = http.HTTPFlow(context.client, context.server)
-    flow.request = request
-    request.headers.fields = tuple((n, mask_path(v, known)) for n, v in head.fields if n.lower() in FORWARDED)
-    request.data.path = quote(exchange.path or b"/", safe="/:@!$&'()*+,;=~").encode()
-    request.data.method = exchange.method.encode("ascii", "replace")
-    request.data.content = b""
-    request.data.authority = b""  # It may hold a credential, too.
-    address = context.server.address
-    if address:
-        request.data.host, request.data.port = address[0], address[1]
-    request.scheme = "https" if context.server.tls else "http"
-    answer = refusal.answer
-    flow.response = http.Response.make(answer.status, answer.body, http.Headers(answer.fields))
-    label_refused(flow, exchange, refusal.reason)
-    flow.live = True
-    return flow
-
-
 def describe_failure(event: ResponseProtocolError) -> tuple[str, int]:
     """Return (reason for the log, status for the client) of an error with the upstream; status 0 means no answer."""
-    if event.message == CLIENT_DISCONNECTED:
+    if event.message == "client disconnected":  # mitmproxy's error of a connection whose client has left.
         return "client left", 0
     if event.code is ErrorCode.CONNECT_FAILED:
         return ("upstream timeout", 504) if event.message == CONNECT_TIMEOUT else ("upstream unreachable", 503)

@@ -6,9 +6,6 @@ from mitmproxy.optmanager import OptManager
 
 from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
 
-IMMUTABLE = (bool, int, float, str, type(None))
-"""Types of values that can be shared between readers."""
-
 
 class CachedOptions:
     """Read and write options like the OptManager behind it; a value is fetched once, and again after it has changed."""
@@ -20,7 +17,7 @@ class CachedOptions:
     def __getattr__(self, name: str) -> Any:
         """Fetch a value that is not cached. Raises AttributeError if there is no option of that name."""
         value = getattr(self._options, name)
-        if isinstance(value, IMMUTABLE):
+        if isinstance(value, (bool, int, float, str, type(None))):  # Immutable, so readers can share it.
             vars(self)[name] = value
         return value
 

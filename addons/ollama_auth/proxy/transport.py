@@ -1,11 +1,9 @@
-"""Changes to asyncio's transports and readers under mitmproxy: larger reads, pauses, resets, leftover sockets.
+"""Changes to asyncio's transports and readers under mitmproxy: larger reads, resumed reading, leftover sockets.
 
 The only module that replaces or reads private parts of asyncio; tests/unit/proxy/test_internals.py pins those parts.
 """
 
 import asyncio
-import socket
-import struct
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -24,25 +22,11 @@ def transport_of(handler: ConnectionHandler, connection: Connection) -> asyncio.
     return io.writer.transport if io and isinstance(io.writer, asyncio.StreamWriter) else None  # type: ignore[return-value]
 
 
-def pause_reading(handler: ConnectionHandler, connection: Connection) -> None:
-    """Read nothing more from a connection."""
-    transport = transport_of(handler, connection)
-    if transport and transport.is_reading():
-        transport.pause_reading()
-
-
 def resume_reading(handler: ConnectionHandler, connection: Connection) -> None:
     """Read from a connection again, unless it is closing or its reader is full, which resumes by itself."""
     transport = transport_of(handler, connection)
     if transport and not transport.is_closing() and not handler.transports[connection].reader._paused:  # type: ignore[union-attr]
         transport.resume_reading()
-
-
-def reset(transport: asyncio.Transport) -> None:
-    """Close with a TCP reset instead of an orderly end."""
-    own = transport.get_extra_info("socket")
-    own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
 
 
 def close_sockets(handler: ConnectionHandler, *connections: Connection) -> None:
@@ -51,8 +35,7 @@ def close_sockets(handler: ConnectionHandler, *connections: Connection) -> None:
     mitmproxy does so itself, unless its task is cancelled while it waits to hand an event to the layers.
     """
     for connection in connections:
-        writer = handler.transports[connection].writer
-        if writer:
+        if writer := handler.transports[connection].writer:
             writer.close()
 
 
@@ -60,16 +43,6 @@ class BulkProtocol(asyncio.StreamReaderProtocol):
     """asyncio's StreamReaderProtocol, with a direct reference to its reader."""
 
     bulk: "BulkReader"
-
-    @classmethod
-    def take_over(cls, reader: "BulkReader") -> None:
-        """Replace the protocol between `reader` and its transport, if it is asyncio's."""
-        transport = reader._transport
-        protocol = transport.get_protocol() if transport else None
-        if transport and type(protocol) is asyncio.StreamReaderProtocol:
-            protocol.__class__ = cls
-            cast(BulkProtocol, protocol).bulk = reader
-            transport.set_protocol(protocol)  # The transport may have cached a bound method of the old class.
 
     def data_received(self, data: bytes) -> None:
         """Do as StreamReaderProtocol.data_received."""
@@ -84,7 +57,6 @@ class BulkReader(asyncio.StreamReader):
 
     fast_path: Callable[[bytes], int] | None = None
     """Forwards as much of the start of the data as it can, and returns its length in bytes."""
-    _transport: asyncio.Transport | None
     _waiter: asyncio.Future[None] | None
     _buffer: bytearray
     _eof: bool
@@ -101,7 +73,12 @@ class BulkReader(asyncio.StreamReader):
         if type(reader) is asyncio.StreamReader:
             reader.__class__ = cls
             reader._limit = READ_BUFFER // 2  # type: ignore[attr-defined]
-            BulkProtocol.take_over(cast(BulkReader, reader))
+            transport = transport_of(handler, connection)
+            protocol = transport.get_protocol() if transport else None
+            if transport and type(protocol) is asyncio.StreamReaderProtocol:
+                protocol.__class__ = BulkProtocol
+                cast(BulkProtocol, protocol).bulk = cast(BulkReader, reader)
+                transport.set_protocol(protocol)  # The transport may have cached a bound method of the old class.
         return reader if isinstance(reader, cls) else None
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override] # Transports hand bytes on.

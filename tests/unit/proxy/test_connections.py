@@ -8,13 +8,14 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mitmproxy.connection import Client, Connection
+from mitmproxy.connection import Client, Connection, Server
 from mitmproxy.proxy import events
 from mitmproxy.proxy.server import ConnectionHandler
 
 from ollama_auth.exchange import Exchange
 from ollama_auth.proxy import connections as module
 from ollama_auth.proxy.connections import (
+    CONNECT_TIMEOUT,
     EXPIRY_GRACE_SECONDS,
     WARNING_INTERVAL,
     ClientConnection,
@@ -89,9 +90,6 @@ class FakeHandler:
 class FakeProtocol:
     def __init__(self, *, idle: bool = True) -> None:
         self.idle = idle
-
-    def apply_backpressure(self, stream_id: int, server: Connection) -> None:
-        """Nobody answers here."""
 
 
 def peer_from(
@@ -375,6 +373,26 @@ async def test_a_connection_that_can_not_be_ended_does_not_save_the_others(
     assert caplog.messages == ["a connection could not be ended: RuntimeError"]
 
 
+@pytest.mark.parametrize("tls", [False, True])
+async def test_an_attempt_to_connect_ends_at_its_deadline(clock: Clock, tls: bool) -> None:
+    """Unless it has succeeded; with TLS that is at the end of the handshake."""
+    found = filled(peer := peer_from(deadline=clock.now))
+    slow, ready, closed = (Server(address=("127.0.0.1", port), tls=tls) for port in (1, 2, 3))
+    for server in (slow, ready):
+        fake(peer).socket_of(server).handler = FakeTask()
+    peer.connecting = dict.fromkeys((slow, ready, closed), clock.now + 1)
+    ready.timestamp_tcp_setup = 1.0
+    ready.timestamp_tls_setup = 1.0 if tls else None
+    slow.timestamp_tcp_setup = 1.0 if tls else None
+    await swept(found)
+    assert [*peer.connecting] == [slow, closed]
+    clock.now += 1.1
+    peer.deadline = None
+    await swept(found)
+    assert peer.connecting == {}
+    assert [fake(peer).transports[one].handler.cancelled for one in (slow, ready)] == [[CONNECT_TIMEOUT], []]
+
+
 def test_a_connection_whose_socket_is_gone_can_be_cut() -> None:
     peer = peer_from()
     fake(peer).transports.clear()
@@ -432,7 +450,7 @@ def test_evictions_are_logged(clock: Clock, caplog: pytest.LogCaptureFixture) ->
 
 
 def transport_of(peer: ClientConnection) -> FakeTransport:
-    return cast(FakeTransport, peer.transport())
+    return cast(FakeTransport, fake(peer).transports[peer.client].writer.transport)
 
 
 def test_a_client_waits_until_all_that_held_it_released_it() -> None:
@@ -459,7 +477,7 @@ def test_a_server_that_waits_does_not_make_the_client_wait() -> None:
     peer.hold_reading(server, "one")
     assert transport_of(peer).reading
     peer.release_reading(peer.client, "one")
-    assert not cast(FakeTransport, peer.transport(server)).reading
+    assert not fake(peer).transports[server].writer.transport.reading
 
 
 def test_a_connection_that_is_closing_is_not_read_again() -> None:

@@ -121,7 +121,7 @@ mitmproxy.proxy.server
     41e033f7debf TimeoutWatchdog.register_activity              fast_path.SocketFastPath
     ffb8e6c9e6c6 ConnectionHandler.__init__                     addon.Gate.client_connected
     01f1b7cc991c ConnectionHandler.handle_client                addon.Gate.client_disconnected
-    5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.ClientConnection.limit_connect_time
+    5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.ClientConnection.check_connects
     95c3f93e9824 ConnectionHandler.handle_connection            transport.close_sockets
     6b5743460456 ConnectionHandler.drain_writers                connections.ClientConnection.hold_reading
     0d1e6b0aa6e4 ConnectionHandler.on_timeout                   connections.ClientConnection.close_now
@@ -234,7 +234,7 @@ mitmproxy.master
 mitmproxy.tools.main
     bea9540bf91c run                                            addon.Gate.drain
 mitmproxy.net.http.http1.read
-    bf258f07286c expected_http_body_size                        http1.BoundedHttp1Server.end_of_response
+    bf258f07286c expected_http_body_size                        http1.BoundedHttp1Server.send
     d53e49909657 connection_close                               http1.BoundedHttp1Server.mark_done
     7f1f014abc5e read_response_head                             http1.response_of
     00582e2a3719 _read_response_line                            http1.response_of
@@ -253,8 +253,8 @@ mitmproxy.net.http.validate
 h11._readers
     4d2629eeaaf3 ChunkedReader                                  fast_path.LayerFastPath.take
     fdf438f5ca7e ContentLengthReader                            fast_path.LayerFastPath.take
-    4d2629eeaaf3 ChunkedReader                                  http1.Body.next_part
-    fdf438f5ca7e ContentLengthReader                            http1.Body.next_part
+    4d2629eeaaf3 ChunkedReader                                  http1.Body.read_body
+    fdf438f5ca7e ContentLengthReader                            http1.Body.read_body
 h11._receivebuffer
     108c4355eb3b ReceiveBuffer                                  http1.BoundedHttp1Server
 h2.frame_buffer
