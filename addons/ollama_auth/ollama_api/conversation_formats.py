@@ -204,7 +204,7 @@ def _take_response(found: Conversation, response: Json) -> None:
     status = name_of(response.get("status"))
     if status in ("completed", "incomplete", "failed"):
         found.ended, found.finish_reason = True, status
-    if not found.pieces:
+    if not found.parts:
         for number, item in enumerate(dicts_of(response.get("output"))):
             _take_item(found, ("output", number), item, name_of(item.get("role")) or "assistant")
 
