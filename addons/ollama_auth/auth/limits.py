@@ -66,8 +66,8 @@ class Limiter:
             from limits.storage import storage_from_string
         except ImportError as missing:
             raise LimitsError(f"limits need the library `limits`: {HOW_TO_INSTALL}") from missing
-        options: dict[str, Any] = {"implementation": "redispy"} if url else {}
-        options |= dict.fromkeys(("socket_timeout", "socket_connect_timeout"), STORAGE_TIMEOUT) if url else {}
+        timeouts = {"socket_timeout": STORAGE_TIMEOUT, "socket_connect_timeout": STORAGE_TIMEOUT}
+        options: dict[str, Any] = {"implementation": "redispy", **timeouts} if url else {}
         try:
             storage: Any = storage_from_string(f"async+{url or 'memory://'}", **options)
             self._redis = storage.bridge.get_connection() if url else None
@@ -76,8 +76,8 @@ class Limiter:
                 f"ollama_limits_storage: not the URL of a storage, or its client is missing: {HOW_TO_INSTALL}"
             ) from fault
         self._storage = storage
-        self._requests = MovingWindowRateLimiter(self._storage)
-        self._tokens = FixedWindowRateLimiter(self._storage)
+        self._requests = MovingWindowRateLimiter(storage)
+        self._tokens = FixedWindowRateLimiter(storage)
         self._leases = RedisLeases(self._redis) if url else LocalLeases()
 
     async def enter(self, principal: Principal, request_id: str) -> Granted | Exceeded:
@@ -85,12 +85,14 @@ class Limiter:
 
         A request that was granted must `leave`.
         """
+        from limits import RateLimitItemPerDay
+
         async with _storage_errors():
-            if principal.tokens_per_day is not None:
-                spent, item = await self._spent(principal, principal.tokens_per_day)
-                if spent >= principal.tokens_per_day:
+            if (tokens := principal.tokens_per_day) is not None:
+                item = RateLimitItemPerDay(tokens)
+                if await self._storage.get(item.key_for(principal.name)) >= tokens:
                     reset = (await self._tokens.get_window_stats(item, principal.name)).reset_time
-                    return Exceeded("tokens_per_day", principal.tokens_per_day, _seconds_until(reset))
+                    return Exceeded("tokens_per_day", tokens, _seconds_until(reset))
             limit = principal.concurrent_requests
             if limit is not None and not await self._leases.take(principal.name, request_id, limit):
                 return Exceeded("concurrent_requests", limit, 1)
@@ -111,15 +113,10 @@ class Limiter:
         item = RateLimitItemPerMinute(limit)
         taken = await self._requests.hit(item, principal.name)
         stats = await self._requests.get_window_stats(item, principal.name)
+        reset = _seconds_until(stats.reset_time)
         if not taken:
-            return Exceeded("requests_per_minute", limit, _seconds_until(stats.reset_time))
-        return Granted((limit, max(0, stats.remaining), _seconds_until(stats.reset_time)))
-
-    async def _spent(self, principal: Principal, limit: int) -> tuple[int, Any]:
-        from limits import RateLimitItemPerDay
-
-        item = RateLimitItemPerDay(limit)
-        return await self._storage.get(item.key_for(principal.name)), item
+            return Exceeded("requests_per_minute", limit, reset)
+        return Granted((limit, max(0, stats.remaining), reset))
 
     async def spend(self, principal: Principal, tokens: int) -> None:
         """Count tokens that were used, also those beyond the limit. Raises StorageUnavailableError."""

@@ -10,8 +10,6 @@ from ..http.head import MAX_METHOD
 from .figures import completion, stream_speed, used_by
 from .line_writer import LineWriter
 
-type Line = Callable[[Exchange], str]
-
 MAX_PATH = 256
 """Characters of a path in a line."""
 MAX_NAMES = 32
@@ -24,8 +22,9 @@ MAX_MODEL = 128
 
 
 def record(exchange: Exchange) -> dict[str, object]:
-    """The fields of a line that apply, in their order."""
+    """The fields of a line that apply, in their order; those on tokens are of a successful answer."""
     ended = exchange.ended or exchange.started
+    used = used_by(exchange)
     fields: dict[str, object] = {
         "time": utc(exchange.time),
         "id": exchange.id,
@@ -43,23 +42,13 @@ def record(exchange: Exchange) -> dict[str, object]:
         "bytes_out": exchange.bytes_out,
         "duration_ms": _ms(ended - exchange.started),
         "ttft_ms": _ms(exchange.ttft) if exchange.ttft is not None else None,
-        **used(exchange),
+        "prompt_tokens": used and used.prompt_tokens,
+        "completion_tokens": used and used.completion_tokens,
+        "complete": used and used.complete,
+        "estimated": (used and used.estimated) or None,
+        "compressed": (used and used.compressed) or None,
     }
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def used(exchange: Exchange) -> dict[str, object]:
-    """The fields on the tokens of a successful answer, as far as they are known, and how reliable they are."""
-    found = used_by(exchange)
-    if found is None:
-        return {}
-    return {
-        "prompt_tokens": found.prompt_tokens,
-        "completion_tokens": found.completion_tokens,
-        "complete": found.complete,
-        "estimated": found.estimated or None,
-        "compressed": found.compressed or None,
-    }
 
 
 def path(exchange: Exchange) -> str | None:
@@ -78,7 +67,6 @@ def escape(raw: bytes) -> str:
 
 
 def as_json(exchange: Exchange) -> str:
-    """A line of JSON."""
     return json.dumps(record(exchange), separators=(",", ":"))
 
 
@@ -140,7 +128,7 @@ class AccessLog:
 
         `emit` takes the lines of text instead of standard output. Raises OSError when the file can't be opened.
         """
-        self._line: Line = as_text if target is None else as_json
+        self._line = as_text if target is None else as_json
         self._emit = emit if target is None else None
         self._writer = None if self._emit else LineWriter("the access log", None if target in (None, "-") else target)
 

@@ -10,7 +10,6 @@ from .line_writer import LineWriter
 
 FILES = 5
 """Rotated files that are kept."""
-CONVERSATIONS = frozenset({RouteClass.INFER, RouteClass.EMBED})
 
 
 class AuditLog:
@@ -47,4 +46,4 @@ def record(exchange: Exchange, recording: Recording) -> dict[str, object]:
 
 def concerns(exchange: Exchange) -> bool:
     """Whether it is a conversation."""
-    return exchange.route is not None and exchange.route.route_class in CONVERSATIONS
+    return exchange.route is not None and exchange.route.route_class in (RouteClass.INFER, RouteClass.EMBED)

@@ -40,24 +40,15 @@ class Gate(Protocol):
     """What the monitor reads of `addon.Gate`, which is layers above and made it."""
 
     @property
-    def state(self) -> str:
-        """`open`, `draining` or `closed`."""
-
+    def state(self) -> str: ...
     @property
-    def upstream(self) -> str:
-        """The URL of Ollama, without a path."""
-
+    def upstream(self) -> str: ...
     @property
-    def connection_count(self) -> int:
-        """Client connections."""
-
+    def connection_count(self) -> int: ...
     @property
-    def under_way(self) -> list[Exchange]:
-        """Requests that have not ended."""
-
+    def under_way(self) -> list[Exchange]: ...
     @property
-    def trust(self) -> dict[str, Any]:
-        """How to verify the certificate of an https upstream: the last arguments of `readiness.status_of`."""
+    def trust(self) -> dict[str, Any]: ...  # The last arguments of `readiness.status_of`.
 
 
 class Monitor:
@@ -96,7 +87,6 @@ class Monitor:
             self._intervals = []
 
     def ended(self, exchange: Exchange) -> None:
-        """Count an exchange that has ended."""
         self._count_intervals()
         if self._server and self._metrics:
             self._history.ended(exchange)
@@ -113,7 +103,6 @@ class Monitor:
         self._server, self._address = server, address
 
     def close(self) -> None:
-        """Stop listening."""
         if self._server:
             self._server.close()
         self._server, self._address = None, None
@@ -158,9 +147,9 @@ class Monitor:
     async def status(self) -> dict[str, object]:
         """The JSON of the status page: this process and the other workers on the port."""
         ready = await self.upstream_answers()
-        now = self._now()
         others = workers.others(self._folder) if self._folder else []
-        rows = [row for one in (now, *others) for row in one["in_flight"]]
+        states = [self._now(), *others]
+        rows = [row for one in states for row in one["in_flight"]]
         return {
             "version": __version__,
             "started": self._started,
@@ -168,8 +157,8 @@ class Monitor:
             "state": self._gate.state,
             "upstream": self._gate.upstream,
             "ready": ready,
-            "connections": sum(one["connections"] for one in (now, *others)),
-            "in_flight_total": sum(one["in_flight_total"] for one in (now, *others)),
+            "connections": sum(one["connections"] for one in states),
+            "in_flight_total": sum(one["in_flight_total"] for one in states),
             "in_flight": sorted(rows, key=lambda row: -row["seconds"])[:MAX_SHOWN],
             **self._history.with_others(one["history"] for one in others).shown(),
         }

@@ -1,8 +1,8 @@
 """Serve the status listener with Tornado, which mitmproxy brings with it.
 
 `/` is the status page, `/status.json` what it shows, `/metrics` is for Prometheus, `/healthz` says that the process is
-alive and `/readyz` that the gateway is open and Ollama answers. Nothing here changes anything, and no request from
-here reaches Ollama.
+alive (for a supervisor) and `/readyz` that the gateway is open and Ollama answers (for a load balancer). Nothing here
+changes anything, and no request from here reaches Ollama.
 """
 
 import base64
@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
@@ -102,7 +102,7 @@ class Handler(RequestHandler):
     def set_default_headers(self) -> None:
         self.clear_header("Server")
         self.set_header("Cache-Control", "no-store")
-        self.set_header("Content-Security-Policy", page().policy)
+        self.set_header("Content-Security-Policy", page()[1])
         self.set_header("Referrer-Policy", "no-referrer")
         self.set_header("X-Content-Type-Options", "nosniff")
 
@@ -115,7 +115,6 @@ class Handler(RequestHandler):
         self.send_json({"error": self._reason})
 
     def send_json(self, content: dict[str, object]) -> None:
-        """Answer with JSON."""
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps(content, separators=(",", ":")) + "\n")
 
@@ -127,23 +126,17 @@ class Handler(RequestHandler):
 
 
 class StatusHandler(Handler):
-    """The status page."""
-
     async def get(self) -> None:
         self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.finish(page().content)
+        self.finish(page()[0])
 
 
 class StatusJsonHandler(Handler):
-    """What the status page shows."""
-
     async def get(self) -> None:
         self.send_json(await self.source())
 
 
 class MetricsHandler(Handler):
-    """For Prometheus."""
-
     async def get(self) -> None:
         content, media_type = self.source(self.request.headers.get("Accept", ""))
         self.set_header("Content-Type", media_type)
@@ -151,15 +144,11 @@ class MetricsHandler(Handler):
 
 
 class HealthHandler(Handler):
-    """For a supervisor that restarts a process that hangs."""
-
     async def get(self) -> None:
         self.send_json({"alive": True})
 
 
 class ReadinessHandler(Handler):
-    """For a load balancer."""
-
     async def get(self) -> None:
         reason = await self.source()
         if reason:
@@ -168,20 +157,13 @@ class ReadinessHandler(Handler):
         self.send_json({"ready": False, "reason": reason} if reason else {"ready": True})
 
 
-class StatusPage(NamedTuple):
-    """The status page, and the content security policy that lets its own script run and nothing else."""
-
-    content: bytes
-    policy: str
-
-
 @cache
-def page() -> StatusPage:
-    """Read the page once."""
+def page() -> tuple[bytes, str]:
+    """The status page, and the content security policy that lets its own script run and nothing else."""
     content = _FILE.read_bytes()
     hashes = (base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _SCRIPT.findall(content))
     scripts = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return StatusPage(
+    return (
         content,
         f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
