@@ -22,6 +22,7 @@ LEASE = 30.0
 """Seconds after which a concurrent request of a gateway that died no longer counts."""
 RENEW = 2.0
 """Seconds between two renewals of the leases. After a Redis restart, counts are low for at most this long."""
+_LEASES = "ollama_auth:concurrent:"
 HOW_TO_INSTALL = "pip install 'limits[redis]>=5.8'"
 
 
@@ -196,13 +197,13 @@ class RedisLeases:
         """Take one of `limit` leases: enter first and count then, so that two at once never both get the last one."""
         now = time.time()
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.zremrangebyscore(self._key(name), "-inf", now)
-            pipe.zadd(self._key(name), {request_id: now + LEASE})
-            pipe.zcard(self._key(name))
-            pipe.expire(self._key(name), int(LEASE * 2))
+            pipe.zremrangebyscore(_LEASES + name, "-inf", now)
+            pipe.zadd(_LEASES + name, {request_id: now + LEASE})
+            pipe.zcard(_LEASES + name)
+            pipe.expire(_LEASES + name, int(LEASE * 2))
             count = (await pipe.execute())[2]
         if count > limit:
-            await self._redis.zrem(self._key(name), request_id)
+            await self._redis.zrem(_LEASES + name, request_id)
             return False
         self.held.add((name, request_id))
         return True
@@ -210,24 +211,20 @@ class RedisLeases:
     async def give_back(self, name: str, request_id: str) -> None:
         """Give a lease back; it may have been given back before."""
         self.held.discard((name, request_id))
-        await self._redis.zrem(self._key(name), request_id)
+        await self._redis.zrem(_LEASES + name, request_id)
 
     async def renew(self) -> None:
         """Extend the leases that are held."""
         renewed = set(self.held)
         async with self._redis.pipeline(transaction=False) as pipe:
             for name, leases in groupby(sorted(renewed), key=itemgetter(0)):
-                pipe.zadd(self._key(name), dict.fromkeys(map(itemgetter(1), leases), time.time() + LEASE))
-                pipe.expire(self._key(name), int(LEASE * 2))
+                pipe.zadd(_LEASES + name, dict.fromkeys(map(itemgetter(1), leases), time.time() + LEASE))
+                pipe.expire(_LEASES + name, int(LEASE * 2))
             await pipe.execute()
             # A lease that was given back meanwhile may have been removed before it was renewed.
             for name, request_id in renewed - self.held:
-                pipe.zrem(self._key(name), request_id)
+                pipe.zrem(_LEASES + name, request_id)
             await pipe.execute()
-
-    @staticmethod
-    def _key(name: str) -> str:
-        return f"ollama_auth:concurrent:{name}"
 
 
 @contextlib.asynccontextmanager

@@ -14,9 +14,8 @@ from ..ollama_api.routes import route
 
 MAX_TEXT = 256 * 1024
 """Characters of a conversation that are shown."""
-MAX_RAW_LINES = 400
-MAX_RAW_LINE = 400
-"""Characters."""
+MAX_RAW_LINES, MAX_RAW_LINE = 400, 400
+"""Lines that are shown as they were sent, and characters of each."""
 MAX_INDENTED = 64 * 1024
 """Bytes of the largest JSON object that is indented: Python takes long for that."""
 WIDTH = 64

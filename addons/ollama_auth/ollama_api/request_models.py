@@ -67,12 +67,15 @@ class JsonModels:
     creates: bool = False
     """The request makes a model from another one, which Ollama pulls if it is missing."""
 
-    def __post_init__(self) -> None:
-        assert all(len(key) <= MAX_MEMBER for member in self.members for key in member.keys)
-
     def __call__(self, path: bytes, query: bytes, content_type: bytes, body: bytes) -> Asked:
         value = _Object.first(body)
-        names = [_named(text, member.canonical) for member in self.members if (text := value.one_of(member))]
+        names = []
+        for member in self.members:
+            text = next(filter(None, [value.string(key) for key in member.keys]), "")
+            if text:
+                names.append(_named(text, member.canonical))
+            elif member.required:
+                raise BodyError(400, f"the request body has no `{member.keys[0]}`")
         # /v1 looks for a cloud model first, in a map: under the last key `model` in exactly these letters.
         exact = next((text for _, key, text in reversed(value) if key == "model"), None)
         if isinstance(exact, str) and is_cloud(exact) and (name := reference(exact)):
@@ -143,16 +146,15 @@ def reject_constant(_: str) -> None:
     raise ValueError("JSON has no such number")
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> "_Object":
-    return _Object([(key.translate(_FOLDED), key, value) for key, value in pairs if len(key) <= MAX_MEMBER])
-
-
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_pairs, parse_int=bool, parse_float=bool, parse_constant=reject_constant, strict=True
-)
-_SURROGATE = re.compile("[\ud800-\udfff]")
 # Keys are folded as in Go: simple case folding, in which two characters beyond ASCII equal ASCII letters.
 _FOLDED = str.maketrans(ascii_uppercase + "\N{LATIN SMALL LETTER LONG S}\N{KELVIN SIGN}", ascii_lowercase + "sk")
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=lambda pairs: _Object([(k.translate(_FOLDED), k, v) for k, v in pairs if len(k) <= MAX_MEMBER]),
+    parse_int=bool,
+    parse_float=bool,
+    parse_constant=reject_constant,
+)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _Object(list[tuple[str, str, Any]]):
@@ -183,13 +185,6 @@ class _Object(list[tuple[str, str, Any]]):
         if any(not isinstance(value, str) for value in values):
             raise BodyError(400, f"`{key}` in the request body is not a string")
         return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", values[-1]) if values else ""
-
-    def one_of(self, member: _Member) -> str:
-        """The text of the first of the member's keys that is not empty. Raises BodyError."""
-        text = next(filter(None, [self.string(key) for key in member.keys]), "")
-        if member.required and not text:
-            raise BodyError(400, f"the request body has no `{member.keys[0]}`")
-        return text
 
     def searches(self) -> bool:
         """Whether a tool makes Ollama itself search the web."""

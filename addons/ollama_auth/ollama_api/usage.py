@@ -227,18 +227,25 @@ MESSAGES: UsageFormat = UsageFormat(_MESSAGES, _recognize_named)
 # -- The body of an answer ---------------------------------------------------------------------------------------------
 
 
+_STREAMS: dict[str, type[Lines]] = {"application/x-ndjson": Lines, "text/event-stream": Events}
+
+
 class UsageReader:
     """Reads one answer as it passes. Errors and compressed answers report no usage."""
 
     def __init__(self, usage_format: UsageFormat, content_type: str, content_encoding: str, status: int) -> None:
         media_type = content_type.partition(";")[0].strip().lower()
         compressed = content_encoding.strip().lower() not in ("", "identity")
-        self.stream = media_type in ("application/x-ndjson", "text/event-stream")
+        self.stream = media_type in _STREAMS
         """Whether the answer comes in events."""
         self._answer = Answer(usage_format, stream=self.stream)
         self._answer.usage.compressed = compressed
-        reads = usage_format is not NO_USAGE and status == 200 and not compressed
-        self._body = _body(media_type, self._answer) if reads else None
+        self._body: Lines | Scan | None = None
+        if usage_format is not NO_USAGE and status == 200 and not compressed:
+            if self.stream:
+                self._body = _STREAMS[media_type](self._answer.event, self._answer.scan, MAX_LINE)
+            elif media_type == "application/json":
+                self._body = self._answer.scan()
         self._counts_events = self._body is not None and self.stream and usage_format.counts_events
 
     @property
@@ -271,14 +278,3 @@ class UsageReader:
         ended = answer.ended or self._body is None or (self.stream and not self._counts_events)
         usage.complete = clean and ended and usage.error is None
         return usage
-
-
-def _body(media_type: str, answer: Answer) -> Lines | Scan | None:
-    match media_type:
-        case "application/json":
-            return answer.scan()
-        case "application/x-ndjson":
-            return Lines(answer.event, answer.scan, MAX_LINE)
-        case "text/event-stream":
-            return Events(answer.event, answer.scan, MAX_LINE)
-    return None

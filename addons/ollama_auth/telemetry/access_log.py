@@ -10,15 +10,11 @@ from ..http.head import MAX_METHOD
 from .figures import completion, stream_speed, used_by
 from .line_writer import LineWriter
 
-MAX_PATH = 256
-"""Characters of a path in a line."""
+MAX_PATH, MAX_MODEL, MAX_NAME = 256, 128, 64
+"""Characters of a path, of the name of a model and of that of a stripped header in a line."""
 MAX_NAMES = 32
 """Names of stripped headers in a line."""
-MAX_NAME = 64
-"""Characters of one of them."""
 PLAIN = re.compile(rb"[!-\[\]-~]*")
-MAX_MODEL = 128
-"""Characters of the name of a model in a line."""
 
 
 def record(exchange: Exchange) -> dict[str, object]:
@@ -81,24 +77,16 @@ def as_text(exchange: Exchange) -> str:
         words.append(f"first={fields['ttft_ms']}ms")
     if exchange.model:
         words.append("model=" + escape_name(exchange.model[:MAX_MODEL]))
-    words += tokens(exchange)
+    used = used_by(exchange)
+    if used and used.completion_tokens is not None:  # ~ marks an estimate
+        words.append(f"tokens={fields.get('prompt_tokens', '?')}+{completion(used)}")
+    if used and (speed := stream_speed(exchange)):
+        words.append(f"speed={speed}/s")
+    if used and not used.complete:
+        words.append("incomplete")
     if exchange.stripped:
         words.append("stripped=" + ",".join(map(escape_name, names(exchange.stripped))))
     return " ".join(words)
-
-
-def tokens(exchange: Exchange) -> list[str]:
-    """The tokens of a successful answer for a line of text: `tokens=IN+OUT` (~ is an estimate), `speed=OUT/s`."""
-    found = used_by(exchange)
-    if found is None:
-        return []
-    words = []
-    if found.completion_tokens is not None:
-        prompt = "?" if found.prompt_tokens is None else found.prompt_tokens
-        words.append(f"tokens={prompt}+{completion(found)}")
-    if speed := stream_speed(exchange):
-        words.append(f"speed={speed}/s")
-    return words if found.complete else [*words, "incomplete"]
 
 
 def names(stripped: Sequence[str]) -> list[str]:
@@ -133,7 +121,7 @@ class AccessLog:
         self._writer = None if self._emit else LineWriter("the access log", None if target in (None, "-") else target)
 
     def write(self, exchange: Exchange) -> None:
-        """Log one request. Never blocks, never raises OSError."""
+        """Never blocks, never raises OSError."""
         line = self._line(exchange)
         if self._emit:
             self._emit(line)

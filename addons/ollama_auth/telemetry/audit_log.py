@@ -8,16 +8,13 @@ from ..ollama_api.routes import RouteClass
 from .access_log import utc
 from .line_writer import LineWriter
 
-FILES = 5
-"""Rotated files that are kept."""
-
 
 class AuditLog:
     """A file that only its owner may read."""
 
     def __init__(self, path: str, rotate_at: int) -> None:
         """`rotate_at` is in bytes. Raises OSError when the file can't be opened."""
-        self._writer = LineWriter("the audit log", path, private=True, rotate_at=rotate_at, keep=FILES)
+        self._writer = LineWriter("the audit log", path, private=True, rotate_at=rotate_at, keep=5)
         self.reopen = self._writer.reopen
         self.close = self._writer.close
 

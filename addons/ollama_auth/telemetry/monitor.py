@@ -15,12 +15,10 @@ from ..errors import OllamaAuthError
 from ..exchange import Exchange
 from . import workers
 from .history import History, in_flight
-from .metrics import Metrics, MetricsError
+from .metrics import Metrics
 
 if TYPE_CHECKING:
     from .status_server import StatusServer
-
-type Address = tuple[str, int]
 
 MAX_SHOWN = 100
 """Requests in flight that the status page lists."""
@@ -56,7 +54,7 @@ class Monitor:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._address: Address | None = None
+        self._address: tuple[str, int] | None = None
         self._server: StatusServer | None = None
         self._started = time.time()
         self._history = History()
@@ -94,7 +92,7 @@ class Monitor:
 
     # Listening.
 
-    def listen(self, address: Address | None) -> None:
+    def listen(self, address: tuple[str, int] | None) -> None:
         """Listen on this address only; None turns the monitor off. Raises ListenError and then changes nothing."""
         if address == self._address:
             return
@@ -113,8 +111,8 @@ class Monitor:
         try:
             self._metrics = self._metrics or Metrics()
             return StatusServer(host, port, self.status, self.render_metrics, self.unready_reason)
-        except MetricsError as fault:
-            raise ListenError(str(fault)) from fault
+        except ImportError as missing:
+            raise ListenError("metrics need prometheus-client: pip install 'prometheus-client>=0.22'") from missing
         except OSError as fault:
             raise ListenError(f"can't listen on {host}:{port} ({fault.strerror})") from fault
 

@@ -51,7 +51,8 @@ class StatusServer:
 
         Raises OSError where the address can't be listened on.
         """
-        local = {"local": is_loopback(host)}
+        address = address_of(host)
+        local = {"local": address.is_loopback if address else host == "localhost"}
         application = Application(
             [
                 ("/", StatusHandler, local),
@@ -108,7 +109,9 @@ class Handler(RequestHandler):
 
     def prepare(self) -> None:
         # A web page elsewhere may point its own name at 127.0.0.1 and so read what is here (DNS rebinding).
-        if self.local and not is_local(self.request.host_name):
+        # No DNS can point localhost or an IP address elsewhere.
+        name = self.request.host_name
+        if self.local and name != "localhost" and address_of(name) is None:
             raise HTTPError(421)
 
     def write_error(self, status_code: int, **_: Any) -> None:
@@ -170,16 +173,8 @@ def page() -> tuple[bytes, str]:
     )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
+def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address that a host is written as, in brackets or without; None for a name."""
     with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
-
-
-def is_local(name: str) -> bool:
-    """Whether a Host header names localhost or an IP address: names that no DNS can point elsewhere."""
-    with suppress(ValueError):
-        ipaddress.ip_address(name.strip("[]"))
-        return True
-    return name == "localhost"
+        return ipaddress.ip_address(host.strip("[]"))
+    return None
