@@ -142,7 +142,8 @@ def _document(data: bytes) -> dict[str, Any]:
         raise FieldError("its brackets nest too deep; begin each key with a line [[keys]]") from None
     except ValueError as error:
         what, _, place = str(error).rpartition(" (at ")
-        why = re.split("[^A-Za-z ]", what, maxsplit=1)[0].strip()  # What is quoted after these words is of the file.
+        # Anything quoted after the first words comes from the file.
+        why = re.split("[^A-Za-z ]", what, maxsplit=1)[0].strip()
         raise FieldError(
             f"{place.rstrip(')') if what else 'somewhere'}: this is not TOML ({why or 'Invalid value'}); "
             "put text in quotes, and begin each key with a line [[keys]]"

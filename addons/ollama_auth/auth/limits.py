@@ -62,6 +62,7 @@ class Limiter:
     def __init__(self, url: str | None = None) -> None:
         """Open the storage. Raises LimitsError where the library is missing or the URL is not valid."""
         try:
+            from limits import RateLimitItemPerDay, RateLimitItemPerMinute
             from limits.aio.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
             from limits.errors import ConfigurationError
             from limits.storage import storage_from_string
@@ -77,6 +78,7 @@ class Limiter:
                 f"ollama_limits_storage: not the URL of a storage, or its client is missing: {HOW_TO_INSTALL}"
             ) from fault
         self._storage = storage
+        self._per_day, self._per_minute = RateLimitItemPerDay, RateLimitItemPerMinute
         self._requests = MovingWindowRateLimiter(storage)
         self._tokens = FixedWindowRateLimiter(storage)
         self._leases = RedisLeases(self._redis) if url else LocalLeases()
@@ -86,11 +88,9 @@ class Limiter:
 
         A request that was granted must `leave`.
         """
-        from limits import RateLimitItemPerDay
-
         async with _storage_errors():
             if (tokens := principal.tokens_per_day) is not None:
-                item = RateLimitItemPerDay(tokens)
+                item = self._per_day(tokens)
                 if await self._storage.get(item.key_for(principal.name)) >= tokens:
                     reset = (await self._tokens.get_window_stats(item, principal.name)).reset_time
                     return Exceeded("tokens_per_day", tokens, _seconds_until(reset))
@@ -106,12 +106,10 @@ class Limiter:
             return granted
 
     async def _take_request(self, principal: Principal) -> Granted | Exceeded:
-        from limits import RateLimitItemPerMinute
-
         limit = principal.requests_per_minute
         if limit is None:
             return Granted()
-        item = RateLimitItemPerMinute(limit)
+        item = self._per_minute(limit)
         taken = await self._requests.hit(item, principal.name)
         stats = await self._requests.get_window_stats(item, principal.name)
         reset = _seconds_until(stats.reset_time)
@@ -122,10 +120,8 @@ class Limiter:
     async def spend(self, principal: Principal, tokens: int) -> None:
         """Count tokens that were used, also those beyond the limit. Raises StorageUnavailableError."""
         if principal.tokens_per_day is not None and tokens > 0:
-            from limits import RateLimitItemPerDay
-
             async with _storage_errors():
-                await self._tokens.hit(RateLimitItemPerDay(principal.tokens_per_day), principal.name, cost=tokens)
+                await self._tokens.hit(self._per_day(principal.tokens_per_day), principal.name, cost=tokens)
 
     async def leave(self, principal: Principal, request_id: str) -> None:
         """End a request that was granted. Raises StorageUnavailableError; the lease then expires."""
@@ -209,12 +205,10 @@ class RedisLeases:
         return True
 
     async def give_back(self, name: str, request_id: str) -> None:
-        """Give a lease back; it may have been given back before."""
         self.held.discard((name, request_id))
         await self._redis.zrem(_LEASES + name, request_id)
 
     async def renew(self) -> None:
-        """Extend the leases that are held."""
         renewed = set(self.held)
         async with self._redis.pipeline(transaction=False) as pipe:
             for name, leases in groupby(sorted(renewed), key=itemgetter(0)):

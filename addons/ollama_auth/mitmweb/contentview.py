@@ -65,14 +65,12 @@ def facts(found: Conversation, speed: float | None) -> str:
 
 def title(part: Part) -> str:
     """The heading of a part. Only headings are not indented, so no text can look like one."""
-    match part.kind:
-        case Kind.THINKING:
-            return f"{part.role}, thinking:"
-        case Kind.CALL:
-            return f"{part.role} calls {part.name or 'a tool'}:"
-        case Kind.RESULT:
-            return f"{part.role}, result of {part.name or 'a tool'}:"
-    return f"{part.role}, {part.name}:" if part.name else f"{part.role}:"
+    titles = {
+        Kind.THINKING: f"{part.role}, thinking:",
+        Kind.CALL: f"{part.role} calls {part.name or 'a tool'}:",
+        Kind.RESULT: f"{part.role}, result of {part.name or 'a tool'}:",
+    }
+    return titles.get(part.kind) or (f"{part.role}, {part.name}:" if part.name else f"{part.role}:")
 
 
 def indent(text: str) -> str:
@@ -130,5 +128,4 @@ def format_of(metadata: Metadata) -> ConversationFormat | None:
 
 
 def is_request(metadata: Metadata) -> bool:
-    """Whether it is the body of a request."""
     return isinstance(metadata.flow, HTTPFlow) and metadata.http_message is metadata.flow.request

@@ -28,8 +28,6 @@ type Json = dict[str, Any]
 
 
 class Kind(StrEnum):
-    """The kind of a part of a conversation."""
-
     TEXT = "text"
     THINKING = "thinking"
     CALL = "tool call"

@@ -36,7 +36,6 @@ class Lines:
         self._long: Pieces | None = None
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the stream."""
         lines = data.split(b"\n")
         rest = lines.pop()
         for line in lines:

@@ -51,7 +51,6 @@ class Answer:
         self._recognize = usage_format.recognize
 
     def event(self, data: bytes, name: bytes = b"") -> None:
-        """Count a whole event."""
         if data and not self._recognize(self, data, name):
             scan = self.scan()
             scan.feed(data)

@@ -117,19 +117,17 @@ class AccessLog:
         `emit` takes the lines of text instead of standard output. Raises OSError when the file can't be opened.
         """
         self._line = as_text if target is None else as_json
-        self._emit = emit if target is None else None
-        self._writer = None if self._emit else LineWriter("the access log", None if target in (None, "-") else target)
+        self._emit, self._writer = emit, None
+        if target is not None or emit is None:
+            self._writer = LineWriter("the access log", None if target == "-" else target)
+            self._emit = self._writer.write
 
     def write(self, exchange: Exchange) -> None:
         """Never blocks, never raises OSError."""
-        line = self._line(exchange)
-        if self._emit:
-            self._emit(line)
-        elif self._writer:
-            self._writer.write(line)
+        assert self._emit
+        self._emit(self._line(exchange))
 
     def reopen(self) -> None:
-        """Open the file again: the old one was moved away."""
         if self._writer:
             self._writer.reopen()
 

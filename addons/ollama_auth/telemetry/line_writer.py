@@ -143,8 +143,7 @@ class LineWriter:
         self._torn = False
 
     def _rotate(self) -> None:
-        assert self._path
-        assert self._file
+        assert self._path and self._file
         try:
             moved_away = not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
         except FileNotFoundError:

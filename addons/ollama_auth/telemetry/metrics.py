@@ -20,7 +20,6 @@ from .history import BoundedLabels
 _FIRST_TOKEN = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 _DURATION = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1800, 3600)
 _INTER_TOKEN = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
-_STATUSES = frozenset(map(int, HTTPStatus))
 
 
 class Metrics:
@@ -73,12 +72,10 @@ class Metrics:
             self._tokens.labels(key, model, "completion").inc(used.completion_tokens or 0)
 
     def add_token_intervals(self, intervals: Iterable[float]) -> None:
-        """Count times between two tokens, in seconds."""
         for interval in intervals:
             self._inter_token.observe(interval)
 
     def gauge(self, in_flight: int, connections: int) -> None:
-        """Set the gauges."""
         self._in_flight.set(in_flight)
         self._connections.set(connections)
 
@@ -99,4 +96,4 @@ def status_of(exchange: Exchange) -> str:
     """The status as a label: "none" without an answer, "9xx" for a number that HTTP does not define."""
     if exchange.status is None:
         return "none"
-    return str(exchange.status) if exchange.status in _STATUSES else f"{exchange.status // 100}xx"
+    return str(exchange.status) if exchange.status in HTTPStatus else f"{exchange.status // 100}xx"

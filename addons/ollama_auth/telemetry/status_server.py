@@ -27,9 +27,8 @@ from ..http.responses import RETRY_SECONDS
 from . import workers
 
 MAX_CONNECTIONS = 64
-MAX_HEAD = 8 * 1024
-"""Bytes, as is MAX_BODY."""
-MAX_BODY = 1024
+MAX_HEAD, MAX_BODY = 8 * 1024, 1024
+"""Bytes."""
 IDLE = 30.0
 """Seconds between two requests of a connection, and for one of them."""
 _FILE = Path(__file__).with_name("status.html")
@@ -37,8 +36,6 @@ _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
 class StatusServer:
-    """Listen on one address."""
-
     def __init__(
         self,
         host: str,
