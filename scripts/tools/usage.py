@@ -118,7 +118,7 @@ class Tally:
     def add(self, other: "Tally") -> None:
         self.counts.update(other.counts)
         self.estimated |= other.estimated
-        self.ttft.merge(other.ttft.counts)
+        self.ttft.counts.update(other.ttft.counts)
 
     def numbers(self) -> dict[str, Any]:
         """The fields NUMBERS for CSV and JSON."""

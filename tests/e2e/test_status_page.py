@@ -21,7 +21,7 @@ from tests.harness.wire import ask, chat
 
 pytestmark = pytest.mark.browser
 
-PAGE = served().content.decode()
+PAGE = served()[0].decode()
 SCRIPTS = re.findall(r"<script>(.*?)</script>", PAGE, re.S)
 HOSTILE = "<img src=x onerror=alert(1)>"
 NOTHING = "\N{EN DASH}"
@@ -128,7 +128,7 @@ class Stand:
 
         class Front(RequestHandler):
             def get(self) -> None:
-                self.set_header("Content-Security-Policy", served().policy)
+                self.set_header("Content-Security-Policy", served()[1])
                 self.finish(PAGE)
 
         class Status(RequestHandler):

@@ -39,8 +39,7 @@ class Signature:
 def parse(value: bytes) -> Signature | None:
     """Parse the value of an Authorization header; None where it holds something else."""
     found = _VALUE.fullmatch(value)
-    key = parse_ssh_key(found[1]) if found else None
-    if not found or key is None:
+    if not found or (key := parse_ssh_key(found[1])) is None:
         return None
     signature = base64.b64decode(found[2])
     # The last character holds unused bits: only one spelling of a signature is accepted.

@@ -16,9 +16,6 @@ MAX_SECRET = 512
 """Bytes; far more than any key has, far less than would cost anything."""
 MAX_FIELD = 2048
 
-SOURCES = (b"authorization", b"x-api-key")
-"""The places a credential is read from, as field names in lower case."""
-
 _VISIBLE = re.compile(rb"[!-~]+")
 
 
@@ -36,11 +33,8 @@ def parse(fields: Fields) -> bytes:
     """
     authorization = _single(fields, b"authorization")
     api_key = _single(fields, b"x-api-key")
-    secrets = []
-    if authorization is not None:
-        secrets.append(_authorization(authorization))
-    if api_key is not None:
-        secrets.append(_checked(api_key))
+    secrets = [_authorization(authorization)] if authorization is not None else []
+    secrets += [_checked(api_key)] if api_key is not None else []
     if not secrets:
         raise CredentialError("missing", "send the key as `Authorization: Bearer <key>`")
     if len(secrets) == 2 and not hmac.compare_digest(secrets[0], secrets[1]):
@@ -70,13 +64,12 @@ def _authorization(value: bytes) -> bytes:
 
 def _basic(token: bytes) -> bytes:
     try:
-        user, colon, password = base64.b64decode(token, validate=True).partition(b":")
+        _, colon, password = base64.b64decode(token, validate=True).partition(b":")
     except (binascii.Error, ValueError):
         raise CredentialError("malformed", "the Basic credential is not base64") from None
     if not colon:
         raise CredentialError("malformed", "the Basic credential is not user:key")
-    del user  # Any name will do: the key alone identifies the principal.
-    return _checked(password)
+    return _checked(password)  # Any user name will do: the key alone identifies the principal.
 
 
 def _checked(secret: bytes) -> bytes:

@@ -30,33 +30,19 @@ def identify(head: Head, target: bytes, ring: KeyRing, now: float, window: float
     """
     authorization = values(head.fields, b"authorization")
     signature = cli_signature.parse(authorization[0]) if len(authorization) == 1 else None
-    if signature:
-        return _by_signature(head, target, ring, signature, authorization[0], now, window)
-    secret = credentials.parse(head.fields)
-    principal = ring.find(secret)
+    if signature and values(head.fields, b"x-api-key"):
+        raise CredentialError("duplicate", "a signed request holds no other key")
+    secret = authorization[0] if signature else credentials.parse(head.fields)
+    principal = ring.find_ssh(signature.key) if signature else ring.find(secret)
     if principal is None:
-        raise _unknown("the key is not known here", secret)
-    return Identity(principal, secret)
+        error = CredentialError("unknown", f"the {'public ' if signature else ''}key is not known here")
+        error.key = UNKNOWN + fingerprint(signature.key if signature else secret)
+        raise error
+    if signature:
+        cli_signature.verify(signature, head.method, target, now, window)
+    return Identity(principal, secret, signature)
 
 
 def find_again(identity: Identity, ring: KeyRing) -> Principal | None:
     """Return the principal that a credential belongs to now, in a ring that may be newer."""
     return ring.find_ssh(identity.signature.key) if identity.signature else ring.find(identity.secret)
-
-
-def _by_signature(
-    head: Head, target: bytes, ring: KeyRing, signature: Signature, sent: bytes, now: float, window: float
-) -> Identity:
-    if values(head.fields, b"x-api-key"):
-        raise CredentialError("duplicate", "a signed request holds no other key")
-    principal = ring.find_ssh(signature.key)
-    if principal is None:
-        raise _unknown("the public key is not known here", signature.key)
-    cli_signature.verify(signature, head.method, target, now, window)
-    return Identity(principal, sent, signature)
-
-
-def _unknown(message: str, credential: bytes) -> CredentialError:
-    error = CredentialError("unknown", message)
-    error.key = UNKNOWN + fingerprint(credential)
-    return error

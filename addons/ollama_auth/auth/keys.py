@@ -15,7 +15,6 @@ from .credentials import MAX_SECRET
 _KEY = re.compile(rf"[!-~]{{1,{MAX_SECRET}}}")
 SHORT = 16
 """A key of fewer characters than this is worth a warning."""
-_NO_DIGEST = bytes(32)
 # RFC 8709 section 4: the type, then the 32 bytes of the key, each behind its length in four bytes.
 _SSH_PREFIX = b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20"
 _SSH_BLOB = re.compile(rb"[A-Za-z0-9+/]{68}")
@@ -84,8 +83,10 @@ class KeyRing:
         self._by_ssh: dict[bytes, Key] = {}
         self.principals: dict[str, Principal] = {}
         for key in keys:
-            _enter(self._by_digest, key.digest, key)
-            _enter(self._by_ssh, key.ssh_ed25519, key)
+            for index, known_by in ((self._by_digest, key.digest), (self._by_ssh, key.ssh_ed25519)):
+                if known_by is not None and (other := index.setdefault(known_by, key)) is not key:
+                    names = f"{other.principal.name} and {key.principal.name}"
+                    raise InvalidKeyError(f"{names} have the same key; give each of them one of its own")
             self.principals[key.principal.name] = key.principal
 
     def __len__(self) -> int:
@@ -98,19 +99,13 @@ class KeyRing:
         """
         digest = hashlib.sha256(secret).digest()
         key = self._by_digest.get(digest)
-        known = hmac.compare_digest((key and key.digest) or _NO_DIGEST, digest)
+        known = hmac.compare_digest((key and key.digest) or bytes(32), digest)
         return key.owner() if key and known else None
 
     def find_ssh(self, public_key: bytes) -> Principal | None:
         """Find the principal of a public key, which proves nothing without a signature."""
         key = self._by_ssh.get(public_key)
         return key.owner() if key else None
-
-
-def _enter(index: dict[bytes, Key], known_by: bytes | None, key: Key) -> None:
-    if known_by is not None and (other := index.setdefault(known_by, key)) is not key:
-        names = f"{other.principal.name} and {key.principal.name}"
-        raise InvalidKeyError(f"{names} have the same key; give each of them one of its own")
 
 
 def digest(secret: str) -> bytes:

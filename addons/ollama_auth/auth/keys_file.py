@@ -67,7 +67,7 @@ def read(path: str | Path) -> tuple[bytes, int]:
     """Read a file; return (its bytes, its mode). Raises KeysFileError."""
     # A key may have been set where the path belongs; a key has none of these characters.
     shown = str(path) if set(str(path)) & set("./\\~") else "the keys file"
-    file = Path(_expanded(path))
+    file = Path(os.path.expanduser(path))
     try:
         mode = file.stat().st_mode
         data = b""
@@ -87,14 +87,10 @@ def read(path: str | Path) -> tuple[bytes, int]:
 def stamp(path: str | Path) -> tuple[int, ...] | None:
     """A value that changes when the file at a path is written or replaced; None while there is no file."""
     try:
-        found = os.stat(_expanded(path))
+        found = os.stat(os.path.expanduser(path))
     except (OSError, ValueError):
         return None
     return found.st_mtime_ns, found.st_ctime_ns, found.st_dev, found.st_ino, found.st_size
-
-
-def _expanded(path: str | Path) -> str:
-    return os.path.expanduser(path)
 
 
 # What is in it.
@@ -107,10 +103,17 @@ def parse(data: bytes, where: str) -> tuple[Key, ...]:
     """
     try:
         document = _document(data)
-        tables = _tables(document.pop("keys", []))
+        tables = document.pop("keys", [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            raise FieldError("keys are not given as tables; begin each key with a line [[keys]], in double brackets")
     except FieldError as fault:
         raise KeysFileError([f"{where}: {fault}"]) from None
-    faults = [f"{where}: {_misplaced(field, value)}" for field, value in document.items()]
+    faults = [
+        f"{where}: {field} stands above the first key; begin each key with a line [[keys]]"
+        if field in FIELDS
+        else f"{where}: {_unknown(field, value, ['keys'])}"
+        for field, value in document.items()
+    ]
     keys: list[Key] = []
     seen: dict[object, int] = {}
     for number, table in enumerate(tables, 1):
@@ -139,24 +142,12 @@ def _document(data: bytes) -> dict[str, Any]:
         raise FieldError("its brackets nest too deep; begin each key with a line [[keys]]") from None
     except ValueError as error:
         what, _, place = str(error).rpartition(" (at ")
-        words = re.match(r"[A-Za-z ]*", what)  # Anything quoted after these words comes from the file.
-        why = words[0].strip() if words else ""
+        # Anything quoted after the first words comes from the file.
+        why = re.split("[^A-Za-z ]", what, maxsplit=1)[0].strip()
         raise FieldError(
             f"{place.rstrip(')') if what else 'somewhere'}: this is not TOML ({why or 'Invalid value'}); "
             "put text in quotes, and begin each key with a line [[keys]]"
         ) from None
-
-
-def _tables(found: object) -> list[Mapping[str, Any]]:
-    if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
-        raise FieldError("keys are not given as tables; begin each key with a line [[keys]], in double brackets")
-    return found
-
-
-def _misplaced(field: str, value: object) -> str:
-    if field in FIELDS:
-        return f"{field} stands above the first key; begin each key with a line [[keys]]"
-    return _unknown(field, value, ["keys"])
 
 
 def _unknown(field: str, value: object, fields: Collection[str]) -> str:
@@ -250,10 +241,6 @@ def ssh_key(value: object) -> bytes:
     return key
 
 
-def _scopes(value: object) -> frozenset[Scope]:
-    return frozenset(_each(value, _scope))
-
-
 def _scope(value: object) -> Scope:
     try:
         return Scope(value)  # type: ignore[arg-type]
@@ -261,10 +248,6 @@ def _scope(value: object) -> Scope:
         close = get_close_matches(value.lower()[:64], Scope, n=1) if isinstance(value, str) else []
         hint = f"did you mean {close[0]}?" if close else f"the scopes are {', '.join(Scope)}"
         raise FieldError(f"is not a valid scope; {hint}") from None
-
-
-def _models(value: object) -> tuple[str, ...]:
-    return tuple(_each(value, model_pattern))
 
 
 def model_pattern(value: object) -> str:
@@ -321,8 +304,8 @@ FIELDS: dict[str, Callable[[object], object]] = {
     "name": key_name,
     "sha256": _digest,
     "ssh_ed25519": ssh_key,
-    "scopes": _scopes,
-    "models": _models,
+    "scopes": lambda value: frozenset(_each(value, _scope)),
+    "models": lambda value: tuple(_each(value, model_pattern)),
     "expires": instant,
     "requests_per_minute": limit,
     "concurrent_requests": limit,

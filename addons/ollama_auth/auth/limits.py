@@ -22,6 +22,7 @@ LEASE = 30.0
 """Seconds after which a concurrent request of a gateway that died no longer counts."""
 RENEW = 2.0
 """Seconds between two renewals of the leases. After a Redis restart, counts are low for at most this long."""
+_LEASES = "ollama_auth:concurrent:"
 HOW_TO_INSTALL = "pip install 'limits[redis]>=5.8'"
 
 
@@ -61,13 +62,14 @@ class Limiter:
     def __init__(self, url: str | None = None) -> None:
         """Open the storage. Raises LimitsError where the library is missing or the URL is not valid."""
         try:
+            from limits import RateLimitItemPerDay, RateLimitItemPerMinute
             from limits.aio.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
             from limits.errors import ConfigurationError
             from limits.storage import storage_from_string
         except ImportError as missing:
             raise LimitsError(f"limits need the library `limits`: {HOW_TO_INSTALL}") from missing
-        options: dict[str, Any] = {"implementation": "redispy"} if url else {}
-        options |= dict.fromkeys(("socket_timeout", "socket_connect_timeout"), STORAGE_TIMEOUT) if url else {}
+        timeouts = {"socket_timeout": STORAGE_TIMEOUT, "socket_connect_timeout": STORAGE_TIMEOUT}
+        options: dict[str, Any] = {"implementation": "redispy", **timeouts} if url else {}
         try:
             storage: Any = storage_from_string(f"async+{url or 'memory://'}", **options)
             self._redis = storage.bridge.get_connection() if url else None
@@ -76,8 +78,9 @@ class Limiter:
                 f"ollama_limits_storage: not the URL of a storage, or its client is missing: {HOW_TO_INSTALL}"
             ) from fault
         self._storage = storage
-        self._requests = MovingWindowRateLimiter(self._storage)
-        self._tokens = FixedWindowRateLimiter(self._storage)
+        self._per_day, self._per_minute = RateLimitItemPerDay, RateLimitItemPerMinute
+        self._requests = MovingWindowRateLimiter(storage)
+        self._tokens = FixedWindowRateLimiter(storage)
         self._leases = RedisLeases(self._redis) if url else LocalLeases()
 
     async def enter(self, principal: Principal, request_id: str) -> Granted | Exceeded:
@@ -86,11 +89,11 @@ class Limiter:
         A request that was granted must `leave`.
         """
         async with _storage_errors():
-            if principal.tokens_per_day is not None:
-                spent, item = await self._spent(principal, principal.tokens_per_day)
-                if spent >= principal.tokens_per_day:
+            if (tokens := principal.tokens_per_day) is not None:
+                item = self._per_day(tokens)
+                if await self._storage.get(item.key_for(principal.name)) >= tokens:
                     reset = (await self._tokens.get_window_stats(item, principal.name)).reset_time
-                    return Exceeded("tokens_per_day", principal.tokens_per_day, _seconds_until(reset))
+                    return Exceeded("tokens_per_day", tokens, _seconds_until(reset))
             limit = principal.concurrent_requests
             if limit is not None and not await self._leases.take(principal.name, request_id, limit):
                 return Exceeded("concurrent_requests", limit, 1)
@@ -103,31 +106,22 @@ class Limiter:
             return granted
 
     async def _take_request(self, principal: Principal) -> Granted | Exceeded:
-        from limits import RateLimitItemPerMinute
-
         limit = principal.requests_per_minute
         if limit is None:
             return Granted()
-        item = RateLimitItemPerMinute(limit)
+        item = self._per_minute(limit)
         taken = await self._requests.hit(item, principal.name)
         stats = await self._requests.get_window_stats(item, principal.name)
+        reset = _seconds_until(stats.reset_time)
         if not taken:
-            return Exceeded("requests_per_minute", limit, _seconds_until(stats.reset_time))
-        return Granted((limit, max(0, stats.remaining), _seconds_until(stats.reset_time)))
-
-    async def _spent(self, principal: Principal, limit: int) -> tuple[int, Any]:
-        from limits import RateLimitItemPerDay
-
-        item = RateLimitItemPerDay(limit)
-        return await self._storage.get(item.key_for(principal.name)), item
+            return Exceeded("requests_per_minute", limit, reset)
+        return Granted((limit, max(0, stats.remaining), reset))
 
     async def spend(self, principal: Principal, tokens: int) -> None:
         """Count tokens that were used, also those beyond the limit. Raises StorageUnavailableError."""
         if principal.tokens_per_day is not None and tokens > 0:
-            from limits import RateLimitItemPerDay
-
             async with _storage_errors():
-                await self._tokens.hit(RateLimitItemPerDay(principal.tokens_per_day), principal.name, cost=tokens)
+                await self._tokens.hit(self._per_day(principal.tokens_per_day), principal.name, cost=tokens)
 
     async def leave(self, principal: Principal, request_id: str) -> None:
         """End a request that was granted. Raises StorageUnavailableError; the lease then expires."""
@@ -199,38 +193,32 @@ class RedisLeases:
         """Take one of `limit` leases: enter first and count then, so that two at once never both get the last one."""
         now = time.time()
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.zremrangebyscore(self._key(name), "-inf", now)
-            pipe.zadd(self._key(name), {request_id: now + LEASE})
-            pipe.zcard(self._key(name))
-            pipe.expire(self._key(name), int(LEASE * 2))
+            pipe.zremrangebyscore(_LEASES + name, "-inf", now)
+            pipe.zadd(_LEASES + name, {request_id: now + LEASE})
+            pipe.zcard(_LEASES + name)
+            pipe.expire(_LEASES + name, int(LEASE * 2))
             count = (await pipe.execute())[2]
         if count > limit:
-            await self._redis.zrem(self._key(name), request_id)
+            await self._redis.zrem(_LEASES + name, request_id)
             return False
         self.held.add((name, request_id))
         return True
 
     async def give_back(self, name: str, request_id: str) -> None:
-        """Give a lease back; it may have been given back before."""
         self.held.discard((name, request_id))
-        await self._redis.zrem(self._key(name), request_id)
+        await self._redis.zrem(_LEASES + name, request_id)
 
     async def renew(self) -> None:
-        """Extend the leases that are held."""
         renewed = set(self.held)
         async with self._redis.pipeline(transaction=False) as pipe:
             for name, leases in groupby(sorted(renewed), key=itemgetter(0)):
-                pipe.zadd(self._key(name), dict.fromkeys(map(itemgetter(1), leases), time.time() + LEASE))
-                pipe.expire(self._key(name), int(LEASE * 2))
+                pipe.zadd(_LEASES + name, dict.fromkeys(map(itemgetter(1), leases), time.time() + LEASE))
+                pipe.expire(_LEASES + name, int(LEASE * 2))
             await pipe.execute()
             # A lease that was given back meanwhile may have been removed before it was renewed.
             for name, request_id in renewed - self.held:
-                pipe.zrem(self._key(name), request_id)
+                pipe.zrem(_LEASES + name, request_id)
             await pipe.execute()
-
-    @staticmethod
-    def _key(name: str) -> str:
-        return f"ollama_auth:concurrent:{name}"
 
 
 @contextlib.asynccontextmanager

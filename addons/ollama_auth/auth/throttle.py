@@ -16,7 +16,6 @@ MAX_NETWORKS = 10_000
 """Networks, and pairs of network and principal, that are remembered; the oldest are forgotten first."""
 REPLAY_GRACE = 2.0
 """Seconds in which an equal signed request may be repeated, where a replay would do harm."""
-MAX_SIGNATURES = 10_000
 
 
 class Throttle:
@@ -63,7 +62,7 @@ class ReplayCache:
     To push one out before its time takes as many other valid signatures, and so a key of one's own.
     """
 
-    def __init__(self, max_signatures: int = MAX_SIGNATURES) -> None:
+    def __init__(self, max_signatures: int = 10_000) -> None:
         self._max = max_signatures
         self._first_used: OrderedDict[bytes, float] = OrderedDict()
 

@@ -15,8 +15,6 @@ from .responses import Answer
 ANY, OPAQUE = "*", "null"
 """Every origin, and the one of sandboxed frames and files, which `*` does not include here."""
 
-METHODS = b"GET, HEAD, POST, DELETE"
-MAX_AGE = b"600"
 EXPOSED = b"X-Request-Id, Retry-After, RateLimit, RateLimit-Policy"
 """Response fields that a page may read besides those of the Fetch standard's safelist."""
 
@@ -53,9 +51,9 @@ def preflight(method: bytes, fields: Fields, origins: Collection[str]) -> Answer
         204,
         (
             (b"access-control-allow-origin", allowed),
-            (b"access-control-allow-methods", METHODS),
+            (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE"),
             *granted,
-            (b"access-control-max-age", MAX_AGE),
+            (b"access-control-max-age", b"600"),
             (b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
         ),
         b"",

@@ -103,10 +103,7 @@ def bare(data: bytes) -> bool:
 def parse_head(raw: bytes, bounds: Bounds) -> Head:
     """Parse a head as `take_head` cuts it. Raises HeadError."""
     if not raw.isascii():
-        try:
-            raw.decode()
-        except UnicodeDecodeError:
-            raise HeadError(400, "the request head has bytes that are not UTF-8") from None
+        _check_utf8(raw, "the request head")
     line, *lines = raw.split(b"\r\n")
     method, target, version = _request_line(line, bounds)
     if len(lines) > bounds.fields:
@@ -124,10 +121,7 @@ def check_fields(fields: Fields, target: bytes, bounds: Bounds, *, ended: bool =
     """
     if len(fields) > bounds.fields or sum(len(n) + len(v) + 4 for n, v in fields) > bounds.head:
         raise HeadError(431, f"the request has more than {bounds.fields} header fields or {bounds.head} bytes of them")
-    if len(target) > bounds.target:
-        raise HeadError(414, f"the request target is longer than {bounds.target} bytes")
-    if not _TARGET.fullmatch(target):
-        raise HeadError(400, "the request target has characters that do not belong there")
+    _check_target(target, bounds)
     for name, value in fields:
         _check_field(name, value)
     _check_host(fields, required=False)
@@ -147,11 +141,15 @@ def _request_line(line: bytes, bounds: Bounds) -> tuple[bytes, bytes, bytes]:
         raise HeadError(505, "this HTTP version is not supported: use HTTP/1.1, HTTP/1.0, or HTTP/2 over TLS")
     if len(method) > MAX_METHOD or not TOKEN.fullmatch(method):
         raise HeadError(400, "the request method is malformed")
+    _check_target(target, bounds)
+    return method, target, version
+
+
+def _check_target(target: bytes, bounds: Bounds) -> None:
     if len(target) > bounds.target:
         raise HeadError(414, f"the request target is longer than {bounds.target} bytes")
     if not _TARGET.fullmatch(target):
         raise HeadError(400, "the request target has characters that do not belong there")
-    return method, target, version
 
 
 def _field(line: bytes) -> tuple[bytes, bytes]:
@@ -170,10 +168,14 @@ def _check_field(name: bytes, value: bytes) -> None:
     if _CONTROL.search(value):
         raise HeadError(400, "a header field has a control character in it")
     if not value.isascii():
-        try:
-            value.decode()
-        except UnicodeDecodeError:
-            raise HeadError(400, "a header field has bytes that are not UTF-8") from None
+        _check_utf8(value, "a header field")
+
+
+def _check_utf8(data: bytes, what: str) -> None:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        raise HeadError(400, f"{what} has bytes that are not UTF-8") from None
 
 
 def values(fields: Fields, name: bytes) -> list[bytes]:

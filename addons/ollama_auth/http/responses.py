@@ -16,15 +16,9 @@ REALM = "ollama"
 RETRY_SECONDS = 5
 """For Retry-After, where nothing better is known."""
 
-# RFC 9110 section 15; OpenAI's and Anthropic's documented error types.
+# OpenAI's and Anthropic's documented error types.
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_ANTHROPIC_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-}
+_ANTHROPIC_TYPES = {**_OPENAI_TYPES, 413: "request_too_large", 503: "overloaded_error"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +73,12 @@ def render(answer: Answer, *, close: bool = True) -> bytes:
 
 
 def _shape(status: int, message: str, dialect: Dialect, code: str | None) -> dict[str, object]:
+    other = "invalid_request_error" if status < 500 else "api_error"
     match dialect:
         case Dialect.OPENAI:
-            kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+            kind = _OPENAI_TYPES.get(status, other)
             return {"error": {"message": message, "type": kind, "param": None, "code": code}}
         case Dialect.ANTHROPIC:
-            kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-            return {"type": "error", "error": {"type": kind, "message": message}}
+            return {"type": "error", "error": {"type": _ANTHROPIC_TYPES.get(status, other), "message": message}}
         case Dialect.OLLAMA:
             return {"error": message}

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 from mitmproxy.contentviews import Contentview, Metadata
 from mitmproxy.http import HTTPFlow
@@ -13,9 +14,8 @@ from ..ollama_api.routes import route
 
 MAX_TEXT = 256 * 1024
 """Characters of a conversation that are shown."""
-MAX_RAW_LINES = 400
-MAX_RAW_LINE = 400
-"""Characters."""
+MAX_RAW_LINES, MAX_RAW_LINE = 400, 400
+"""Lines that are shown as they were sent, and characters of each."""
 MAX_INDENTED = 64 * 1024
 """Bytes of the largest JSON object that is indented: Python takes long for that."""
 WIDTH = 64
@@ -30,12 +30,14 @@ def render(found: Conversation, body: bytes, speed: float | None = None) -> str:
     """Render a conversation and the body it was read from. `speed`: tokens a second as the gateway measured them."""
     blocks = [facts(found, speed), *(wrapped(f"error: {error}") for error in found.errors)]
     room = MAX_TEXT
-    protocol = None
-    for part in found.parts:
-        same = part.kind is Kind.MEDIA and part.role == protocol  # It belongs to the text above.
-        blocks.append(("" if same else title(part) + "\n") + indent(part.text[:room], len(part.text) > room))
-        protocol = part.role
-        room -= len(part.text)
+    above = None
+    for part in found.parts.values():
+        text = part.text
+        same = part.kind is Kind.MEDIA and part.role == above  # It belongs to the text above.
+        cut = " [...]" if len(text) > room else ""
+        blocks.append(("" if same else title(part) + "\n") + indent(text[:room]) + cut)
+        above = part.role
+        room -= len(text)
         if room <= 0:
             blocks.append("(the rest of the conversation is too long to be shown)")
             break
@@ -44,7 +46,7 @@ def render(found: Conversation, body: bytes, speed: float | None = None) -> str:
     if not found.complete and not found.errors:
         blocks.append("(incomplete: this is what has come so far)")
     # Texts may hold lone surrogates, which can't be encoded.
-    return BLANK.join([*filter(None, blocks), raw(body)]).encode("utf-8", "backslashreplace").decode()
+    return BLANK.join([*filter(None, blocks), "\n".join(raw(body))]).encode("utf-8", "backslashreplace").decode()
 
 
 def facts(found: Conversation, speed: float | None) -> str:
@@ -63,19 +65,16 @@ def facts(found: Conversation, speed: float | None) -> str:
 
 def title(part: Part) -> str:
     """The heading of a part. Only headings are not indented, so no text can look like one."""
-    match part.kind:
-        case Kind.THINKING:
-            return f"{part.role}, thinking:"
-        case Kind.CALL:
-            return f"{part.role} calls {part.name or 'a tool'}:"
-        case Kind.RESULT:
-            return f"{part.role}, result of {part.name or 'a tool'}:"
-    return f"{part.role}, {part.name}:" if part.name else f"{part.role}:"
+    titles = {
+        Kind.THINKING: f"{part.role}, thinking:",
+        Kind.CALL: f"{part.role} calls {part.name or 'a tool'}:",
+        Kind.RESULT: f"{part.role}, result of {part.name or 'a tool'}:",
+    }
+    return titles.get(part.kind) or (f"{part.role}, {part.name}:" if part.name else f"{part.role}:")
 
 
-def indent(text: str, cut: bool = False) -> str:
-    """Indent each line by two spaces."""
-    return "\n".join(f"  {line}" for line in wrapped(text).split("\n")) + (" [...]" if cut else "")
+def indent(text: str) -> str:
+    return "\n".join(f"  {line}" for line in wrapped(text).split("\n"))
 
 
 def wrapped(text: str) -> str:
@@ -83,31 +82,19 @@ def wrapped(text: str) -> str:
     return "\n".join(piece.rstrip() for line in text.splitlines() or [""] for piece in _WRAP.findall(line) or [""])
 
 
-def raw(body: bytes) -> str:
-    """The body as it was sent, line by line, bounded; a single JSON object is indented."""
-    lines = list(raw_lines(body))
-    return "\n".join([f"──── raw, {size_of(len(body))} ────", *lines])
-
-
-def raw_lines(body: bytes) -> Iterator[str]:
-    """Yield the first lines of a body, each cut to a bound."""
+def raw(body: bytes) -> Iterator[str]:
+    """Yield a heading and the first lines of the body as it was sent, each cut; a single JSON object is indented."""
+    yield f"──── raw, {size_of(len(body))} ────"
     whole = conversation.parse(body) if len(body) <= MAX_INDENTED else None
     if whole is not None:
-        body = indented_json(whole) or body
+        with suppress(ValueError, RecursionError):
+            body = json.dumps(whole, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
     lines = body.split(b"\n", MAX_RAW_LINES)
     for line in lines[:MAX_RAW_LINES]:
         text = line[: 4 * MAX_RAW_LINE].decode("utf-8", "replace").rstrip("\r")[:MAX_RAW_LINE]
         yield text + (f" [... {size_of(len(line))}]" if len(line) > 4 * MAX_RAW_LINE else "")
     if len(lines) > MAX_RAW_LINES and lines[-1]:
         yield f"[... {size_of(len(lines[-1]))} more]"
-
-
-def indented_json(whole: conversation.Json) -> bytes:
-    """Indent JSON; b"" where that is not possible."""
-    try:
-        return json.dumps(whole, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    except (ValueError, RecursionError):
-        return b""
 
 
 class ConversationView(Contentview):
@@ -120,7 +107,7 @@ class ConversationView(Contentview):
         reader = format_of(metadata)
         if is_request(metadata):
             return render(conversation.read_request(reader, data), data)
-        found = conversation.read_answer(reader, content_type_of(metadata), data)
+        found = conversation.read_answer(reader, metadata.content_type or "", data)
         measured = metadata.flow.metadata.get("ollama_speed") if metadata.flow else None
         return render(found, data, measured if isinstance(measured, float) else None)
 
@@ -128,8 +115,9 @@ class ConversationView(Contentview):
         if not data or not format_of(metadata):
             return -1
         # Ollama accepts requests of any content type.
-        fits = data.lstrip()[:1] == b"{" if is_request(metadata) else content_type_of(metadata) in _TYPES
-        return 2 if fits else -1
+        if is_request(metadata):
+            return 2 if data.lstrip()[:1] == b"{" else -1
+        return 2 if (metadata.content_type or "").lower() in _TYPES else -1  # mitmproxy gives it without parameters.
 
 
 def format_of(metadata: Metadata) -> ConversationFormat | None:
@@ -140,10 +128,4 @@ def format_of(metadata: Metadata) -> ConversationFormat | None:
 
 
 def is_request(metadata: Metadata) -> bool:
-    """Whether it is the body of a request."""
     return isinstance(metadata.flow, HTTPFlow) and metadata.http_message is metadata.flow.request
-
-
-def content_type_of(metadata: Metadata) -> str:
-    """The content type in lower case, which mitmproxy gives without parameters."""
-    return (metadata.content_type or "").lower()

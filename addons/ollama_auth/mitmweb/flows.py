@@ -41,8 +41,6 @@ MAX_HELD = 256 * 1024 * 1024
 """Bytes of the bodies of ended flows; beyond it the oldest are dropped, however few there are."""
 RUNNING, REFUSED, FAILED, DONE = ":arrow_forward:", ":heavy_multiplication_x:", ":warning:", ""
 """Markers of flows, chosen among those that old fonts and terminals have."""
-MARKS = {Outcome.ANSWERED: DONE, Outcome.REFUSED: REFUSED}
-"""By outcome; FAILED for the others."""
 COLUMNS: list[str] = ["path", "status", "comment", "time"]
 """Columns of mitmweb's list, unless the user chose some; more would leave no room for the comment."""
 
@@ -164,14 +162,13 @@ class FlowViews:
 
     def watched(self) -> bool:
         """Whether flows are looked at: in mitmweb, in mitmproxy or in a file of flows."""
-        options = self.options
-        return ctx.master.addons.get("view") is not None or bool(options.save_stream_file or options.hardump)
+        to_file = self.options.save_stream_file or self.options.hardump
+        return ctx.master.addons.get("view") is not None or bool(to_file)
 
     def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
         """Label a request that goes upstream."""
         self.live[flow.id] = live = LiveBody(exchange, flow)
-        flow.metadata["ollama_key"] = exchange.key
-        flow.metadata["ollama_id"] = exchange.id
+        flow.metadata |= {"ollama_key": exchange.key, "ollama_id": exchange.id}
         live.label(RUNNING)
 
     def response_started(self, exchange: Exchange, flow: http.HTTPFlow) -> Callable[[bytes], bytes]:
@@ -182,7 +179,7 @@ class FlowViews:
     def end(self, exchange: Exchange) -> None:
         """Label a request that has ended, and update viewers if mitmproxy has not called the end hooks."""
         for live in [live for live in self.live.values() if live.exchange is exchange]:
-            self._end(live.flow)
+            self.response(live.flow)
             ctx.master.addons.trigger(UpdateHook([live.flow]))
 
     # Called by mitmproxy.
@@ -229,17 +226,11 @@ class FlowViews:
         exchange.status = flow.response.status_code
         assert exchange.route
         kinds = get("content-type", ""), get("content-encoding", "")
-        exchange.usage = UsageReader(exchange.route.usage, *kinds, flow.response.status_code)
+        exchange.usage = UsageReader(exchange.route.usage, *kinds, exchange.status)
         self.begin(exchange, flow)
         flow.response.stream = self.response_started(exchange, flow)
 
     def response(self, flow: http.HTTPFlow) -> None:
-        self._end(flow)
-
-    def error(self, flow: http.HTTPFlow) -> None:
-        self._end(flow)
-
-    def _end(self, flow: http.HTTPFlow) -> None:
         """Label a flow before viewers and files get its end."""
         live = self.live.pop(flow.id, None)
         if live:
@@ -251,10 +242,16 @@ class FlowViews:
             flow.request.stream = False
             if flow.response:
                 flow.response.stream = False
-            self._weigh(flow)
+            if flow.id in self.seen:
+                size = sum(len(message.raw_content or b"") for message in (flow.request, flow.response) if message)
+                self.held += size - self.seen[flow.id]
+                self.seen[flow.id] = size
             if exchange.outcome is Outcome.REFUSED:
                 flow.metadata["ollama_reason"] = exchange.reason
-            live.label(FAILED if flow.error else MARKS.get(exchange.outcome, FAILED))
+            marks = {Outcome.ANSWERED: DONE, Outcome.REFUSED: REFUSED}
+            live.label(FAILED if flow.error else marks.get(exchange.outcome, FAILED))
+
+    error = response
 
     def _drop_old(self, new: http.HTTPFlow) -> None:
         """Remove the oldest flows until there is room for another; running ones stay."""
@@ -274,13 +271,6 @@ class FlowViews:
             if oldest:
                 view.remove([oldest])
         self.seen[new.id] = 0
-
-    def _weigh(self, flow: http.HTTPFlow) -> None:
-        """Count the bytes held by a flow that has ended."""
-        if flow.id in self.seen:
-            size = sum(len(message.raw_content or b"") for message in (flow.request, flow.response) if message)
-            self.held += size - self.seen[flow.id]
-            self.seen[flow.id] = size
 
     # Commands.
 

@@ -8,9 +8,10 @@ import json
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 from typing import Any
 
-from .sse import Events, Lines
+from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
 
 MAX_READ = 4 * 1024 * 1024
 """Bytes of a body that are read."""
@@ -27,8 +28,6 @@ type Json = dict[str, Any]
 
 
 class Kind(StrEnum):
-    """The kind of a part of a conversation."""
-
     TEXT = "text"
     THINKING = "thinking"
     CALL = "tool call"
@@ -36,22 +35,18 @@ class Kind(StrEnum):
     MEDIA = "media"
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A run of one kind by one role. `name` is the tool's; the `text` of MEDIA is its kind and size."""
-
-    role: str
-    kind: Kind
-    text: str
-    name: str = ""
-
-
 @dataclass(slots=True)
-class _Piece:
+class Part:
+    """A run of one kind by one role. `name` is the tool's; the text of MEDIA is its kind and size."""
+
     role: str
     kind: Kind
     name: str
-    texts: list[str] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
 
 
 @dataclass(slots=True)
@@ -70,16 +65,11 @@ class Conversation:
     """Parts beyond MAX_PARTS."""
     ended: bool = False
     """The body was seen to its end."""
-    pieces: dict[Hashable, _Piece] = field(default_factory=dict)
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The conversation itself."""
-        return tuple(Part(one.role, one.kind, "".join(one.texts), one.name) for one in self.pieces.values())
+    parts: dict[Hashable, Part] = field(default_factory=dict)
+    """The conversation itself, in its order."""
 
     @property
     def complete(self) -> bool:
-        """Whether all of it was seen, without an error."""
         return self.ended and not self.errors
 
     def add(self, key: Hashable, role: str, kind: Kind, text: object = "", name: object = None) -> None:
@@ -87,15 +77,13 @@ class Conversation:
         text, name = text_of(text), name_of(name) or ""
         if not text and not name:
             return
-        key = len(self.pieces) if key is None else (key, kind)
-        piece = self.pieces.get(key)
-        if piece is None:
-            if len(self.pieces) == MAX_PARTS:
-                self.left_out += 1
-                return
-            piece = self.pieces[key] = _Piece(role, kind, name)
-        piece.texts.append(text)
-        piece.name = piece.name or name
+        key = len(self.parts) if key is None else (key, kind)
+        if key not in self.parts and len(self.parts) == MAX_PARTS:
+            self.left_out += 1
+            return
+        part = self.parts.setdefault(key, Part(role, kind, name))
+        part.pieces.append(text)
+        part.name = part.name or name
 
     def add_error(self, event: Json) -> None:
         """Add an error in place of an answer, or in the middle of one: a text, or an object with a message."""
@@ -156,41 +144,24 @@ def parse(data: bytes) -> Json | None:
 def _events(content_type: str, body: bytes, conversation: Conversation) -> Iterator[Json]:
     """Yield the objects of a body: its one object, each line, or the data of each server-sent event that has ended."""
     media_type = content_type.partition(";")[0].strip().lower()
-    found = _Found()
-    if media_type == "text/event-stream":
-        stream: Lines = Events(found.keep, lambda: _Joined(found), MAX_READ)
-    elif media_type != "application/x-ndjson" and (whole := parse(body)) is not None:
+    server_sent = media_type == "text/event-stream"
+    if not server_sent and media_type != "application/x-ndjson" and (whole := parse(body)) is not None:
         conversation.ended = True
         yield whole
         return
-    else:
-        stream = Lines(found.keep, lambda: _Joined(found), MAX_READ)
-    stream.feed(body)
-    stream.finish()
+    found = list(islice(filter(None, _event_data(body) if server_sent else body.split(b"\n")), MAX_EVENTS))
     conversation.ended = b"[DONE]" in found
     yield from filter(None, map(parse, found))
 
 
-class _Found(list[bytes]):
-    """The data of the first events of a body."""
-
-    def keep(self, data: bytes, name: bytes = b"") -> None:
-        if data and len(self) < MAX_EVENTS:
-            self.append(data)
-
-
-class _Joined:
-    """The data of an event that comes in pieces."""
-
-    def __init__(self, found: _Found) -> None:
-        self._found = found
-        self._data = bytearray()
-
-    def feed(self, data: bytes) -> None:
-        self._data += data
-
-    def end(self) -> None:
-        self._found.keep(bytes(self._data))
+def _event_data(body: bytes) -> Iterator[bytes]:
+    data: list[bytes] = []
+    for line in body.split(b"\n")[:-1]:
+        if line.startswith(b"data:"):
+            data.append(line[5:].strip())
+        elif line in (b"", b"\r"):
+            yield b"\n".join(data)
+            data.clear()
 
 
 # -- Values of a type that is expected, out of JSON that may hold any --------------------------------------------------

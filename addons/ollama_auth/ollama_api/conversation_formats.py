@@ -31,7 +31,6 @@ def _media(kind: str, value: object) -> str:
 
 
 def _take_messages(found: Conversation, messages: object) -> None:
-    """The messages of a request."""
     for number, message in enumerate(dicts_of(messages)):
         _take_message(found, ("message", number), message, name_of(message.get("role")) or "user")
 
@@ -148,7 +147,6 @@ def _openai_answer(found: Conversation, event: Json) -> None:
 
 
 def _responses_request(found: Conversation, asked: Json) -> None:
-    """/v1/responses."""
     found.add("instructions", "system", Kind.TEXT, asked.get("instructions"))
     if isinstance(asked.get("input"), list):
         for number, item in enumerate(dicts_of(asked["input"])):
@@ -183,7 +181,6 @@ _DELTAS = {
 
 
 def _responses_answer(found: Conversation, event: Json) -> None:
-    """An event of a stream, or all of an answer."""
     kind = event.get("type")
     key = ("output", text_of(event.get("output_index")))
     if kind == "response.output_item.added":
@@ -204,19 +201,17 @@ def _take_response(found: Conversation, response: Json) -> None:
     status = name_of(response.get("status"))
     if status in ("completed", "incomplete", "failed"):
         found.ended, found.finish_reason = True, status
-    if not found.pieces:
+    if not found.parts:
         for number, item in enumerate(dicts_of(response.get("output"))):
             _take_item(found, ("output", number), item, name_of(item.get("role")) or "assistant")
 
 
 def _messages_request(found: Conversation, asked: Json) -> None:
-    """/v1/messages."""
     _take_content(found, "system", "system", asked.get("system"))
     _take_messages(found, asked.get("messages"))
 
 
 def _messages_answer(found: Conversation, event: Json) -> None:
-    """An event of a stream, or all of an answer."""
     key = ("block", text_of(event.get("index")))
     match event.get("type"):
         case "message_start":

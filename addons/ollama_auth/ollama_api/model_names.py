@@ -33,7 +33,12 @@ def canonical(name: str) -> str | None:
     Lower case, without the default registry and namespace. A scheme before the registry is dropped, as Ollama does.
     """
     parsed = _parse(name, _PARTS)
-    return parsed and _shown(parsed)
+    if parsed is None:
+        return None
+    registry, namespace, model, tag = parsed
+    if registry != _REGISTRY:
+        return f"{registry}/{namespace}/{model}:{tag}"
+    return f"{model}:{tag}" if namespace == _NAMESPACE else f"{namespace}/{model}:{tag}"
 
 
 def reference(text: str) -> str | None:
@@ -88,13 +93,6 @@ def _parse(text: str, parts: Iterable[re.Pattern[str]]) -> _Name | None:
     return name if all(part.fullmatch(text) for part, text in zip(parts, name, strict=True)) else None
 
 
-def _shown(name: _Name) -> str:
-    registry, namespace, model, tag = name
-    if registry != _REGISTRY:
-        return f"{registry}/{namespace}/{model}:{tag}"
-    return f"{model}:{tag}" if namespace == _NAMESPACE else f"{namespace}/{model}:{tag}"
-
-
 @lru_cache(maxsize=16384)
 def _pattern(text: str) -> _Name | None:
     return None if "://" in text else _parse(text, _PATTERN_PARTS)
@@ -117,8 +115,5 @@ def allowed(patterns: Collection[str], name: str) -> bool:
     whose name begins so. A pattern without registry or namespace means the default ones: "*" never crosses a "/".
     """
     parsed = _parse(name, _PARTS)
-    return parsed is not None and any(_matches(parsed, _pattern(text)) for text in patterns)
-
-
-def _matches(name: _Name, pattern: _Name | None) -> bool:
-    return pattern is not None and all(map(fnmatchcase, name, pattern))
+    valid = filter(None, map(_pattern, patterns))
+    return parsed is not None and any(all(map(fnmatchcase, parsed, pattern)) for pattern in valid)

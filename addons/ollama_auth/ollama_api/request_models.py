@@ -67,15 +67,20 @@ class JsonModels:
     creates: bool = False
     """The request makes a model from another one, which Ollama pulls if it is missing."""
 
-    def __post_init__(self) -> None:
-        assert all(len(key) <= MAX_MEMBER for member in self.members for key in member.keys)
-
     def __call__(self, path: bytes, query: bytes, content_type: bytes, body: bytes) -> Asked:
         value = _Object.first(body)
-        names = [_named(text, member.canonical) for member in self.members if (text := value.one_of(member))]
-        # /v1 looks for a cloud model first, under the key `model` in exactly these letters.
-        names += [name for text in value.exactly("model") if is_cloud(text) and (name := reference(text))]
-        if self.creates and any(map(value.has, _OTHER_SOURCES)):
+        names = []
+        for member in self.members:
+            text = next(filter(None, [value.string(key) for key in member.keys]), "")
+            if text:
+                names.append(_named(text, member.canonical))
+            elif member.required:
+                raise BodyError(400, f"the request body has no `{member.keys[0]}`")
+        # /v1 looks for a cloud model first, in a map: under the last key `model` in exactly these letters.
+        exact = next((text for _, key, text in reversed(value) if key == "model"), None)
+        if isinstance(exact, str) and is_cloud(exact) and (name := reference(exact)):
+            names.append(name)
+        if self.creates and any(any(value.values(key)) for key in _OTHER_SOURCES):  # null and "" are no sources
             raise BodyError(400, "modelfile, path and remote_host are not taken here: name the model in `from`")
         return Asked(
             tuple(dict.fromkeys(names)),
@@ -85,8 +90,17 @@ class JsonModels:
 
 
 def in_form(path: bytes, query: bytes, content_type: bytes, body: bytes) -> Asked:
-    """Read the model named in the field `model` of a multipart form."""
-    return Asked((_named(_form_model(query, content_type, body)),))
+    """Read the one field `model` of a multipart form. Go's FormValue prefers a parameter of the query to it."""
+    for parameter in re.split(b"[&;]", query):
+        if unquote_to_bytes(parameter.partition(b"=")[0].replace(b"+", b" ")) == b"model":
+            raise BodyError(400, "the model belongs in the form, not in the query")
+    found = [content for name, content in _parts(content_type, body) if name == b"model"]
+    if len(found) != 1 or found[0] is None:
+        raise BodyError(400, "the form has not exactly one field `model`")
+    try:
+        return Asked((_named(found[0].decode()),))
+    except UnicodeDecodeError:
+        raise BodyError(400, "the name of the model is not UTF-8") from None
 
 
 def in_path(path: bytes, query: bytes, content_type: bytes, body: bytes) -> Asked:
@@ -132,20 +146,15 @@ def reject_constant(_: str) -> None:
     raise ValueError("JSON has no such number")
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> "_Object":
-    return _Object([(_fold(key), key, value) for key, value in pairs if len(key) <= MAX_MEMBER])
-
-
+# Keys are folded as in Go: simple case folding, in which two characters beyond ASCII equal ASCII letters.
+_FOLDED = str.maketrans(ascii_uppercase + "\N{LATIN SMALL LETTER LONG S}\N{KELVIN SIGN}", ascii_lowercase + "sk")
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_pairs, parse_int=bool, parse_float=bool, parse_constant=reject_constant, strict=True
+    object_pairs_hook=lambda pairs: _Object([(k.translate(_FOLDED), k, v) for k, v in pairs if len(k) <= MAX_MEMBER]),
+    parse_int=bool,
+    parse_float=bool,
+    parse_constant=reject_constant,
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_FOLDED = str.maketrans(ascii_uppercase + "\N{LATIN SMALL LETTER LONG S}\N{KELVIN SIGN}", ascii_lowercase + "sk")
-
-
-def _fold(key: str) -> str:
-    """Fold a key as Go does: simple case folding, in which two characters beyond ASCII equal ASCII letters."""
-    return key.translate(_FOLDED)
 
 
 class _Object(list[tuple[str, str, Any]]):
@@ -170,28 +179,12 @@ class _Object(list[tuple[str, str, Any]]):
         """All values other than null whose keys fold to that one."""
         return [value for folded, _, value in self if folded == key and value is not None]
 
-    def has(self, key: str) -> bool:
-        """Whether that key has a value that is not null or empty; numbers count as values."""
-        return any(self.values(key))
-
     def string(self, key: str) -> str:
         """The value that Go decodes into a string field: the last but null. Raises BodyError for other types."""
         values = self.values(key)
         if any(not isinstance(value, str) for value in values):
             raise BodyError(400, f"`{key}` in the request body is not a string")
         return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", values[-1]) if values else ""
-
-    def one_of(self, member: _Member) -> str:
-        """The text of the first of the member's keys that is not empty. Raises BodyError."""
-        text = next(filter(None, [self.string(key) for key in member.keys]), "")
-        if member.required and not text:
-            raise BodyError(400, f"the request body has no `{member.keys[0]}`")
-        return text
-
-    def exactly(self, key: str) -> list[str]:
-        """The value that Go decodes into a map, where keys are case-sensitive: the last one, if it is a string."""
-        values = [value for _, unfolded, value in self if unfolded == key]
-        return [value for value in values[-1:] if isinstance(value, str)]
 
     def searches(self) -> bool:
         """Whether a tool makes Ollama itself search the web."""
@@ -213,20 +206,6 @@ _DISPOSITION = re.compile(
 )
 _OTHER_HEADER = re.compile(rb"(?i:content-(?:type|length):[^\r\n\0]*|content-transfer-encoding: *(?:[78]bit|binary) *)")
 _ODD_FORM = "the request body is not a plain multipart/form-data form"
-
-
-def _form_model(query: bytes, content_type: bytes, body: bytes) -> str:
-    """The one `model` of a form. Go's FormValue prefers a parameter of the query to a field of the form."""
-    for parameter in re.split(b"[&;]", query):
-        if unquote_to_bytes(parameter.partition(b"=")[0].replace(b"+", b" ")) == b"model":
-            raise BodyError(400, "the model belongs in the form, not in the query")
-    found = [content for name, content in _parts(content_type, body) if name == b"model"]
-    if len(found) != 1 or found[0] is None:
-        raise BodyError(400, "the form has not exactly one field `model`")
-    try:
-        return found[0].decode()
-    except UnicodeDecodeError:
-        raise BodyError(400, "the name of the model is not UTF-8") from None
 
 
 def _parts(content_type: bytes, body: bytes) -> Iterator[tuple[bytes, bytes | None]]:

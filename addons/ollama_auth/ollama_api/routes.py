@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import unquote_to_bytes
 
-from . import conversation_formats, request_models, usage
+from . import conversation_formats as formats
+from . import request_models as models
+from . import usage
 from .conversation import ConversationFormat
 from .request_models import Asked, BodyError, ModelReader
 from .usage import NO_USAGE, UsageFormat
@@ -85,9 +87,9 @@ def dialect(path: bytes) -> Dialect:
 def _routes(
     route_class: RouteClass,
     words: str,
-    models: ModelReader | None = None,
-    usage: UsageFormat = NO_USAGE,
-    conversation: ConversationFormat | None = None,
+    models: ModelReader | None,
+    usage: UsageFormat,
+    conversation: ConversationFormat | None,
 ) -> dict[tuple[bytes, bytes], Route]:
     """Routes of one kind; `words` are methods, joined by commas, each followed by the paths that are served with it."""
     routes: dict[tuple[bytes, bytes], Route] = {}
@@ -102,51 +104,37 @@ def _routes(
     return routes
 
 
-def _answering(
-    route_class: RouteClass,
-    words: str,
-    *,
-    models: ModelReader,
-    usage: UsageFormat,
-    conversation: ConversationFormat | None,
-) -> dict[tuple[bytes, bytes], Route]:
-    """Routes that answer with a model's output: nothing of a row has a default."""
-    return _routes(route_class, words, models, usage, conversation)
+def _unread(route_class: RouteClass, words: str, models: ModelReader | None = None) -> dict[tuple[bytes, bytes], Route]:
+    """Routes that do not answer with a model's output."""
+    return _routes(route_class, words, models, NO_USAGE, None)
 
 
 _INFER, _EMBED = RouteClass.INFER, RouteClass.EMBED
 
 # Ollama's API as of 0.33. A path that ends in "*" stands for every path with one segment in its place.
 _ROUTES = {
-    **_answering(_INFER, "POST /api/generate /api/chat",
-        models=request_models.MODEL, usage=usage.OLLAMA, conversation=conversation_formats.OLLAMA),
-    **_answering(_INFER, "POST /v1/chat/completions /v1/completions",
-        models=request_models.MODEL, usage=usage.OPENAI, conversation=conversation_formats.OPENAI),
-    **_answering(_INFER, "POST /v1/responses",
-        models=request_models.MODEL_AND_TOOLS, usage=usage.RESPONSES, conversation=conversation_formats.RESPONSES),
-    **_answering(_INFER, "POST /v1/messages",
-        models=request_models.MODEL_AND_TOOLS, usage=usage.MESSAGES, conversation=conversation_formats.MESSAGES),
-    **_answering(_INFER, "POST /v1/audio/transcriptions",
-        models=request_models.in_form, usage=NO_USAGE, conversation=None),
-    **_answering(_EMBED, "POST /api/embed /api/embeddings",
-        models=request_models.MODEL, usage=usage.OLLAMA_EMBEDDING, conversation=None),
-    **_answering(_EMBED, "POST /v1/embeddings",
-        models=request_models.MODEL, usage=usage.OPENAI_EMBEDDING, conversation=None),
+    **_routes(_INFER, "POST /api/generate /api/chat", models.MODEL, usage.OLLAMA, formats.OLLAMA),
+    **_routes(_INFER, "POST /v1/chat/completions /v1/completions", models.MODEL, usage.OPENAI, formats.OPENAI),
+    **_routes(_INFER, "POST /v1/responses", models.MODEL_AND_TOOLS, usage.RESPONSES, formats.RESPONSES),
+    **_routes(_INFER, "POST /v1/messages", models.MODEL_AND_TOOLS, usage.MESSAGES, formats.MESSAGES),
+    **_routes(_INFER, "POST /v1/audio/transcriptions", models.in_form, NO_USAGE, None),
+    **_routes(_EMBED, "POST /api/embed /api/embeddings", models.MODEL, usage.OLLAMA_EMBEDDING, None),
+    **_routes(_EMBED, "POST /v1/embeddings", models.MODEL, usage.OPENAI_EMBEDDING, None),
 
-    **_routes(RouteClass.LIST, "GET,HEAD /v1/models/*", request_models.in_path),
-    **_routes(RouteClass.LIST, "POST /api/show", request_models.MODEL_OR_NAME),
-    **_routes(RouteClass.PULL, "POST /api/pull", request_models.MODEL_OR_NAME),
-    **_routes(RouteClass.WRITE, "POST /api/create", request_models.CREATED),
-    **_routes(RouteClass.WRITE, "POST /api/copy", request_models.COPIED),
-    **_routes(RouteClass.DELETE, "DELETE /api/delete", request_models.MODEL_OR_NAME),
-    **_routes(RouteClass.PUSH, "POST /api/push", request_models.PUSHED),
+    **_unread(RouteClass.LIST, "GET,HEAD /v1/models/*", models.in_path),
+    **_unread(RouteClass.LIST, "POST /api/show", models.MODEL_OR_NAME),
+    **_unread(RouteClass.PULL, "POST /api/pull", models.MODEL_OR_NAME),
+    **_unread(RouteClass.WRITE, "POST /api/create", models.CREATED),
+    **_unread(RouteClass.WRITE, "POST /api/copy", models.COPIED),
+    **_unread(RouteClass.DELETE, "DELETE /api/delete", models.MODEL_OR_NAME),
+    **_unread(RouteClass.PUSH, "POST /api/push", models.PUSHED),
 
-    **_routes(RouteClass.HEALTH, "GET,HEAD / /api/version"),
-    **_routes(RouteClass.LIST,
+    **_unread(RouteClass.HEALTH, "GET,HEAD / /api/version"),
+    **_unread(RouteClass.LIST,
         "GET,HEAD /api/tags /v1/models /api/ps /api/status /api/experimental/model-recommendations"),
-    **_routes(RouteClass.CLOUD, "POST /api/experimental/web_search /api/experimental/web_fetch"),
-    **_routes(RouteClass.BLOB, "HEAD,POST /api/blobs/*"),
-    **_routes(RouteClass.ACCOUNT, "POST /api/me /api/signout DELETE /api/user/keys/*"),
+    **_unread(RouteClass.CLOUD, "POST /api/experimental/web_search /api/experimental/web_fetch"),
+    **_unread(RouteClass.BLOB, "HEAD,POST /api/blobs/*"),
+    **_unread(RouteClass.ACCOUNT, "POST /api/me /api/signout DELETE /api/user/keys/*"),
 }  # fmt: skip
 
 

@@ -13,11 +13,8 @@ from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
 class Pieces(Protocol):
     """Takes in pieces a line or the data of an event that is not held."""
 
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes."""
-
-    def end(self) -> None:
-        """Note that there are no more."""
+    def feed(self, data: bytes) -> None: ...
+    def end(self) -> None: ...
 
 
 class _Skipped:
@@ -39,7 +36,6 @@ class Lines:
         self._long: Pieces | None = None
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the stream."""
         lines = data.split(b"\n")
         rest = lines.pop()
         for line in lines:
@@ -129,9 +125,3 @@ class Events(Lines):
 
     def _end_long(self, pieces: Pieces) -> None:
         """The event goes on to the next empty line."""
-
-
-def split_events(data: bytes) -> list[bytes]:
-    """Cut a stream into its events as they were sent, each with its empty line (LF); the last one has not ended."""
-    *events, rest = data.split(b"\n\n")
-    return [*(event + b"\n\n" for event in events), rest]

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from .json_scanner import Scanner, Wanted
 from .sse import Events, Lines
@@ -52,7 +51,6 @@ class Answer:
         self._recognize = usage_format.recognize
 
     def event(self, data: bytes, name: bytes = b"") -> None:
-        """Count a whole event."""
         if data and not self._recognize(self, data, name):
             scan = self.scan()
             scan.feed(data)
@@ -91,16 +89,21 @@ class Answer:
 
 
 class Scan(Scanner):
-    """Reads an object of an answer in pieces. One that was cut off counts for nothing."""
+    """Reads an object of an answer in pieces: one event, or all of the answer."""
 
     def __init__(self, answer: Answer, wanted: Wanted) -> None:
         super().__init__(wanted)
         self._answer = answer
 
     def end(self) -> None:
-        """Count the object."""
+        """Count an event; one that was cut off counts for nothing."""
         if self.closed:
             self._answer.add(self.found)
+
+    def finish(self) -> None:
+        """Count the whole answer, also where it was cut off."""
+        self._answer.add(self.found)
+        self._answer.ended = self.closed
 
 
 def _number(raw: bytes) -> int | None:
@@ -223,23 +226,7 @@ MESSAGES: UsageFormat = UsageFormat(_MESSAGES, _recognize_named)
 # -- The body of an answer ---------------------------------------------------------------------------------------------
 
 
-class _Body(Protocol):
-    def feed(self, data: bytes) -> None: ...
-    def finish(self) -> None: ...
-
-
-class _OneObject:
-    """A body that is one JSON object."""
-
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
-        self._scan = answer.scan()
-        self.feed = self._scan.feed
-
-    def finish(self) -> None:
-        """Count it, also where it was cut off."""
-        self._answer.add(self._scan.found)
-        self._answer.ended = self._scan.closed
+_STREAMS: dict[str, type[Lines]] = {"application/x-ndjson": Lines, "text/event-stream": Events}
 
 
 class UsageReader:
@@ -248,16 +235,17 @@ class UsageReader:
     def __init__(self, usage_format: UsageFormat, content_type: str, content_encoding: str, status: int) -> None:
         media_type = content_type.partition(";")[0].strip().lower()
         compressed = content_encoding.strip().lower() not in ("", "identity")
-        self._answer = Answer(usage_format, stream=media_type in ("application/x-ndjson", "text/event-stream"))
-        self._answer.usage.compressed = compressed
-        reads = usage_format is not NO_USAGE and status == 200 and not compressed
-        self._body = _body(media_type, self._answer) if reads else None
-        self._counts_events = self._body is not None and self._answer.stream and usage_format.counts_events
-
-    @property
-    def stream(self) -> bool:
+        self.stream = media_type in _STREAMS
         """Whether the answer comes in events."""
-        return self._answer.stream
+        self._answer = Answer(usage_format, stream=self.stream)
+        self._answer.usage.compressed = compressed
+        self._body: Lines | Scan | None = None
+        if usage_format is not NO_USAGE and status == 200 and not compressed:
+            if self.stream:
+                self._body = _STREAMS[media_type](self._answer.event, self._answer.scan, MAX_LINE)
+            elif media_type == "application/json":
+                self._body = self._answer.scan()
+        self._counts_events = self._body is not None and self.stream and usage_format.counts_events
 
     @property
     def model(self) -> str | None:
@@ -286,17 +274,6 @@ class UsageReader:
         if self._counts_events and usage.completion_tokens is None:
             usage.completion_tokens, usage.estimated = usage.events, True
         # Only a stream of tokens and a single object have an end of their own.
-        ended = answer.ended or self._body is None or (answer.stream and not self._counts_events)
+        ended = answer.ended or self._body is None or (self.stream and not self._counts_events)
         usage.complete = clean and ended and usage.error is None
         return usage
-
-
-def _body(media_type: str, answer: Answer) -> _Body | None:
-    match media_type:
-        case "application/json":
-            return _OneObject(answer)
-        case "application/x-ndjson":
-            return Lines(answer.event, answer.scan, MAX_LINE)
-        case "text/event-stream":
-            return Events(answer.event, answer.scan, MAX_LINE)
-    return None

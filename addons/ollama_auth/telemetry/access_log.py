@@ -10,22 +10,17 @@ from ..http.head import MAX_METHOD
 from .figures import completion, stream_speed, used_by
 from .line_writer import LineWriter
 
-type Line = Callable[[Exchange], str]
-
-MAX_PATH = 256
-"""Characters of a path in a line."""
+MAX_PATH, MAX_MODEL, MAX_NAME = 256, 128, 64
+"""Characters of a path, of the name of a model and of that of a stripped header in a line."""
 MAX_NAMES = 32
 """Names of stripped headers in a line."""
-MAX_NAME = 64
-"""Characters of one of them."""
 PLAIN = re.compile(rb"[!-\[\]-~]*")
-MAX_MODEL = 128
-"""Characters of the name of a model in a line."""
 
 
 def record(exchange: Exchange) -> dict[str, object]:
-    """The fields of a line that apply, in their order."""
+    """The fields of a line that apply, in their order; those on tokens are of a successful answer."""
     ended = exchange.ended or exchange.started
+    used = used_by(exchange)
     fields: dict[str, object] = {
         "time": utc(exchange.time),
         "id": exchange.id,
@@ -43,23 +38,13 @@ def record(exchange: Exchange) -> dict[str, object]:
         "bytes_out": exchange.bytes_out,
         "duration_ms": _ms(ended - exchange.started),
         "ttft_ms": _ms(exchange.ttft) if exchange.ttft is not None else None,
-        **used(exchange),
+        "prompt_tokens": used and used.prompt_tokens,
+        "completion_tokens": used and used.completion_tokens,
+        "complete": used and used.complete,
+        "estimated": (used and used.estimated) or None,
+        "compressed": (used and used.compressed) or None,
     }
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def used(exchange: Exchange) -> dict[str, object]:
-    """The fields on the tokens of a successful answer, as far as they are known, and how reliable they are."""
-    found = used_by(exchange)
-    if found is None:
-        return {}
-    return {
-        "prompt_tokens": found.prompt_tokens,
-        "completion_tokens": found.completion_tokens,
-        "complete": found.complete,
-        "estimated": found.estimated or None,
-        "compressed": found.compressed or None,
-    }
 
 
 def path(exchange: Exchange) -> str | None:
@@ -78,7 +63,6 @@ def escape(raw: bytes) -> str:
 
 
 def as_json(exchange: Exchange) -> str:
-    """A line of JSON."""
     return json.dumps(record(exchange), separators=(",", ":"))
 
 
@@ -93,24 +77,16 @@ def as_text(exchange: Exchange) -> str:
         words.append(f"first={fields['ttft_ms']}ms")
     if exchange.model:
         words.append("model=" + escape_name(exchange.model[:MAX_MODEL]))
-    words += tokens(exchange)
+    used = used_by(exchange)
+    if used and used.completion_tokens is not None:  # ~ marks an estimate
+        words.append(f"tokens={fields.get('prompt_tokens', '?')}+{completion(used)}")
+    if used and (speed := stream_speed(exchange)):
+        words.append(f"speed={speed}/s")
+    if used and not used.complete:
+        words.append("incomplete")
     if exchange.stripped:
         words.append("stripped=" + ",".join(map(escape_name, names(exchange.stripped))))
     return " ".join(words)
-
-
-def tokens(exchange: Exchange) -> list[str]:
-    """The tokens of a successful answer for a line of text: `tokens=IN+OUT` (~ is an estimate), `speed=OUT/s`."""
-    found = used_by(exchange)
-    if found is None:
-        return []
-    words = []
-    if found.completion_tokens is not None:
-        prompt = "?" if found.prompt_tokens is None else found.prompt_tokens
-        words.append(f"tokens={prompt}+{completion(found)}")
-    if speed := stream_speed(exchange):
-        words.append(f"speed={speed}/s")
-    return words if found.complete else [*words, "incomplete"]
 
 
 def names(stripped: Sequence[str]) -> list[str]:
@@ -140,20 +116,18 @@ class AccessLog:
 
         `emit` takes the lines of text instead of standard output. Raises OSError when the file can't be opened.
         """
-        self._line: Line = as_text if target is None else as_json
-        self._emit = emit if target is None else None
-        self._writer = None if self._emit else LineWriter("the access log", None if target in (None, "-") else target)
+        self._line = as_text if target is None else as_json
+        self._emit, self._writer = emit, None
+        if target is not None or emit is None:
+            self._writer = LineWriter("the access log", None if target == "-" else target)
+            self._emit = self._writer.write
 
     def write(self, exchange: Exchange) -> None:
-        """Log one request. Never blocks, never raises OSError."""
-        line = self._line(exchange)
-        if self._emit:
-            self._emit(line)
-        elif self._writer:
-            self._writer.write(line)
+        """Never blocks, never raises OSError."""
+        assert self._emit
+        self._emit(self._line(exchange))
 
     def reopen(self) -> None:
-        """Open the file again: the old one was moved away."""
         if self._writer:
             self._writer.reopen()
 

@@ -8,17 +8,13 @@ from ..ollama_api.routes import RouteClass
 from .access_log import utc
 from .line_writer import LineWriter
 
-FILES = 5
-"""Rotated files that are kept."""
-CONVERSATIONS = frozenset({RouteClass.INFER, RouteClass.EMBED})
-
 
 class AuditLog:
     """A file that only its owner may read."""
 
     def __init__(self, path: str, rotate_at: int) -> None:
         """`rotate_at` is in bytes. Raises OSError when the file can't be opened."""
-        self._writer = LineWriter("the audit log", path, private=True, rotate_at=rotate_at, keep=FILES)
+        self._writer = LineWriter("the audit log", path, private=True, rotate_at=rotate_at, keep=5)
         self.reopen = self._writer.reopen
         self.close = self._writer.close
 
@@ -47,4 +43,4 @@ def record(exchange: Exchange, recording: Recording) -> dict[str, object]:
 
 def concerns(exchange: Exchange) -> bool:
     """Whether it is a conversation."""
-    return exchange.route is not None and exchange.route.route_class in CONVERSATIONS
+    return exchange.route is not None and exchange.route.route_class in (RouteClass.INFER, RouteClass.EMBED)

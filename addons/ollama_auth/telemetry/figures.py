@@ -35,5 +35,4 @@ def stream_speed(exchange: Exchange) -> float | None:
 
 def completion(used: Usage) -> str | None:
     """The tokens of an answer; `~` marks an estimate."""
-    about = "~" if used.estimated else ""
-    return None if used.completion_tokens is None else f"{about}{used.completion_tokens}"
+    return None if used.completion_tokens is None else f"{'~' if used.estimated else ''}{used.completion_tokens}"

@@ -48,7 +48,6 @@ class Totals:
     last: float = 0
 
     def add(self, counts: Mapping[str, int], speed: float | None) -> None:
-        """Count one request."""
         self.counts.update(counts)
         self.last = time.time()
         if speed:
@@ -70,7 +69,6 @@ class Minute:
     durations: dict[str, LogHistogram] = field(default_factory=lambda: {name: LogHistogram() for name in _DURATIONS})
 
     def add(self, counts: Mapping[str, int], exchange: Exchange) -> None:
-        """Count one request."""
         self.counts.update(counts)
         if exchange.admitted and exchange.ended:
             self.durations["duration"].add((exchange.ended - exchange.started) * 1000)
@@ -89,9 +87,8 @@ class History:
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
-        self._keys: dict[str, Totals] = {}
-        self._models: dict[str, Totals] = {}
-        self._key_label, self._model_label = BoundedLabels(), BoundedLabels()
+        self._tables: dict[str, dict[str, Totals]] = {"key": {}, "model": {}}
+        self._labels = {"key": BoundedLabels(), "model": BoundedLabels()}
         self._refusals: Counter[str] = Counter()
         self._minutes: dict[int, Minute] = {}
 
@@ -104,24 +101,23 @@ class History:
             "prompt_tokens": (used and used.prompt_tokens) or 0,
             "completion_tokens": (used and used.completion_tokens) or 0,
         }
-        self._keys.setdefault(self._key_label(key_of(exchange)), Totals()).add(counts, exchange.speed)
+        self._totals("key", key_of(exchange)).add(counts, exchange.speed)
         if model := answering_model(exchange):
-            self._models.setdefault(self._model_label(model), Totals()).add(counts, exchange.speed)
+            self._totals("model", model).add(counts, exchange.speed)
         if exchange.outcome is Outcome.REFUSED:
             self._refusals[str(exchange.reason)] += 1
         self._minute().add(counts, exchange)
 
     def add_token_intervals(self, intervals: Iterable[float]) -> None:
         """Count times between two tokens, in seconds."""
-        self._minute().durations["token"].merge(Counter(bucket(interval * 1000) for interval in intervals))
+        self._minute().durations["token"].counts.update(bucket(interval * 1000) for interval in intervals)
 
     def shown(self) -> dict[str, object]:
         """`keys`, `models`, `refusals` and the last hour in `minutes`, oldest first, for the status page."""
         last = int(self._now() // 60)
         hour = range(last - MINUTES + 1, last + 1)
         return {
-            "keys": _rows("key", self._keys),
-            "models": _rows("model", self._models),
+            **{f"{kind}s": _rows(kind, table) for kind, table in self._tables.items()},
             "refusals": dict(self._refusals),
             "minutes": [self._minutes.get(number, Minute()).shown(number) for number in hour],
         }
@@ -129,8 +125,11 @@ class History:
     def plain(self) -> dict[str, Any]:
         """All of it, as `json.dumps` takes it."""
         return {
-            "keys": {name: [of.counts, of.speed, of.last] for name, of in self._keys.items()},
-            "models": {name: [of.counts, of.speed, of.last] for name, of in self._models.items()},
+            "totals": [
+                (kind, name, of.counts, of.speed, of.last)
+                for kind, table in self._tables.items()
+                for name, of in table.items()
+            ],
             "refusals": self._refusals,
             "minutes": {
                 number: [minute.counts, {name: times.counts for name, times in minute.durations.items()}]
@@ -145,17 +144,18 @@ class History:
         """
         whole = History(self._now)
         for plain in (json.loads(json.dumps(self.plain())), *others):
-            for name, totals in plain["keys"].items():
-                whole._keys.setdefault(whole._key_label(name), Totals()).merge(*totals)
-            for name, totals in plain["models"].items():
-                whole._models.setdefault(whole._model_label(name), Totals()).merge(*totals)
+            for kind, name, *totals in plain["totals"]:
+                whole._totals(kind, name).merge(*totals)
             whole._refusals.update(plain["refusals"])
             for number, (counts, durations) in plain["minutes"].items():
                 minute = whole._minutes.setdefault(int(number), Minute())
                 minute.counts.update(counts)
                 for name, times in durations.items():
-                    minute.durations[name].merge({int(bucket): count for bucket, count in times.items()})
+                    minute.durations[name].counts.update({int(bucket): count for bucket, count in times.items()})
         return whole
+
+    def _totals(self, kind: str, name: str) -> Totals:
+        return self._tables[kind].setdefault(self._labels[kind](name), Totals())
 
     def _minute(self) -> Minute:
         number = int(self._now() // 60)

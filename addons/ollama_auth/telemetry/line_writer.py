@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from enum import Enum
 from functools import partial
 from io import FileIO, TextIOWrapper
 from pathlib import Path
@@ -30,13 +29,6 @@ PAUSE = 0.01
 """Seconds between two writes: waking the thread for each line would take the interpreter from the requests."""
 
 
-class WriterCommand(Enum):
-    """A command to the thread, in the queue between two lines."""
-
-    REOPEN = "reopen"
-    STOP = "stop"
-
-
 class LineWriter:
     """Write lines in order; count those that can't be written, and log how many were lost."""
 
@@ -51,7 +43,9 @@ class LineWriter:
         self._what = what
         self._path = Path(path).expanduser() if path is not None else None
         self._private, self._rotate_at, self._keep = private, rotate_at, keep
-        self._items: queue.Queue[str | WriterCommand] = queue.Queue(MAX_WAITING)
+        self._items: queue.Queue[str | Callable[[], None]] = queue.Queue(MAX_WAITING)
+        """Lines, and what the thread is to do between two of them."""
+        self._stopped = False
         self._accepted = self._written = 0
         """Characters; each of the two is changed by one thread alone."""
         self._lost = 0
@@ -74,20 +68,20 @@ class LineWriter:
     def reopen(self) -> None:
         """Open the path again once the waiting lines are written: the old file was moved away."""
         if self._path:
-            self._put(WriterCommand.REOPEN)
+            self._put(self._reopen)
 
     def close(self, timeout: float = 2.0) -> None:
         """Write the waiting lines, for at most so many seconds, and close the file."""
         if self._thread:
             try:
-                self._items.put(WriterCommand.STOP, timeout=timeout)
+                self._items.put(self._stop, timeout=timeout)
             except queue.Full:
                 return
             self._thread.join(timeout)
         if self._file:
             self._file.close()
 
-    def _put(self, item: str | WriterCommand) -> bool:
+    def _put(self, item: str | Callable[[], None]) -> bool:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._what, daemon=True)
             self._thread.start()
@@ -100,26 +94,24 @@ class LineWriter:
     # In the thread.
 
     def _run(self) -> None:
-        while True:
-            lines, command = self._next()
+        while not self._stopped:
+            lines: list[str] = []
+            command = None
+            while not command and not (lines and self._items.empty()):
+                item = self._items.get()
+                if isinstance(item, str):
+                    lines.append(item)
+                else:
+                    command = item
             if lines:
                 self._attempt(partial(self._write, "\n".join(lines) + "\n"), len(lines))
                 self._written += sum(map(len, lines))
-            if command is WriterCommand.REOPEN:
-                self._attempt(self._reopen)
-            elif command is WriterCommand.STOP:
-                return
+            if command:
+                self._attempt(command)
             time.sleep(PAUSE)
 
-    def _next(self) -> tuple[list[str], WriterCommand | None]:
-        """All lines that wait, and the command behind them; at least one of the two."""
-        lines: list[str] = []
-        while not lines or not self._items.empty():
-            item = self._items.get()
-            if isinstance(item, WriterCommand):
-                return lines, item
-            lines.append(item)
-        return lines, None
+    def _stop(self) -> None:
+        self._stopped = True
 
     def _attempt(self, work: Callable[[], None], lines: int = 0) -> None:
         try:
@@ -151,22 +143,17 @@ class LineWriter:
         self._torn = False
 
     def _rotate(self) -> None:
-        assert self._path
-        if not self._moved_away():  # Another process may have rotated it.
+        assert self._path and self._file
+        try:
+            moved_away = not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            moved_away = True
+        if not moved_away:  # Another process may have rotated it.
             names = [self._path, *(self._path.with_name(f"{self._path.name}.{n}") for n in range(1, self._keep + 1))]
             for older, newer in zip(reversed(names), reversed(names[:-1]), strict=False):
                 with suppress(FileNotFoundError):
                     newer.replace(older)
         self._reopen()
-
-    def _moved_away(self) -> bool:
-        """Whether the path is no longer the open file."""
-        assert self._path
-        assert self._file
-        try:
-            return not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
-        except FileNotFoundError:
-            return True
 
     def _reopen(self) -> None:
         old, self._file = self._file, self._open()  # If that raises, the old file stays in use.

@@ -4,7 +4,6 @@
 """
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import exp, floor, log
 
@@ -27,12 +26,7 @@ class LogHistogram:
     counts: Counter[int] = field(default_factory=Counter)
 
     def add(self, milliseconds: float) -> None:
-        """Count one duration."""
         self.counts[bucket(milliseconds)] += 1
-
-    def merge(self, counts: Mapping[int, int]) -> None:
-        """Add the counts of another histogram."""
-        self.counts.update(counts)
 
     def percentiles(self, *shares: float) -> list[float] | None:
         """Milliseconds that these shares (0 to 1, ascending) do not exceed; None for an empty histogram."""

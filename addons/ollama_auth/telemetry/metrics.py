@@ -7,49 +7,37 @@ import os
 import platform
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 from mitmproxy import version
 
 from .. import __version__
-from ..errors import OllamaAuthError
 from ..exchange import Exchange, Outcome
 from .figures import answering_model, key_of, used_by
 from .history import BoundedLabels
-
-HOW_TO_INSTALL = "pip install 'prometheus-client>=0.22'"
-MAX_KEYS = 1000
-MAX_MODELS = 200
 
 # Seconds. A model may take minutes to load and to think, and makes from 1 to 300 tokens a second.
 _FIRST_TOKEN = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 _DURATION = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1800, 3600)
 _INTER_TOKEN = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
-_STATUSES = frozenset(map(int, HTTPStatus))
-
-
-class MetricsError(OllamaAuthError):
-    """A library is missing: one line with the remedy."""
 
 
 class Metrics:
     """The metrics of one process."""
 
     def __init__(self) -> None:
-        """Raises MetricsError when prometheus-client is not installed."""
-        try:
-            from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-        except ImportError as missing:
-            raise MetricsError(f"metrics need prometheus-client: {HOW_TO_INSTALL}") from missing
+        """Raises ImportError when prometheus-client is not installed."""
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
         disable_created_metrics()  # type: ignore[no-untyped-call]  # Start times would double the number of samples.
         self._registry = CollectorRegistry()
-        self._key_label, self._model_label = BoundedLabels(MAX_KEYS), BoundedLabels(MAX_MODELS)
+        self._key_label, self._model_label = BoundedLabels(1000), BoundedLabels()
 
         def counter(name: str, what: str, *labels: str) -> Any:
             return Counter(f"ollama_auth_{name}", what, labels, registry=self._registry)
 
-        def gauge(name: str, what: str) -> Any:
-            return Gauge(f"ollama_auth_{name}", what, registry=self._registry, multiprocess_mode="livesum")
+        def gauge(name: str, what: str, *labels: str, mode: Literal["livesum", "livemax"] = "livesum") -> Any:
+            return Gauge(f"ollama_auth_{name}", what, labels, registry=self._registry, multiprocess_mode=mode)
 
         def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Any:
             return Histogram(f"ollama_auth_{name}_seconds", what, buckets=buckets, registry=self._registry)
@@ -63,17 +51,10 @@ class Metrics:
         self._inter_token = histogram("inter_token", "From a token to the next one.", _INTER_TOKEN)
         self._in_flight = gauge("in_flight_requests", "Requests under way.")
         self._connections = gauge("connections", "Client connections.")
-        build = Gauge(
-            "ollama_auth_build_info",
-            "What runs here.",
-            ("version", "mitmproxy", "python"),
-            registry=self._registry,
-            multiprocess_mode="livemax",
-        )
+        build = gauge("build_info", "What runs here.", "version", "mitmproxy", "python", mode="livemax")
         build.labels(__version__, version.VERSION, platform.python_version()).set(1)
 
     def ended(self, exchange: Exchange) -> None:
-        """Count an exchange that has ended."""
         key = self._key_label(key_of(exchange))
         route_class = exchange.route.route_class if exchange.route else "unknown"
         self._requests.labels(key, str(route_class), status_of(exchange)).inc()
@@ -91,12 +72,10 @@ class Metrics:
             self._tokens.labels(key, model, "completion").inc(used.completion_tokens or 0)
 
     def add_token_intervals(self, intervals: Iterable[float]) -> None:
-        """Count times between two tokens, in seconds."""
         for interval in intervals:
             self._inter_token.observe(interval)
 
     def gauge(self, in_flight: int, connections: int) -> None:
-        """Set the gauges."""
         self._in_flight.set(in_flight)
         self._connections.set(connections)
 
@@ -117,4 +96,4 @@ def status_of(exchange: Exchange) -> str:
     """The status as a label: "none" without an answer, "9xx" for a number that HTTP does not define."""
     if exchange.status is None:
         return "none"
-    return str(exchange.status) if exchange.status in _STATUSES else f"{exchange.status // 100}xx"
+    return str(exchange.status) if exchange.status in HTTPStatus else f"{exchange.status // 100}xx"

@@ -15,12 +15,10 @@ from ..errors import OllamaAuthError
 from ..exchange import Exchange
 from . import workers
 from .history import History, in_flight
-from .metrics import Metrics, MetricsError
+from .metrics import Metrics
 
 if TYPE_CHECKING:
     from .status_server import StatusServer
-
-type Address = tuple[str, int]
 
 MAX_SHOWN = 100
 """Requests in flight that the status page lists."""
@@ -40,24 +38,15 @@ class Gate(Protocol):
     """What the monitor reads of `addon.Gate`, which is layers above and made it."""
 
     @property
-    def state(self) -> str:
-        """`open`, `draining` or `closed`."""
-
+    def state(self) -> str: ...
     @property
-    def upstream(self) -> str:
-        """The URL of Ollama, without a path."""
-
+    def upstream(self) -> str: ...
     @property
-    def connection_count(self) -> int:
-        """Client connections."""
-
+    def connection_count(self) -> int: ...
     @property
-    def under_way(self) -> list[Exchange]:
-        """Requests that have not ended."""
-
+    def under_way(self) -> list[Exchange]: ...
     @property
-    def trust(self) -> dict[str, Any]:
-        """How to verify the certificate of an https upstream: the last arguments of `readiness.status_of`."""
+    def trust(self) -> dict[str, Any]: ...  # The last arguments of `readiness.status_of`.
 
 
 class Monitor:
@@ -65,7 +54,7 @@ class Monitor:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._address: Address | None = None
+        self._address: tuple[str, int] | None = None
         self._server: StatusServer | None = None
         self._started = time.time()
         self._history = History()
@@ -96,7 +85,6 @@ class Monitor:
             self._intervals = []
 
     def ended(self, exchange: Exchange) -> None:
-        """Count an exchange that has ended."""
         self._count_intervals()
         if self._server and self._metrics:
             self._history.ended(exchange)
@@ -104,7 +92,7 @@ class Monitor:
 
     # Listening.
 
-    def listen(self, address: Address | None) -> None:
+    def listen(self, address: tuple[str, int] | None) -> None:
         """Listen on this address only; None turns the monitor off. Raises ListenError and then changes nothing."""
         if address == self._address:
             return
@@ -113,7 +101,6 @@ class Monitor:
         self._server, self._address = server, address
 
     def close(self) -> None:
-        """Stop listening."""
         if self._server:
             self._server.close()
         self._server, self._address = None, None
@@ -124,8 +111,8 @@ class Monitor:
         try:
             self._metrics = self._metrics or Metrics()
             return StatusServer(host, port, self.status, self.render_metrics, self.unready_reason)
-        except MetricsError as fault:
-            raise ListenError(str(fault)) from fault
+        except ImportError as missing:
+            raise ListenError("metrics need prometheus-client: pip install 'prometheus-client>=0.22'") from missing
         except OSError as fault:
             raise ListenError(f"can't listen on {host}:{port} ({fault.strerror})") from fault
 
@@ -158,9 +145,9 @@ class Monitor:
     async def status(self) -> dict[str, object]:
         """The JSON of the status page: this process and the other workers on the port."""
         ready = await self.upstream_answers()
-        now = self._now()
         others = workers.others(self._folder) if self._folder else []
-        rows = [row for one in (now, *others) for row in one["in_flight"]]
+        states = [self._now(), *others]
+        rows = [row for one in states for row in one["in_flight"]]
         return {
             "version": __version__,
             "started": self._started,
@@ -168,8 +155,8 @@ class Monitor:
             "state": self._gate.state,
             "upstream": self._gate.upstream,
             "ready": ready,
-            "connections": sum(one["connections"] for one in (now, *others)),
-            "in_flight_total": sum(one["in_flight_total"] for one in (now, *others)),
+            "connections": sum(one["connections"] for one in states),
+            "in_flight_total": sum(one["in_flight_total"] for one in states),
             "in_flight": sorted(rows, key=lambda row: -row["seconds"])[:MAX_SHOWN],
             **self._history.with_others(one["history"] for one in others).shown(),
         }

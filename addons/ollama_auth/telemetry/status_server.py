@@ -1,8 +1,8 @@
 """Serve the status listener with Tornado, which mitmproxy brings with it.
 
 `/` is the status page, `/status.json` what it shows, `/metrics` is for Prometheus, `/healthz` says that the process is
-alive and `/readyz` that the gateway is open and Ollama answers. Nothing here changes anything, and no request from
-here reaches Ollama.
+alive (for a supervisor) and `/readyz` that the gateway is open and Ollama answers (for a load balancer). Nothing here
+changes anything, and no request from here reaches Ollama.
 """
 
 import base64
@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
@@ -27,9 +27,8 @@ from ..http.responses import RETRY_SECONDS
 from . import workers
 
 MAX_CONNECTIONS = 64
-MAX_HEAD = 8 * 1024
-"""Bytes, as is MAX_BODY."""
-MAX_BODY = 1024
+MAX_HEAD, MAX_BODY = 8 * 1024, 1024
+"""Bytes."""
 IDLE = 30.0
 """Seconds between two requests of a connection, and for one of them."""
 _FILE = Path(__file__).with_name("status.html")
@@ -37,8 +36,6 @@ _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
 class StatusServer:
-    """Listen on one address."""
-
     def __init__(
         self,
         host: str,
@@ -51,7 +48,8 @@ class StatusServer:
 
         Raises OSError where the address can't be listened on.
         """
-        local = {"local": is_loopback(host)}
+        address = address_of(host)
+        local = {"local": address.is_loopback if address else host == "localhost"}
         application = Application(
             [
                 ("/", StatusHandler, local),
@@ -102,20 +100,21 @@ class Handler(RequestHandler):
     def set_default_headers(self) -> None:
         self.clear_header("Server")
         self.set_header("Cache-Control", "no-store")
-        self.set_header("Content-Security-Policy", page().policy)
+        self.set_header("Content-Security-Policy", page()[1])
         self.set_header("Referrer-Policy", "no-referrer")
         self.set_header("X-Content-Type-Options", "nosniff")
 
     def prepare(self) -> None:
         # A web page elsewhere may point its own name at 127.0.0.1 and so read what is here (DNS rebinding).
-        if self.local and not is_local(self.request.host_name):
+        # No DNS can point localhost or an IP address elsewhere.
+        name = self.request.host_name
+        if self.local and name != "localhost" and address_of(name) is None:
             raise HTTPError(421)
 
     def write_error(self, status_code: int, **_: Any) -> None:
         self.send_json({"error": self._reason})
 
     def send_json(self, content: dict[str, object]) -> None:
-        """Answer with JSON."""
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps(content, separators=(",", ":")) + "\n")
 
@@ -127,23 +126,17 @@ class Handler(RequestHandler):
 
 
 class StatusHandler(Handler):
-    """The status page."""
-
     async def get(self) -> None:
         self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.finish(page().content)
+        self.finish(page()[0])
 
 
 class StatusJsonHandler(Handler):
-    """What the status page shows."""
-
     async def get(self) -> None:
         self.send_json(await self.source())
 
 
 class MetricsHandler(Handler):
-    """For Prometheus."""
-
     async def get(self) -> None:
         content, media_type = self.source(self.request.headers.get("Accept", ""))
         self.set_header("Content-Type", media_type)
@@ -151,15 +144,11 @@ class MetricsHandler(Handler):
 
 
 class HealthHandler(Handler):
-    """For a supervisor that restarts a process that hangs."""
-
     async def get(self) -> None:
         self.send_json({"alive": True})
 
 
 class ReadinessHandler(Handler):
-    """For a load balancer."""
-
     async def get(self) -> None:
         reason = await self.source()
         if reason:
@@ -168,36 +157,21 @@ class ReadinessHandler(Handler):
         self.send_json({"ready": False, "reason": reason} if reason else {"ready": True})
 
 
-class StatusPage(NamedTuple):
-    """The status page, and the content security policy that lets its own script run and nothing else."""
-
-    content: bytes
-    policy: str
-
-
 @cache
-def page() -> StatusPage:
-    """Read the page once."""
+def page() -> tuple[bytes, str]:
+    """The status page, and the content security policy that lets its own script run and nothing else."""
     content = _FILE.read_bytes()
     hashes = (base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _SCRIPT.findall(content))
     scripts = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return StatusPage(
+    return (
         content,
         f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
+def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address that a host is written as, in brackets or without; None for a name."""
     with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
-
-
-def is_local(name: str) -> bool:
-    """Whether a Host header names localhost or an IP address: names that no DNS can point elsewhere."""
-    with suppress(ValueError):
-        ipaddress.ip_address(name.strip("[]"))
-        return True
-    return name == "localhost"
+        return ipaddress.ip_address(host.strip("[]"))
+    return None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ollama_auth.auth.credentials import MAX_FIELD, MAX_SECRET, SOURCES, CredentialError, parse
+from ollama_auth.auth.credentials import MAX_FIELD, MAX_SECRET, CredentialError, parse
 from ollama_auth.http.head import Fields
 
 KEY = b"sk-ollama-0123456789abcdef"
@@ -167,7 +167,7 @@ def test_the_longest_key_of_all() -> None:
 
 
 schemes = st.sampled_from([b"Bearer ", b"bearer", b"Basic ", b"basic  ", b"", b" ", b"Token "])
-names = st.sampled_from([b"Authorization", b"X-Api-Key", *SOURCES]) | st.binary(max_size=4)
+names = st.sampled_from([b"Authorization", b"X-Api-Key", b"authorization", b"x-api-key"]) | st.binary(max_size=4)
 contents = st.binary(max_size=12) | st.binary(max_size=12).map(b64encode) | st.just(KEY)
 header_fields = st.lists(st.tuples(names, st.builds(bytes.__add__, schemes, contents)), max_size=3).map(tuple)
 
@@ -213,6 +213,6 @@ def test_every_way_to_send_a_secret_gives_that_secret(text: str, user: bytes) ->
 
 @given(st.data(), header_fields)
 def test_other_fields_and_the_order_change_nothing(data: st.DataObject, fields: Fields) -> None:
-    others = tuple(field for field in fields if field[0].lower() not in SOURCES)
+    others = tuple(field for field in fields if field[0].lower() not in (b"authorization", b"x-api-key"))
     shuffled = data.draw(st.permutations([*others, *authorization(b"Bearer " + KEY), (b"X-API-Key", KEY)]))
     assert parse(tuple(shuffled)) == KEY

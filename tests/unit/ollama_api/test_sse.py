@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth.ollama_api.sse import Events, Lines, split_events
+from ollama_auth.ollama_api.sse import Events, Lines
 
 SCRAPS = [
     b"data:",
@@ -74,11 +74,3 @@ def test_it_is_the_same_however_a_stream_is_split(body: bytes, size: int, max_si
 def test_lines_are_all_of_a_stream(body: bytes) -> None:
     lines = read(Lines, body, 5, 1000)
     assert lines == [(line,) for line in body.split(b"\n")]
-
-
-@given(streams)
-def test_events_that_were_split_are_all_of_a_stream(body: bytes) -> None:
-    *events, rest = split_events(body)
-    assert b"".join(events) + rest == body
-    assert all(event.endswith(b"\n\n") for event in events)
-    assert b"\n\n" not in rest

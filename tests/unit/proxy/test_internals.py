@@ -162,7 +162,7 @@ mitmproxy.addons.clientplayback
     cd1e8cb11b10 ReplayHandler                                  flows.FlowViews.requestheaders
     9ee783101079 ClientPlayback.start_replay                    flows.FlowViews.requestheaders
 mitmproxy.addons.save
-    eba6fbbeeca0 Save.save_flow                                 flows.FlowViews._end
+    eba6fbbeeca0 Save.save_flow                                 flows.FlowViews.response
 mitmproxy.flowfilter
     a122b2d74e27,27e2ad3d9533 _Rex                                           flows.quoted
     f039051aebe0,2e4a35e667ea FMeta                                          flows.FlowViews.only_key
