@@ -61,6 +61,7 @@ def run(part: Part) -> str | None:
     with tempfile.TemporaryDirectory(prefix="checks-") as folder:
         failures = Path(folder, "failures")  # tests/conftest.py writes it.
         environment = os.environ | part.environment | {"TEST_FAILURES": str(failures)}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # Each worker and each gate would compile everything again.
         done = subprocess.run([sys.executable, "-m", *part.command], cwd=ROOT, env=environment, check=False)
         names = failures.read_text().splitlines() if failures.exists() else []
     if done.returncode == 0 and not names:

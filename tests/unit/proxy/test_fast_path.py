@@ -108,7 +108,8 @@ class Seen:
 def mitmproxy_options() -> Options:
     """Those of a mitmproxy that proxies; making them takes longer than a response takes through the layers."""
     with taddons.context(Proxyserver()) as tctx:
-        return tctx.options
+        options: Options = tctx.options
+    return options
 
 
 def relay(
