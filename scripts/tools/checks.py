@@ -16,7 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # More workers than cores, because most tests wait for programs to start and to answer. A file's tests share gates.
-PYTEST = ("pytest", "-n", str((os.cpu_count() or 2) + 1), "--dist", "loadfile")
+# Files keep their order, where the long ones, tests/e2e, come first: xdist would begin with those that have most tests.
+PYTEST = ("pytest", "-n", str((os.cpu_count() or 2) + 1), "--dist", "loadfile", "--no-loadscope-reorder")
 MOST_NAMED = 5
 """How many failed tests the last line names."""
 
@@ -61,6 +62,7 @@ def run(part: Part) -> str | None:
     with tempfile.TemporaryDirectory(prefix="checks-") as folder:
         failures = Path(folder, "failures")  # tests/conftest.py writes it.
         environment = os.environ | part.environment | {"TEST_FAILURES": str(failures)}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # Each worker and each gate would compile everything again.
         done = subprocess.run([sys.executable, "-m", *part.command], cwd=ROOT, env=environment, check=False)
         names = failures.read_text().splitlines() if failures.exists() else []
     if done.returncode == 0 and not names:

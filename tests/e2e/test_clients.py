@@ -1,32 +1,43 @@
 """The real client libraries and curl, through the real mitmdump, as their users write it."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import anthropic
-import ollama
-import openai
 import pytest
 
 from tests.harness.base import KEY
 from tests.harness.gate import Gate
 from tests.harness.upstream import Upstream
 
+if TYPE_CHECKING:  # Their imports take three seconds, and every worker imports all tests.
+    import anthropic
+    import ollama
+    import openai
+
 ASK = [{"role": "user", "content": "why is the sky blue"}]
 WRONG = "sk-ollama-wrong-0123456789abcdef"
 
 
 def with_ollama(gate: Gate, key: str = KEY) -> ollama.Client:
+    import ollama
+
     return ollama.Client(host=gate.url, headers={"Authorization": f"Bearer {key}"})
 
 
 def with_openai(gate: Gate, key: str = KEY) -> openai.OpenAI:
+    import openai
+
     return openai.OpenAI(base_url=f"{gate.url}/v1", api_key=key)
 
 
 def with_anthropic(gate: Gate, key: str = KEY) -> anthropic.Anthropic:
+    import anthropic
+
     return anthropic.Anthropic(base_url=gate.url, api_key=key)
 
 
@@ -60,17 +71,23 @@ def test_ollama_uploads_a_blob(gate: Gate, tmp_path: Path, upstream: Upstream) -
 
 
 def test_ollama_reads_the_key_from_the_environment(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ollama
+
     monkeypatch.setenv("OLLAMA_API_KEY", KEY)
     with ollama.Client(host=gate.url) as client:
         assert client.list().models
 
 
 async def test_ollama_async(gate: Gate) -> None:
+    import ollama
+
     async with ollama.AsyncClient(host=gate.url, headers={"Authorization": f"Bearer {KEY}"}) as client:
         assert len([part async for part in await client.chat("demo", ASK, stream=True)]) > 3
 
 
 def test_ollama_with_a_wrong_key(gate: Gate) -> None:
+    import ollama
+
     with with_ollama(gate, WRONG) as client:
         with pytest.raises(ollama.ResponseError, match="the key is not known here") as refusal:
             client.chat("demo", ASK)
@@ -93,6 +110,8 @@ def test_openai(gate: Gate) -> None:
 
 
 def test_openai_with_a_wrong_key(gate: Gate) -> None:
+    import openai
+
     with with_openai(gate, WRONG) as client:
         with pytest.raises(openai.AuthenticationError, match="the key is not known here") as refusal:
             client.models.list()
@@ -111,11 +130,15 @@ def test_anthropic(gate: Gate) -> None:
 
 
 def test_anthropic_with_a_bearer_token(gate: Gate) -> None:
+    import anthropic
+
     with anthropic.Anthropic(base_url=gate.url, auth_token=KEY) as client:
         assert client.messages.create(model="demo", max_tokens=9, messages=[{"role": "user", "content": "hello"}])
 
 
 def test_anthropic_with_a_wrong_key(gate: Gate) -> None:
+    import anthropic
+
     with with_anthropic(gate, WRONG) as client:
         with pytest.raises(anthropic.AuthenticationError, match="the key is not known here") as refusal:
             client.messages.create(model="demo", max_tokens=9, messages=[{"role": "user", "content": "hello"}])

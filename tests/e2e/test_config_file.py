@@ -4,9 +4,8 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -16,13 +15,14 @@ import pytest
 
 from scripts.tools.doctor import __main__ as doctor
 from scripts.tools.entrypoint import healthy
-from tests.harness.base import BEARER, KEY, ROOT, free_port, wait_until
+from tests.harness.base import BEARER, KEY, free_port, wait_until
 from tests.harness.certificates import certificate
+from tests.harness.fork_server import Forked, server
+from tests.harness.gate import certificate_authority
+from tests.harness.tools import CLEAN, TOOLS
 from tests.harness.upstream import Upstream
 from tests.harness.wire import ask
 
-TOOLS = str(ROOT / "scripts" / "tools")
-CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
 A_KEY = re.compile(r"sk-ollama-[0-9a-f]{32}")
 PLACES = ("config.yaml", "config.yml", "confdir")
 
@@ -38,7 +38,7 @@ class Home:
     def configure(self, place: str = "config.yaml", **options: Any) -> list[str]:
         """Write the options where `place` says; the arguments that name the place."""
         confdir = self.folder / ("elsewhere" if place == "confdir" else ".mitmproxy")
-        confdir.mkdir()
+        confdir.mkdir(exist_ok=True)
         file = confdir / ("config.yaml" if place == "confdir" else place)
         file.write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in options.items()))
         return ["--set", f"confdir={confdir}"] if place == "confdir" else []
@@ -46,25 +46,24 @@ class Home:
     @contextlib.contextmanager
     def run(self, *arguments: str, tool: str = "serve", **env: str) -> Iterator[list[str]]:
         """Run the tool until the block ends; all that it prints until it listens, in one item."""
+        for confdir in (".mitmproxy", "elsewhere"):  # Making a certificate authority takes half a second.
+            shutil.copytree(certificate_authority(), self.folder / confdir, dirs_exist_ok=True)
         out = self.folder / "out"
-        with (
-            out.open("wb") as file,
-            subprocess.Popen(
-                [sys.executable, TOOLS, tool, *arguments],
-                cwd=self.folder,
-                env=self.env | env,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            ) as process,
-        ):
-            try:
-                wait_until(lambda: "listening on" in out.read_text() or process.poll() is not None, "the gate", 30)
-                assert process.poll() is None, out.read_text()
-                yield [out.read_text()]
-                process.send_signal(signal.SIGTERM)
-                assert process.wait(30) == 0
-            finally:
-                process.kill()
+        process = self.start(tool, *arguments, env=env)
+        try:
+            wait_until(lambda: process.poll() is not None or "listening on" in out.read_text(), "the gate", 30)
+            assert process.poll() is None, out.read_text()
+            yield [out.read_text()]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+    def start(self, tool: str, *arguments: str, err: Path | None = None, env: Mapping[str, str] = {}) -> Forked:
+        """Start the tool; its output goes to the file `out`, or standard error to another."""
+        out = self.folder / "out"
+        out.touch()
+        return server("mitmdump").start([TOOLS, tool, *arguments], self.env | dict(env), str(self.folder), out, err)
 
     def local(self, *more: str) -> list[str]:
         return ["--listen-host", "127.0.0.1", "-p", str(self.port), *more]
@@ -187,13 +186,12 @@ def test_a_file_that_cannot_be_used_is_refused_before_a_key_is_made(
 ) -> None:
     home.configure()
     (home.folder / ".mitmproxy" / "config.yaml").write_text(text)
-    ran = subprocess.run(
-        [sys.executable, TOOLS, tool], cwd=home.folder, env=home.env, capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == (2 if tool == "doctor" else 1)
-    assert said in ran.stderr
-    assert ran.stderr.count("\n") == 1, ran.stderr
-    assert KEY not in ran.stdout + ran.stderr
+    ran = home.start(tool, err=home.folder / "err")
+    assert ran.wait(30) == (2 if tool == "doctor" else 1)
+    err = (home.folder / "err").read_text()
+    assert said in err
+    assert err.count("\n") == 1, err
+    assert KEY not in (home.folder / "out").read_text() + err
     assert not (home.folder / ".env.local").exists()
 
 

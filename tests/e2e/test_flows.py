@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -33,7 +34,7 @@ from ollama_auth.ollama_api.usage import Usage
 from ollama_auth.runtime import ActiveConfig
 from tests.harness.base import AUTH, BEARER, KEY, free_port, wait_until
 from tests.harness.certificates import certificate
-from tests.harness.gate import Controlled, Gate
+from tests.harness.gate import Controlled, Gate, certificate_authority
 from tests.harness.http2 import H2
 from tests.harness.leaks import IN_BASIC, WRONG, assert_no_secret, send_secrets
 from tests.harness.mitmweb import Mitmweb, start
@@ -527,6 +528,7 @@ def test_a_file_says_how_it_went(upstream: Upstream, tmp_path: Path) -> None:
 
 
 def test_mitmproxy_shows_the_conversation(upstream: Upstream, tmp_path: Path) -> None:
+    shutil.copytree(certificate_authority(), tmp_path, dirs_exist_ok=True)
     port, (ours, theirs) = free_port(), pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
     process = subprocess.Popen(

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import shutil
 import socket
 import struct
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from packaging.version import Version
 
 from tests.harness.base import AUTH, BEARER, KEY, ROOT, free_port, wait_until
-from tests.harness.gate import Controlled, Gate
+from tests.harness.gate import Controlled, Gate, certificate_authority
 from tests.harness.upstream import Upstream
 from tests.harness.wire import ask
 
@@ -145,6 +146,7 @@ def test_it_runs_from_anywhere(upstream: Upstream, program: str, cwd: str) -> No
 
 def test_the_full_screen_mitmproxy(upstream: Upstream, tmp_path: Path) -> None:
     """It needs a terminal, so it gets one."""
+    shutil.copytree(certificate_authority(), tmp_path, dirs_exist_ok=True)
     port, (ours, theirs) = free_port(), pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 160, 0, 0))
     process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ollama_auth.telemetry import workers
 from tests.harness.base import BEARER, KEY, PATIENCE, ROOT, free_port, wait_until
+from tests.harness.gate import certificate_authority
 from tests.harness.upstream import Upstream
 from tests.harness.wire import Wire, ask, chat, head
 
@@ -38,6 +40,7 @@ class Team:
         variables |= {"OLLAMA_API_KEY": KEY, "OLLAMA_ENDPOINT": upstream}
         variables |= {"OLLAMA_METRICS_LISTEN": f"127.0.0.1:{self.watch}"} | env
         words = ("--listen-host", "127.0.0.1", "--listen-port", str(self.port), "--set", f"confdir={folder}/conf")
+        shutil.copytree(certificate_authority(), folder / "conf")
         with self.out.open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "scripts" / "tools"), "serve", "--workers", str(count), *words, *args],

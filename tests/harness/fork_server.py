@@ -2,7 +2,7 @@
 
 A start takes a second of processor time otherwise, and most of that is the import of mitmproxy. The child reads its
 command line, environment and scripts as a program that was executed would; only the imports of mitmproxy are shared.
-Its command line in /proc is the server's.
+Its command line in /proc is the server's. scripts/serve, which executes the gate in its place, can be forked too.
 
 The server (this file, run as a program) reads a JSON object per line and answers with a process id. It is not the
 test's child that runs then, so a process between the two waits for it and leaves its exit status in a file.
@@ -55,6 +55,9 @@ class Forked:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
 
 class Server:
     """A server for one of PROGRAMS."""
@@ -68,12 +71,21 @@ class Server:
         )
         atexit.register(self.stop)
 
-    def start(self, command: list[str], env: dict[str, str], cwd: str, out: Path) -> Forked:
-        """Fork; `command` begins with the path of the program, or of a Python file that runs it."""
+    def start(self, command: list[str], env: dict[str, str], cwd: str, out: Path, err: Path | None = None) -> Forked:
+        """Fork; `command` begins with the path of the program, or of a Python file or folder that runs it.
+
+        Its output is appended to `out`; `err` takes standard error apart.
+        """
         assert self._process.stdin
         assert self._process.stdout
         status = self._folder / str(next(self._numbers))
-        order = {"command": command, "env": env, "cwd": cwd, "out": str(out), "status": str(status)}
+        order = {
+            "command": command,
+            "env": env,
+            "cwd": cwd,
+            "outputs": [str(out), str(err or out)],
+            "status": str(status),
+        }
         with self._lock:
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
@@ -120,21 +132,46 @@ def run(order: dict[str, Any]) -> None:
     os._exit(0)
 
 
-def become(command: list[str], env: dict[str, str], cwd: str, out: str, status: str) -> None:
+class Executed(BaseException):
+    """A forked program calls os.execve, with these arguments: what it would become is run in its process instead."""
+
+
+def execute(path: str, command: list[str], env: dict[str, str]) -> None:
+    """Stand in for os.execve."""
+    raise Executed(command, env)
+
+
+def become(command: list[str], env: dict[str, str], cwd: str, outputs: list[str], status: str) -> None:
     """Be that program. Does not return."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for number in (1, 2):
-        os.dup2(os.open(out, os.O_WRONLY | os.O_APPEND), number)
+    for number, out in enumerate(outputs, 1):
+        os.dup2(os.open(out, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), number)
     os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(env)
-    sys.stdin, sys.argv = open(0), command  # noqa: SIM115
+    sys.stdin = open(0)  # noqa: SIM115
+    os.execve = execute  # type: ignore[assignment]
+    path = sys.path.copy()
+    while True:
+        os.environ.clear()
+        os.environ.update(env)
+        try:
+            run_program(command)
+        except Executed as executed:
+            command, env = executed.args
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("ollama_auth", "scripts")]:
+            del sys.modules[name]
+        sys.path[:] = path
+
+
+def run_program(command: list[str]) -> None:
+    """Run it in this process: a program of mitmproxy, or a file or folder of Python. Raises SystemExit or Executed."""
+    if command[0] == sys.executable:
+        command = command[1:]
+    sys.argv = command.copy()
     sys.path.insert(0, str(Path(command[0]).parent))
-    if command[0].endswith(".py"):
+    if command[0].endswith(".py") or Path(command[0]).is_dir():
         runpy.run_path(command[0], run_name="__main__")
-    else:
-        sys.exit(getattr(sys.modules["mitmproxy.tools.main"], Path(command[0]).name)())
-    sys.exit()
+        sys.exit()
+    sys.exit(getattr(sys.modules["mitmproxy.tools.main"], Path(command[0]).name)())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The stand-in answers as a real Ollama did, of which pieces are below, and the real clients can use it."""
 
+from __future__ import annotations
+
 import asyncio
 import gc
 import hashlib
@@ -9,15 +11,17 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
-import ollama
-import openai
 import pytest
 
 from scripts.tools import demo_upstream
 from scripts.tools.demo_upstream import DemoUpstream
+
+if TYPE_CHECKING:  # Their imports take three seconds, and every worker imports all tests.
+    import anthropic
+    import ollama
+    import openai
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -759,18 +763,24 @@ async def test_a_trailer_follows(client: Client) -> None:
 
 @pytest.fixture
 async def ollama_client(demo: DemoUpstream) -> AsyncIterator[ollama.AsyncClient]:
+    import ollama
+
     async with ollama.AsyncClient(demo.url) as client:
         yield client
 
 
 @pytest.fixture
 async def openai_client(demo: DemoUpstream) -> AsyncIterator[openai.AsyncOpenAI]:
+    import openai
+
     async with openai.AsyncOpenAI(base_url=f"{demo.url}/v1", api_key="none") as client:
         yield client
 
 
 @pytest.fixture
 async def anthropic_client(demo: DemoUpstream) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    import anthropic
+
     async with anthropic.AsyncAnthropic(base_url=demo.url, api_key="none") as client:
         yield client
 
@@ -801,6 +811,8 @@ async def test_ollama_python_manages_models(ollama_client: ollama.AsyncClient, t
 
 
 async def test_ollama_python_meets_an_unknown_model(ollama_client: ollama.AsyncClient) -> None:
+    import ollama
+
     with pytest.raises(ollama.ResponseError, match="model 'nope' not found"):
         await ollama_client.chat("nope", ASK)
 
@@ -827,6 +839,8 @@ async def test_openai_python_gets_embeddings(openai_client: openai.AsyncOpenAI) 
 
 
 async def test_openai_python_meets_an_unknown_model(openai_client: openai.AsyncOpenAI) -> None:
+    import openai
+
     with pytest.raises(openai.NotFoundError, match="model 'nope' not found"):
         await openai_client.chat.completions.create(model="nope", messages=ASK)
 
@@ -843,6 +857,8 @@ async def test_anthropic_python(anthropic_client: anthropic.AsyncAnthropic) -> N
 
 
 async def test_anthropic_python_meets_an_unknown_model(anthropic_client: anthropic.AsyncAnthropic) -> None:
+    import anthropic
+
     with pytest.raises(anthropic.NotFoundError, match="model 'nope' not found"):
         await anthropic_client.messages.create(model="nope", messages=ASK, max_tokens=99)
 

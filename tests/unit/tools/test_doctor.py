@@ -1,23 +1,19 @@
 """scripts/doctor, mostly as somebody at a terminal uses it, with real files and real sockets."""
 
 import contextlib
-import io
 import json
-import os
 import re
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
@@ -26,22 +22,17 @@ from scripts.tools.doctor import __main__ as doctor
 from scripts.tools.doctor import certificate, exposure, findings, probes, versions
 from scripts.tools.doctor.credentials import bits
 from scripts.tools.doctor.target import read_target
-from tests.harness.base import KEY, PATIENCE, ROOT, free_port
+from tests.harness.base import KEY, ROOT, free_port
 from tests.harness.certificates import key_and_certificate
 from tests.harness.gate import Gate
+from tests.harness.tools import CLEAN, TOOLS, Said, call, execute
 from tests.harness.upstream import Upstream
 
-CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
 NOW = datetime.now(UTC)
 
 
-@dataclass
-class Visit:
+class Visit(Said):
     """What the doctor said, and how it ended."""
-
-    out: str
-    err: str
-    status: int
 
     @property
     def findings(self) -> list[dict[str, str]]:
@@ -74,32 +65,16 @@ class Home:
         return ["-p", str(self.port), *self.arguments]
 
     def visit(self, *arguments: str) -> Visit:
-        out, err = io.StringIO(), io.StringIO()
-        with (
-            contextlib.chdir(self.folder),
-            mock.patch.dict(os.environ, CLEAN | self.env, clear=True),
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
-            status = doctor.main([*arguments, *self.command_line])
-        return self.checked(Visit(out.getvalue(), err.getvalue(), status))
+        main = partial(doctor.main, [*arguments, *self.command_line])
+        return self.checked(call(main, folder=self.folder, env=CLEAN | self.env))
 
     def process(self, *program: str) -> Visit:
-        ran = subprocess.run(
-            [*program, *self.command_line],
-            env=CLEAN | self.env,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PATIENCE * 3,
-        )
-        return self.checked(Visit(ran.stdout, ran.stderr, ran.returncode))
+        return self.checked(execute(*program, *self.command_line, folder=self.folder, env=CLEAN | self.env))
 
-    def checked(self, visit: Visit) -> Visit:
-        said = visit.out + visit.err
-        assert not [word for word in (*self.secrets, "Traceback", "could not be checked") if word in said]
-        return visit
+    def checked(self, said: Said) -> Visit:
+        words = (*self.secrets, "Traceback", "could not be checked")
+        assert not [word for word in words if word in said.out + said.err]
+        return Visit(said.out, said.err, said.status)
 
 
 @pytest.fixture
@@ -139,7 +114,7 @@ VERSION = '{"version":"0.33.0"}'
 
 
 def test_a_healthy_gate(home: Home) -> None:
-    visit = home.process(sys.executable, str(ROOT / "scripts" / "tools"), "doctor")
+    visit = home.process(sys.executable, TOOLS, "doctor")
     assert (visit.status, visit.err) == (0, "")
     assert {line.split()[0] for line in visit.out.splitlines()} == {"ok"}
     assert re.search(r"^ok +http://127\.0\.0\.1:\d+: Ollama \S+ answers$", visit.out, re.MULTILINE)

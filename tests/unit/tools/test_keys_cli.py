@@ -10,11 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,8 +22,8 @@ from scripts.tools.keys import __main__ as cli
 from scripts.tools.keys import document, store, values
 from scripts.tools.terminal import ToolError
 from tests.harness.base import ROOT
+from tests.harness.tools import CLEAN, TOOLS, Said, call, execute
 
-CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
 KEY = re.compile(r"sk-ollama-[0-9a-f]{32}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -51,19 +49,6 @@ models = [
 """
 
 
-@dataclass
-class Said:
-    """What a command said, and how it ended."""
-
-    out: str
-    err: str
-    status: int
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
 class Terminal:
     """A shell in a directory of its own."""
 
@@ -72,13 +57,14 @@ class Terminal:
         self.file = folder / "keys.toml"
 
     def run(self, *arguments: str, **variables: str) -> Said:
-        """What `scripts/keys ARGUMENTS` says, with the Python that the tests run on."""
-        command = [sys.executable, str(ROOT / "scripts" / "tools"), "keys", *arguments]
-        done = subprocess.run(
-            command, cwd=self.folder, env=CLEAN | variables, capture_output=True, text=True, check=False, timeout=50
-        )
-        assert "Traceback" not in done.stderr
-        return Said(done.stdout, done.stderr, done.returncode)
+        """What `scripts/keys ARGUMENTS` says."""
+        return call(cli.main, *arguments, folder=self.folder, env=CLEAN | variables)
+
+    def execute(self, *arguments: str) -> Said:
+        """What it says as a process of its own."""
+        said = execute(sys.executable, TOOLS, "keys", *arguments, folder=self.folder)
+        assert "Traceback" not in said.err
+        return said
 
     def does(self, *arguments: str) -> str:
         """The standard output of a command that succeeds, without its line end."""
@@ -109,29 +95,8 @@ def lab(terminal: Terminal) -> Terminal:
     return terminal
 
 
-type Call = Callable[..., Said]
-
-
-@pytest.fixture
-def called(lab: Terminal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Runs a command in this process: sooner, and what it calls can be made to fail."""
-    monkeypatch.chdir(lab.folder)
-    monkeypatch.delenv("OLLAMA_KEYS_FILE", raising=False)
-
-    def call(*arguments: str) -> Said:
-        monkeypatch.setattr(sys, "argv", ["keys.py", *arguments])
-        try:
-            status = cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return Said(said.out, said.err, status)
-
-    return call
-
-
 def test_a_session(terminal: Terminal) -> None:
-    said = terminal.run("add", "alice", "--expires", "30d", "--rpm", "60")
+    said = terminal.execute("add", "alice", "--expires", "30d", "--rpm", "60")
     alice = said.out.strip()
     assert (said.status, KEY.fullmatch(alice) is not None) == (0, True)
     assert said.err == (
@@ -395,19 +360,19 @@ def test_which_file_it_is(terminal: Terminal) -> None:
     ],
 )
 def test_a_command_that_cannot_be_done_says_why_and_what_to_do(
-    lab: Terminal, called: Call, command: str, status: int, words: str
+    lab: Terminal, command: str, status: int, words: str
 ) -> None:
-    said = called(*command.split(" ") if command else ())
+    said = lab.run(*command.split(" ") if command else ())
     assert (said.status, said.out) == (status, "")
     assert words in said.err
     assert lab.file.read_text() == WRITTEN
 
 
 @pytest.mark.parametrize("command", [["add", "x"], ["revoke", "alice"], ["rotate", "alice"], ["list"], ["check"]])
-def test_a_faulty_file_is_left_alone_and_all_its_faults_told(lab: Terminal, called: Call, command: list[str]) -> None:
+def test_a_faulty_file_is_left_alone_and_all_its_faults_told(lab: Terminal, command: list[str]) -> None:
     faulty = WRITTEN.replace("models", "model").replace("bob", "alice")
     lab.file.write_text(faulty)
-    said = called(*command)
+    said = lab.run(*command)
     assert (said.status, said.err.splitlines()) == (
         1,
         [
@@ -416,7 +381,7 @@ def test_a_faulty_file_is_left_alone_and_all_its_faults_told(lab: Terminal, call
         ],
     )
     assert lab.file.read_text() == faulty
-    assert called(*command, "--json").json["faults"] == [line[13:] for line in said.err.splitlines()]
+    assert lab.run(*command, "--json").json["faults"] == [line[13:] for line in said.err.splitlines()]
 
 
 @pytest.mark.parametrize("command", [["revoke", "a"], ["rotate", "a"], ["add", "b"]])
@@ -442,8 +407,8 @@ def test_a_private_key_is_refused_and_not_shown(terminal: Terminal) -> None:
 
 
 @pytest.mark.parametrize("command", ["new", "add", "list", "revoke", "rotate", "check", ""])
-def test_help_has_examples_and_the_exit_status(called: Call, command: str) -> None:
-    said = called(*filter(None, [command]), "--help")
+def test_help_has_examples_and_the_exit_status(lab: Terminal, command: str) -> None:
+    said = lab.run(*filter(None, [command]), "--help")
     assert (said.status, said.err) == (0, "")
     assert "scripts/keys add alice --expires 30d --rpm 60" in said.out
     assert "exit status: 0 done; 1 not done" in said.out
@@ -452,10 +417,25 @@ def test_help_has_examples_and_the_exit_status(called: Call, command: str) -> No
 # What could go wrong, and does not.
 
 
+FORK = """
+import os, sys
+from scripts.tools.keys.__main__ import main
+for name in sys.argv[1:]:
+    if not os.fork():
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), 1)
+        sys.argv = ["keys", "add", name]
+        sys.exit(main())
+sys.exit(any(os.wait()[1] for _ in sys.argv[1:]))
+"""
+"""Adds each name in a process of its own, all at once, with what it says in a file of that name."""
+
+
 def test_eight_writers_at_once_lose_nothing(terminal: Terminal) -> None:
     names = [f"user-{number}" for number in range(8)]
-    with ThreadPoolExecutor(len(names)) as shells:
-        keys = list(shells.map(lambda name: terminal.does("add", name), names))
+    path = f"{ROOT}:{ROOT}/addons"
+    said = execute(sys.executable, "-c", FORK, *names, folder=terminal.folder, env=CLEAN | {"PYTHONPATH": path})
+    assert said.status == 0, said.err
+    keys = [(terminal.folder / name).read_text().removesuffix("\n") for name in names]
     assert [terminal.owner(key) for key in keys] == names
 
 
@@ -490,28 +470,26 @@ def test_a_reader_sees_the_old_file_or_the_new_one(terminal: Terminal) -> None:
 )
 @pytest.mark.parametrize("command", [["add", "x"], ["revoke", "bob"], ["rotate", "bob"]])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    lab: Terminal, called: Call, monkeypatch: pytest.MonkeyPatch, command: list[str], step: str, error: int, remedy: str
+    lab: Terminal, monkeypatch: pytest.MonkeyPatch, command: list[str], step: str, error: int, remedy: str
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(os, step, fail)
-    said = called(*command)
+    said = lab.run(*command)
     assert (said.out, said.status) == ("", 1)
     assert said.err == f"ollama-auth: keys.toml can't be written ({os.strerror(error)}): {remedy}\n"
     assert lab.file.read_text() == WRITTEN
     assert {path.name for path in lab.folder.iterdir()} == {"keys.toml", ".keys.toml.lock"}
 
 
-def test_a_writer_waits_for_another_and_not_for_ever(
-    lab: Terminal, called: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_writer_waits_for_another_and_not_for_ever(lab: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "LOCK_TIMEOUT", 0.1)
     with store.locked(lab.file):
-        said = called("add", "x")
+        said = lab.run("add", "x")
     assert (said.status, lab.file.read_text()) == (1, WRITTEN)
     assert f"another program has held {lab.folder / '.keys.toml.lock'} for 0.1 s: end it, then try again" in said.err
-    assert called("add", "x").status == 0
+    assert lab.run("add", "x").status == 0
 
 
 def test_a_change_that_would_touch_others_is_not_made(lab: Terminal) -> None:
@@ -524,16 +502,16 @@ def test_a_change_that_would_touch_others_is_not_made(lab: Terminal) -> None:
 
 @pytest.mark.parametrize(("command", "status"), [(["add", "x"], 1), (["list"], 0), (["check"], 0), (["new"], 0)])
 def test_only_a_change_needs_tomlkit(
-    called: Call, monkeypatch: pytest.MonkeyPatch, command: list[str], status: int
+    lab: Terminal, monkeypatch: pytest.MonkeyPatch, command: list[str], status: int
 ) -> None:
     monkeypatch.setitem(sys.modules, "tomlkit", None)
-    said = called(*command)
+    said = lab.run(*command)
     assert said.status == status
     assert ("tomlkit is missing: pip install tomlkit" in said.err) == (status == 1)
 
 
 def test_whoever_reads_a_list_may_stop(lab: Terminal) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "tools"), "keys", "list"]
+    command = [sys.executable, TOOLS, "keys", "list"]
     with subprocess.Popen(
         command, cwd=lab.folder, env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

@@ -20,6 +20,7 @@ import pytest
 from scripts.tools import usage as report
 from tests.harness.base import BEARER, ROOT, wait_until
 from tests.harness.gate import Gate
+from tests.harness.tools import TOOLS, call, execute
 from tests.harness.upstream import Upstream
 from tests.harness.wire import ask, chat
 
@@ -86,13 +87,10 @@ class Terminal:
         self.log.write_text(text_of(*LOG))
 
     def run(self, *arguments: str, stdin: bytes = b"", status: int = 0) -> tuple[str, str]:
-        """(output, words on standard error) of `scripts/usage ARGUMENTS`, with the Python that the tests run on."""
-        command = [sys.executable, str(ROOT / "scripts" / "tools"), "usage", *arguments]
-        done = subprocess.run(command, cwd=self.folder, input=stdin, capture_output=True, check=False, timeout=50)
-        out, err = done.stdout.decode(), done.stderr.decode()
-        assert "Traceback" not in err
-        assert done.returncode == status, err
-        return out, err
+        """(output, words on standard error) of `scripts/usage ARGUMENTS`."""
+        said = call(report.main, *arguments, folder=self.folder, stdin=stdin)
+        assert said.status == status, said.err
+        return said.out, said.err
 
     def json(self, *arguments: str, **more: Any) -> Any:
         return json.loads(self.run("--format", "json", *arguments, **more)[0])
@@ -180,9 +178,10 @@ def test_the_real_command(terminal: Terminal) -> None:
     script = (ROOT / "scripts" / "usage").read_text()
     assert script == (ROOT / "scripts" / "keys").read_text().replace(" keys ", " usage ")
     assert os.access(ROOT / "scripts" / "usage", os.X_OK)
-    out, _ = terminal.run("--help")
+    said = execute(sys.executable, TOOLS, "usage", "--help", folder=terminal.folder)
+    assert (said.status, said.err) == (0, "")
     for option in ("--by", "--format", "--since", "--until", "--key", "exit status"):
-        assert option in out
+        assert option in said.out
 
 
 BROKEN = [
@@ -336,7 +335,7 @@ def test_medians_are_near() -> None:
 
 def test_a_table_that_nobody_reads_to_its_end(terminal: Terminal) -> None:
     terminal.log.write_text(text_of(*(entry(model=f"m{i}") for i in range(5000))))
-    command = f"{sys.executable} {ROOT}/scripts/tools usage access.log | head -1"
+    command = f"{sys.executable} {TOOLS} usage access.log | head -1"
     done = subprocess.run(["sh", "-c", command], cwd=terminal.folder, capture_output=True, check=True, timeout=50)
     assert done.stdout.startswith(b"KEY")
     assert done.stderr == b""
@@ -350,7 +349,7 @@ def test_progress_on_a_terminal_while_lines_come(terminal: Terminal) -> None:
     if sys.platform == "win32":
         pytest.skip("there are no pseudo-terminals")
     leader, follower = os.openpty()
-    command = [sys.executable, str(ROOT / "scripts" / "tools"), "usage", "-"]
+    command = [sys.executable, TOOLS, "usage", "-"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=follower) as run:
         os.close(follower)
         assert run.stdin
