@@ -37,7 +37,7 @@ LINTERS = (
     Part("ruff format", ("ruff", "format", "--check", "--quiet"), 1),
     Part("mypy", ("mypy",), 25),
 )
-TESTS = Part("tests", PYTEST, 130)
+TESTS = Part("tests", PYTEST, 150)
 WAYS = (
     Part("tests on uvloop", (*PYTEST, "-q", "-m", "ways", "tests/e2e"), 30, {"TEST_WAY": "uvloop"}),
     Part("tests without the fast path", (*PYTEST, "-q", "-m", "ways", "tests/e2e"), 30, {"TEST_WAY": "no fast path"}),
