@@ -35,12 +35,12 @@ class Part:
 LINTERS = (
     Part("ruff check", ("ruff", "check", "--quiet"), 1),
     Part("ruff format", ("ruff", "format", "--check", "--quiet"), 1),
-    Part("mypy", ("mypy",), 25),
+    Part("mypy", ("mypy",), 40),
 )
-TESTS = Part("tests", PYTEST, 150)
+TESTS = Part("tests", PYTEST, 255)
 WAYS = (
-    Part("tests on uvloop", (*PYTEST, "-q", "-m", "ways", "tests/e2e"), 30, {"TEST_WAY": "uvloop"}),
-    Part("tests without the fast path", (*PYTEST, "-q", "-m", "ways", "tests/e2e"), 30, {"TEST_WAY": "no fast path"}),
+    Part("tests on uvloop", (*PYTEST, "-q", "-m", "ways", "tests/e2e"), 35, {"TEST_WAY": "uvloop"}),
+    Part("tests without the fast path", (*PYTEST, "-q", "-m", "ways", "tests/e2e"), 35, {"TEST_WAY": "no fast path"}),
 )
 
 
