@@ -1,6 +1,6 @@
 """Identify the principal of a request, by a key or by a signature of the stock `ollama` command line."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..http.head import Head, values
 from . import cli_signature, credentials
@@ -17,9 +17,9 @@ class Identity:
     """A principal, and the credential that proved it."""
 
     principal: Principal
-    secret: bytes
+    secret: bytes = field(repr=False)
     """The key, or the value of the Authorization field that holds a signature. It must not go upstream."""
-    signature: Signature | None = None
+    signature: Signature | None = field(default=None, repr=False)
 
 
 def identify(head: Head, target: bytes, ring: KeyRing, now: float, window: float) -> Identity:
