@@ -1,14 +1,17 @@
 """Programs of mitmproxy, forked from a server process that has imported them once.
 
 A start takes a second of processor time otherwise, and most of that is the import of mitmproxy. The child reads its
-command line, environment and scripts as a program that was executed would; only the imports of mitmproxy are shared.
-Its command line in /proc is the server's. scripts/serve, which executes the gate in its place, can be forked too.
+command line, environment and scripts as a program that was executed would; only imports are shared: mitmproxy's, and
+those of this checkout's package where the command names its auth.py. Its command line in /proc is the server's.
+scripts/serve, which executes the gate in its place, can be forked too.
 
 The server (this file, run as a program) reads a JSON object per line and answers with a process id. It is not the
 test's child that runs then, so a process between the two waits for it and leaves its exit status in a file.
 """
 
 import atexit
+import functools
+import gc
 import importlib
 import itertools
 import json
@@ -24,6 +27,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+ADDONS = Path(__file__).resolve().parents[2] / "addons"
+LATE = ("h2.connection", "limits.aio.storage", "limits.aio.strategies", "prometheus_client")
+"""Imported by the package or by mitmproxy when they are first needed."""
 PROGRAMS = {"mitmdump": "mitmproxy.tools.dump", "mitmweb": "mitmproxy.tools.web.master"}
 """What can be forked, and the module that a server imports for it."""
 
@@ -107,9 +113,34 @@ def server(program: str) -> Server:
     return _servers[program]
 
 
+def of_checkout(name: str) -> bool:
+    """Whether the module of this name is ours, and would be another where another checkout is run."""
+    return name.partition(".")[0] in ("ollama_auth", "scripts")
+
+
+def import_package() -> dict[str, Any]:
+    """Import every module of this checkout's package; take them out of sys.modules again."""
+    sys.path.insert(0, str(ADDONS))
+    for path in sorted(ADDONS.glob("ollama_auth/**/*.py")):
+        importlib.import_module(".".join(path.relative_to(ADDONS).with_suffix("").parts).removesuffix(".__init__"))
+    del sys.path[0]
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if of_checkout(name)}
+
+
+package: dict[str, Any] = {}
+"""What import_package returned, in a server and its children."""
+
+
 def serve(module: str) -> None:
-    importlib.import_module("mitmproxy.tools.main")
-    importlib.import_module(module)
+    for name in ("mitmproxy.tools.main", module, *LATE):
+        importlib.import_module(name)
+    package.update(import_package())
+    # Each start reads the same key twice, and OpenSSL would check its primes each time.
+    serialization = sys.modules["mitmproxy.certs"].serialization
+    serialization.load_pem_private_key = functools.partial(
+        serialization.load_pem_private_key, unsafe_skip_rsa_key_validation=True
+    )
+    gc.freeze()  # A child's collections would touch, and so copy, every page of them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The processes between are nobody's to wait for.
     for line in sys.stdin:
         if not os.fork():
@@ -157,7 +188,7 @@ def become(command: list[str], env: dict[str, str], cwd: str, outputs: list[str]
             run_program(command)
         except Executed as executed:
             command, env = executed.args
-        for name in [name for name in sys.modules if name.partition(".")[0] in ("ollama_auth", "scripts")]:
+        for name in list(filter(of_checkout, sys.modules)):
             del sys.modules[name]
         sys.path[:] = path
 
@@ -166,6 +197,8 @@ def run_program(command: list[str]) -> None:
     """Run it in this process: a program of mitmproxy, or a file or folder of Python. Raises SystemExit or Executed."""
     if command[0] == sys.executable:
         command = command[1:]
+    if str(ADDONS / "auth.py") in command:
+        sys.modules.update(package)
     sys.argv = command.copy()
     sys.path.insert(0, str(Path(command[0]).parent))
     if command[0].endswith(".py") or Path(command[0]).is_dir():
