@@ -1,8 +1,9 @@
 """Usage: scripts/test [pytest's arguments]
 
 Runs everything that must hold before a change goes in: ruff, mypy, and the tests. Without arguments the tests whose
-outcome depends on how the gate runs (marked `ways`) run twice more: on uvloop, as scripts/serve runs it, and with the
-fast path off. With arguments only the tests that pytest selects by them run. The last line names what failed.
+outcome depends on how the gate runs (marked `ways`) run once more on uvloop, as scripts/serve runs it, and those of
+bodies once more with the fast path off. With arguments only the tests that pytest selects by them run. mypy runs beside
+the tests, and says what it found behind them. The last line names what failed.
 """
 
 import os
@@ -11,8 +12,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 # More workers than cores, because most tests wait for programs to start and to answer. A file's tests share gates.
@@ -35,16 +38,19 @@ class Part:
 LINTERS = (
     Part("ruff check", ("ruff", "check", "--quiet"), 1),
     Part("ruff format", ("ruff", "format", "--check", "--quiet"), 1),
-    Part("mypy", ("mypy",), 40),
 )
-TESTS = Part("tests", PYTEST, 255)
+MYPY = Part("mypy", ("mypy",), 0)
+TESTS = Part("tests", PYTEST, 150)
+AGAIN = (*PYTEST, "-q", "-m", "ways")
+BODIES = [f"tests/e2e/test_{name}.py" for name in ("drain", "edge", "http2", "upstream_errors")]
 WAYS = (
-    Part("tests on uvloop", (*PYTEST, "-q", "-m", "ways", "tests/e2e"), 35, {"TEST_WAY": "uvloop"}),
-    Part("tests without the fast path", (*PYTEST, "-q", "-m", "ways", "tests/e2e"), 35, {"TEST_WAY": "no fast path"}),
+    Part("tests on uvloop", (*AGAIN, "tests/e2e"), 25, {"TEST_WAY": "uvloop"}),
+    Part("tests without the fast path", (*AGAIN, *BODIES), 20, {"TEST_WAY": "no fast path"}),
 )
 
 
 def plan(arguments: list[str]) -> tuple[Part, ...]:
+    """What runs one after the other; MYPY runs beside it."""
     if not arguments:
         return (*LINTERS, TESTS, *WAYS)
     return (*LINTERS, Part(f"tests {' '.join(arguments)}", (*PYTEST, *arguments), 0))
@@ -52,40 +58,51 @@ def plan(arguments: list[str]) -> tuple[Part, ...]:
 
 def announce(parts: tuple[Part, ...]) -> None:
     about = f"about {sum(part.seconds for part in parts)} s on two idle cores" if TESTS in parts else ""
-    print(f"scripts/test runs {len(parts)} parts{', ' * bool(about)}{about}:")
-    for number, part in enumerate(parts, 1):
+    print(f"scripts/test runs {len(parts) + 1} parts{', ' * bool(about)}{about}:")
+    for number, part in enumerate((*parts, MYPY), 1):
         print(f"  {number}. {part.name}" + f" ({part.seconds} s)" * bool(part.seconds))
 
 
-def run(part: Part) -> str | None:
-    """Run a part; what failed of it, or None. A part of pytest names the tests that failed."""
+def run(part: Part, output: IO[str] | None = None) -> tuple[str | None, float]:
+    """Run a part; what failed of it, or None, and its seconds. A part of pytest names the tests that failed."""
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="checks-") as folder:
         failures = Path(folder, "failures")  # tests/conftest.py writes it.
         environment = os.environ | part.environment | {"TEST_FAILURES": str(failures)}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # Each worker and each gate would compile everything again.
-        done = subprocess.run([sys.executable, "-m", *part.command], cwd=ROOT, env=environment, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", *part.command], cwd=ROOT, env=environment, stdout=output, check=False
+        )
         names = failures.read_text().splitlines() if failures.exists() else []
+    took = time.monotonic() - begun
     if done.returncode == 0 and not names:
-        return None
+        return None, took
     named = ", ".join(names[:MOST_NAMED]) + f", and {len(names) - MOST_NAMED} more" * (len(names) > MOST_NAMED)
-    return f"{part.name} ({named or f'exit status {done.returncode}'})"
+    return f"{part.name} ({named or f'exit status {done.returncode}'})", took
 
 
 def main(arguments: list[str]) -> int:
     parts = plan(arguments)
     announce(parts)
-    begun, failed = time.monotonic(), []
-    for number, part in enumerate(parts, 1):
-        print(f"\n[{number}/{len(parts)}] {part.name}", flush=True)
-        at = time.monotonic()
-        if failure := run(part):
-            failed.append(failure)
-        print(
-            f"[{number}/{len(parts)}] {'FAILED' if failure else 'passed'} in {time.monotonic() - at:.0f} s", flush=True
-        )
+    begun, of, failures = time.monotonic(), len(parts) + 1, []
+
+    def report(number: int, failure: str | None, seconds: float) -> None:
+        print(f"[{number}/{of}] {'FAILED' if failure else 'passed'} in {seconds:.0f} s", flush=True)
+        failures.extend([failure] if failure else [])
+
+    with ThreadPoolExecutor(1) as beside, tempfile.TemporaryFile("w+") as output:
+        types = beside.submit(run, MYPY, output)
+        for number, part in enumerate(parts, 1):
+            print(f"\n[{number}/{of}] {part.name}", flush=True)
+            report(number, *run(part))
+        print(f"\n[{of}/{of}] {MYPY.name}", flush=True)
+        failure, seconds = types.result()
+        output.seek(0)
+        print(output.read(), end="")
+        report(of, failure, seconds)
     took = f"in {time.monotonic() - begun:.0f} s"
-    print(f"\nFAILED {took}: {'; '.join(failed)}" if failed else f"\npassed {took}: all {len(parts)} parts")
-    return bool(failed)
+    print(f"\nFAILED {took}: {'; '.join(failures)}" if failures else f"\npassed {took}: all {of} parts")
+    return bool(failures)
 
 
 if __name__ == "__main__":

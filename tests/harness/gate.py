@@ -14,6 +14,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -221,16 +222,21 @@ def assert_sound(gate: Gate, upstream: Upstream | None = None, *, running: bool 
 
 @contextmanager
 def logged(gate: Gate, count: int = 1) -> Iterator[list[dict[str, Any]]]:
-    """In this block so many requests end, and each has one line in the log; the list is filled at its end."""
+    """In this block so many requests begin and end, and each has one line in the log; the list is filled at its end."""
     before = -1
     while before != (before := len(log_lines(gate))):
         time.sleep(0.02)  # A request that has ended may still be written.
+    begun = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def found() -> list[dict[str, Any]]:
+        return [line for line in log_lines(gate)[before:] if line["time"] >= begun]  # Others end late.
+
     lines: list[dict[str, Any]] = []
     yield lines
-    if len(log_lines(gate)) < before + count:
-        wait_until(lambda: len(log_lines(gate)) >= before + count, f"{count} lines in the log")
+    if len(found()) < count:
+        wait_until(lambda: len(found()) >= count, f"{count} lines in the log")
     time.sleep(0.002)  # One too many would have come.
-    lines += log_lines(gate)[before:]
+    lines += found()
     assert len(lines) == count, lines
 
 

@@ -203,7 +203,7 @@ ENDS = st.sampled_from(
 
 
 @given(st.lists(CHUNKS, max_size=6), ENDS, st.lists(st.integers(0, 200), max_size=5), st.booleans())
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_the_same_bytes_at_any_split(body: list[bytes], end: bytes, splits: list[int], cut: bool) -> None:
     """Whole, broken, cut off, with trailers, with extensions: to the client, to who reads it, and to the log."""
     raw = b"".join(body) + end
