@@ -7,6 +7,7 @@ from enum import StrEnum
 from time import monotonic
 from time import time as wall_clock
 
+from .auth.held_bodies import HeldBody
 from .auth.identity import UNKNOWN, Identity
 from .auth.keys import Principal
 from .auth.limits import Limiter, limited
@@ -105,7 +106,11 @@ class RequestState:
     """Fields of its response about limits."""
     lease: str = field(default_factory=lambda: secrets.token_hex(16))
     """The name of its place among the concurrent requests of its principal: unique, and not chosen by a client."""
+    reserved: bool = False
+    """The limits were asked, and refused nothing."""
     holds_lease: bool = False
+    held_body: HeldBody | None = None
+    """What of its body is in memory, if the body is inspected."""
     limiter: Limiter | None = None
     """The one that granted the lease; another one may be in force before the request ends."""
 

@@ -1,8 +1,8 @@
 """The life of a request: authorized, begun, answered, finished. The layers call this; it calls the rooms below.
 
-In order: `authorize` with the head; `authorize_body` and `reserve` if the body or a lease is needed; `begin` before it
-goes upstream; `response_started`, perhaps `rewrite_response` or `failed`; `finish`, whatever ended it. The one line
-that constructs an Admission is here.
+In order: `authorize` with the head; `reserve` if a lease is needed; `hold` and `authorize_body` if the body is; `begin`
+before it goes upstream; `response_started`, perhaps `rewrite_response` or `failed`; `finish`, whatever ended it. The
+one line that constructs an Admission is here.
 """
 
 import logging
@@ -15,6 +15,7 @@ from mitmproxy import http
 from mitmproxy.utils import asyncio_utils
 
 from .auth import policy
+from .auth.held_bodies import HeldBodies, HeldBody
 from .auth.limits import Exceeded, Limiter, StorageUnavailableError
 from .auth.redaction import MASKED_PATH
 from .auth.throttle import REPLAY_GRACE
@@ -72,6 +73,7 @@ class RequestLifecycle:
         self.watched = flow_views.watched
         self.monitor = monitor
         self.draining = False
+        self.held_bodies = HeldBodies()
 
     @property
     def settings(self) -> Settings:
@@ -81,7 +83,7 @@ class RequestLifecycle:
     # A request.
 
     def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Verdict]:
-        """Decide by the head. An UpstreamRequest waits for its body, or for its lease. An exception is a refusal."""
+        """Decide by the head. An UpstreamRequest waits for its lease, or its body, or both. An exception refuses."""
         exchange, authorizer = Exchange(peer.address), self.config.authorizer
         try:
             if authorizer is None or not self.ready():
@@ -91,6 +93,10 @@ class RequestLifecycle:
                 exchange = authorizer.parse(head, peer.address, peer.sockname)
                 decision = authorizer.authorize(head, exchange, peer.network, peer.sockname)
                 verdict = self._apply(decision, exchange, peer)
+                if isinstance(verdict, UpstreamRequest) and verdict.inspects_body:
+                    self._begin_to_hold(exchange, verdict, head.body)
+        except RefusedError as error:
+            verdict = Authorizer.refuse(exchange, error)
         except Exception as error:
             verdict = Refusal("error", self.internal_error(error))
         if isinstance(verdict, Refusal):
@@ -108,9 +114,37 @@ class RequestLifecycle:
                 exchange.path = MASKED_PATH
             return decision.verdict
         exchange.state.upstream_request = decision.verdict
-        return decision.verdict if decision.verdict.inspects_body else self._next(exchange, decision.verdict, peer)
+        return decision.verdict if decision.verdict.waits else self._admit(exchange, decision.verdict, peer)
 
-    def authorize_body(self, exchange: Exchange, body: bytes, peer: ClientConnection) -> Verdict:
+    def _begin_to_hold(self, exchange: Exchange, request: UpstreamRequest, announced: int) -> None:
+        """Refuse a body whose Content-Length (negative: none) is too much to be held. Raises RefusedError."""
+        exchange.state.held_body = HeldBody(request.principal.name)
+        self.held_bodies.check(request.principal.name, max(0, announced), *self._most_held)
+
+    @property
+    def _most_held(self) -> tuple[int, int]:
+        return self.settings.max_held_bodies, self.settings.max_held_bodies_per_key
+
+    def hold(self, exchange: Exchange, size: int) -> Refusal | None:
+        """Count so many bytes of a body that is kept until it was inspected; a refusal if they are too many."""
+        exchange.bytes_in += size
+        try:
+            request, held = exchange.state.upstream_request, exchange.state.held_body
+            if request is None or held is None:
+                return self._not_ready(exchange)
+            if request.max_body is not None and exchange.bytes_in > request.max_body:
+                raise RefusedError("body too large", 413, f"the request body is larger than {request.max_body} bytes")
+            self.held_bodies.add(held, size, *self._most_held)
+        except RefusedError as error:
+            return Authorizer.refuse(exchange, error)
+        return None
+
+    def body_timed_out(self, exchange: Exchange) -> Refusal:
+        """Refuse a request whose body is awaited and does not come."""
+        message = f"nothing came of the request body for {self.settings.body_timeout} s"
+        return Authorizer.refuse(exchange, RefusedError("body timeout", 408, message))
+
+    def authorize_body(self, exchange: Exchange, body: bytes, peer: ClientConnection) -> Admission | Refusal:
         """Decide about an UpstreamRequest that waited for its body. An exception is a refusal."""
         try:
             authorizer, request = self.config.authorizer, exchange.state.upstream_request
@@ -119,20 +153,17 @@ class RequestLifecycle:
             if request.inspects_body:
                 asked = exchange.state.asked = authorizer.asked(request, exchange.route, body)
                 exchange.model = asked.names[0] if asked.names else None
-                if request.needs_lease:  # No lease for a body that is refused.
-                    authorizer.check_again(request, exchange.route, asked)
-            return self._next(exchange, request, peer)
+            return self._admit(exchange, request, peer)
         except RefusedError as error:
             return Authorizer.refuse(exchange, error)
         except Exception as error:
             return Refusal("error", self.internal_error(error))
 
-    def _next(self, exchange: Exchange, request: UpstreamRequest, peer: ClientConnection) -> Verdict:
-        """Admit a request of which everything is known, unless it needs a lease first."""
-        return request if request.needs_lease else self._admit(exchange, request, peer)
-
     async def reserve(self, reservation: Reservation) -> None:
-        """Take the lease of an UpstreamRequest; a storage may have to be asked. Without a verdict it is refused."""
+        """Take the lease of an UpstreamRequest; a storage may have to be asked. Without a verdict it is refused.
+
+        The request is counted from here on, whatever its body turns out to be; the lease is given back at its end.
+        """
         exchange, peer = reservation.exchange, reservation.peer
         request, limiter = exchange.state.upstream_request, self.config.limiter
         if request is None or limiter is None:
@@ -142,7 +173,8 @@ class RequestLifecycle:
             if exchange.ended is not None:  # The client has left meanwhile.
                 await self._settle(exchange)
                 return
-            reservation.verdict = self._admit(exchange, request, peer)
+            exchange.state.reserved = True
+            reservation.verdict = request if request.inspects_body else self._admit(exchange, request, peer)
         except RefusedError as error:
             reservation.verdict = Authorizer.refuse(exchange, error)
 
@@ -172,6 +204,8 @@ class RequestLifecycle:
         authorizer = self.config.authorizer
         if authorizer is None or exchange.route is None or not self.ready():
             return self._not_ready(exchange)
+        if request.needs_lease and not exchange.state.reserved:
+            raise PermissionError("a request without its lease was about to be admitted")
         if request.waits:
             authorizer.check_again(request, exchange.route, exchange.state.asked)
         peer.admitted = exchange.admitted = True
@@ -203,6 +237,7 @@ class RequestLifecycle:
         assert flow.response
         exchange.status = flow.response.status_code
         exchange.first_byte = time.monotonic()
+        self._release_body(exchange)
         fields = cors.strip(flow.response.headers.fields) if self.settings.cors_origins else None
         if fields is not None:
             flow.response.headers.fields = (*fields, *exchange.state.cors)
@@ -261,6 +296,7 @@ class RequestLifecycle:
         exchange.finish()
         if peer:
             peer.exchanges.pop(id(exchange), None)
+        self._release_body(exchange)
         self.flow_views.end(exchange)
         self._count(exchange)
         request = exchange.state.upstream_request
@@ -271,6 +307,11 @@ class RequestLifecycle:
             self.connections.warn_rate_limited(f"wrong keys from {exchange.client} are not looked at any more")
         else:
             self.config.log.write(exchange)
+
+    def _release_body(self, exchange: Exchange) -> None:
+        """Count its body no more among those in memory: Ollama has it, or nobody wants it."""
+        if exchange.state.held_body:
+            self.held_bodies.release(exchange.state.held_body)
 
     def _count(self, exchange: Exchange) -> None:
         """Count and record it. An exception here must not cost a request."""

@@ -71,6 +71,9 @@ class Settings:
     tls: bool
     keys_file: str | None
     max_inspected_body: int
+    max_held_bodies: int
+    max_held_bodies_per_key: int
+    body_timeout: int
     limits_storage: str | None
     limits_unavailable: str
     """What becomes of requests with limits while the storage does not answer: `closed` or `open`."""

@@ -43,6 +43,13 @@ class Drain(events.Event):
     """Tells the layer that serves the client to begin nothing new, because the gateway is being stopped."""
 
 
+@dataclass
+class BodyTimeout(events.Event):
+    """Tells the layer that serves the client that a body that is awaited has paused for too long."""
+
+    stream_id: int
+
+
 class Resume(events.Event):
     """Tells the layer that serves the client to continue with what it has already received."""
 
@@ -80,6 +87,8 @@ class ClientConnection:
     """The objects that have paused reading from the client or a server of it."""
     connecting: dict[Server, float] = field(default_factory=dict)
     """When to give up connecting to the upstream, by `time.monotonic`. The TLS handshake is part of it."""
+    body_deadlines: dict[int, float] = field(default_factory=dict)
+    """When to give up waiting for more of a body that is inspected, by `time.monotonic`, by stream."""
 
     def __post_init__(self) -> None:
         if self.client.peername:
@@ -141,6 +150,18 @@ class ClientConnection:
             elif now > deadline:
                 del self.connecting[server]
                 self.cancel(server, CONNECT_TIMEOUT)
+
+    def check_bodies(self, now: float) -> None:
+        """Give up bodies that pause for too long."""
+        for stream_id, deadline in list(self.body_deadlines.items()):
+            if now > deadline:
+                del self.body_deadlines[stream_id]
+                self.send_event(BodyTimeout(stream_id))
+
+    def flushed(self, connection: Connection) -> bool:
+        """Tell whether all that was written to a connection has left this process."""
+        own = transport_of(self.handler, connection)
+        return own is None or not own.get_write_buffer_size()
 
     def reset(self) -> None:
         """End it with a TCP reset, so that the client sees an error and not an end."""
@@ -227,6 +248,7 @@ class Connections:
             for peer in self:
                 try:
                     peer.check_connects(now)
+                    peer.check_bodies(now)
                     if peer.deadline is not None and now > peer.deadline:
                         peer.expire(now)
                 except Exception as error:

@@ -25,8 +25,8 @@ class Lifecycle(Protocol):
     """What the layers need of RequestLifecycle (lifecycle.py), which imports this package; see there for each method.
 
     None of the methods may raise; if one does, the connection is closed. An UpstreamRequest as a verdict on a head has
-    to wait for its body, or for OllamaReserveHook, or for both; as a verdict on a body, for the hook. Whatever the
-    verdict, the exchange must be passed to `finish` at its end.
+    to wait for OllamaReserveHook, for its body, or first for the one and then for the other. Whatever the verdict, the
+    exchange must be passed to `finish` at its end.
     """
 
     @property
@@ -36,7 +36,9 @@ class Lifecycle(Protocol):
     @property
     def watched(self) -> Callable[[], bool]: ...
     def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Verdict]: ...
-    def authorize_body(self, exchange: Exchange, body: bytes, peer: ClientConnection) -> Verdict: ...
+    def hold(self, exchange: Exchange, size: int) -> Refusal | None: ...
+    def body_timed_out(self, exchange: Exchange) -> Refusal: ...
+    def authorize_body(self, exchange: Exchange, body: bytes, peer: ClientConnection) -> Admission | Refusal: ...
     def rewrite_response(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None: ...
     def refuse_malformed(self, error: HeadError, peer: ClientConnection | None) -> Answer: ...
     def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None: ...
@@ -76,11 +78,14 @@ class ClosedBeforeResponse(ResponseProtocolError):
 
 @dataclass
 class Reservation:
-    """An UpstreamRequest that waits for the storage of limits; without a verdict it is refused."""
+    """An UpstreamRequest that waits for the storage of limits; without a verdict it is refused.
+
+    Its verdict is an UpstreamRequest again if it has to wait for its body now.
+    """
 
     exchange: Exchange
     peer: ClientConnection
-    verdict: Admission | Refusal | None = None
+    verdict: Verdict | None = None
 
 
 @dataclass

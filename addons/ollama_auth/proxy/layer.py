@@ -14,6 +14,8 @@ Rules
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from time import monotonic
 from typing import Any
 
 from mitmproxy import http
@@ -51,7 +53,7 @@ from mitmproxy.proxy.layers.http._http2 import Http2Client
 from ..exchange import Admission, Exchange, Refusal, UpstreamRequest
 from ..http.head import CHUNKED, Head, values
 from ..mitmweb.flows import address_request, refused_flow
-from .connections import CONNECT_TIMEOUT, ClientConnection, Drain, Expire, Resume
+from .connections import CONNECT_TIMEOUT, BodyTimeout, ClientConnection, Drain, Expire, Resume
 from .events import (
     MALFORMED_BODY,
     ClosedBeforeResponse,
@@ -112,6 +114,9 @@ class GateLayer(HttpLayer):
             yield from self.event_to_child(self.connections[client], event)
         elif isinstance(event, (Expire, Drain, Resume)):
             yield from self.event_to_child(self.connections[client], event)
+        elif isinstance(event, BodyTimeout):
+            if stream := self.streams.get(event.stream_id):
+                yield from self.event_to_child(stream, event)
         elif isinstance(event, events.ConnectionEvent) and event.connection not in self.connections:
             # get_connection has already forgotten this connection, because it was closed or half-closed.
             if isinstance(event, events.ConnectionClosed):
@@ -213,7 +218,8 @@ class GateStream(HttpStream):
     def _handle_event(self, event: events.Event) -> Commands:
         if self.client_state is ignore_event:  # The event was queued while a hook ran.
             return
-        yield from self._skip_idle_hooks(super()._handle_event(event))
+        work = self._body_timed_out() if isinstance(event, BodyTimeout) else super()._handle_event(event)
+        yield from self._skip_idle_hooks(work)
         if self.admission and not self.flow.live:
             if self.flow.error and not self.exchange.reason:
                 killed = self.flow.error.msg == self.flow.error.KILLED_MESSAGE
@@ -257,55 +263,65 @@ class GateStream(HttpStream):
             self.head = head_of(event)
             self.exchange, verdict = self.lifecycle.authorize(self.head, self.parent.peer)
         self.continued = self.head.version == b"HTTP/1.0" or not values(self.head.fields, b"expect")
+        if isinstance(verdict, UpstreamRequest) and verdict.needs_lease:
+            reservation = Reservation(self.exchange, self.parent.peer)  # Before the body, so that it counts first.
+            yield OllamaReserveHook(reservation)
+            if self.abandoned:
+                self._abandon()
+                return
+            verdict = reservation.verdict or Refusal(
+                "error", self.lifecycle.internal_error(PermissionError("no verdict"))
+            )
         if not isinstance(verdict, UpstreamRequest):
             yield from self._apply_verdict(verdict)
-        elif event.end_stream or not verdict.inspects_body:
-            yield from self._decide_pending()
+        elif event.end_stream:
+            yield from self._apply_verdict(self.lifecycle.authorize_body(self.exchange, b"", self.parent.peer))
         else:
             self.client_state = self.state_hold_request_body
+            self._await_body()
             yield from self._continue()
 
+    def _body_timed_out(self) -> Commands:
+        if self.client_state == self.state_hold_request_body:
+            yield from self._apply_verdict(self.lifecycle.body_timed_out(self.exchange))
+
+    def _await_body(self) -> None:
+        self.parent.peer.body_deadlines[self.stream_id] = monotonic() + self.lifecycle.settings.body_timeout
+
     def _apply_verdict(self, verdict: Admission | Refusal) -> Commands:
+        self.parent.peer.body_deadlines.pop(self.stream_id, None)
         yield from self._start_upstream(verdict) if isinstance(verdict, Admission) else self._refuse(verdict)
 
     def state_hold_request_body(self, event: Any) -> Commands:
         """Keep the body up to the limit of the request: the body that is inspected is the body that is sent."""
         if isinstance(event, RequestEndOfMessage):
-            yield from self._decide_pending()
+            yield from self._decide_body()
         elif isinstance(event, RequestData):
-            self.exchange.bytes_in += len(event.data)
-            limit = self.exchange.state.upstream_request.max_body if self.exchange.state.upstream_request else 0
-            if limit is not None and self.exchange.bytes_in > limit:
-                answer = self.lifecycle.failed(self.exchange, "body too large", 413)
-                yield from self._apply_verdict(Refusal("body too large", answer))
+            if refusal := self.lifecycle.hold(self.exchange, len(event.data)):
+                self.pending_body.clear()
+                yield from self._apply_verdict(refusal)
             else:
                 self.pending_body += event.data
+                self._await_body()
 
-    def _decide_pending(self) -> Commands:
-        """Decide on a request whose body, if it is needed, is here; wait for a limit; then send it or refuse it."""
-        whole = self.client_state == self.state_hold_request_body
-        verdict = self.lifecycle.authorize_body(self.exchange, bytes(self.pending_body), self.parent.peer)
-        if isinstance(verdict, UpstreamRequest):
-            reservation = Reservation(self.exchange, self.parent.peer)
-            yield OllamaReserveHook(reservation)
-            verdict = reservation.verdict or Refusal(
-                "error", self.lifecycle.internal_error(PermissionError("no verdict"))
-            )
-        if self.abandoned:
-            self._abandon()
-            return
+    def _decide_body(self) -> Commands:
+        """Decide on a request whose body is here; then send it or refuse it."""
         body, self.pending_body = bytes(self.pending_body), bytearray()
-        yield from self._apply_verdict(verdict)
-        if whole and self.admission:  # Handle the body as if it arrived now.
+        yield from self._apply_verdict(self.lifecycle.authorize_body(self.exchange, body, self.parent.peer))
+        if self.admission:  # Handle the body as if it arrived now.
             received, self.exchange.bytes_in = self.exchange.bytes_in, 0  # Counted again, if it is sent.
             if body:
                 yield from self.client_state(RequestData(self.stream_id, body))
             self.exchange.bytes_in = received
+            held = self.exchange.state.held_body
+            if held and self.context.server.alpn != b"h2":  # Or it may still wait for Ollama to open its window.
+                held.sent = partial(self.parent.peer.flushed, self.context.server)
             yield from self.client_state(RequestEndOfMessage(self.stream_id))
 
     def _abandon(self) -> None:
         """End a request whose client left before anything went upstream."""
         self.client_state = self.server_state = self.state_errored
+        self.parent.peer.body_deadlines.pop(self.stream_id, None)
         self.exchange.reason = self.exchange.reason or "client left"
         self.lifecycle.finish(self.exchange, self.parent.peer)
         self.parent.streams.pop(self.stream_id, None)
