@@ -178,7 +178,7 @@ def test_what_ollama_has_taken_is_not_held(options: tuple[str, ...]) -> None:
     with Gate(upstream.url, *options) as gate, ExitStack() as stack:
         for count in range(1, 4):
             stack.enter_context(started(gate, "anna", len(body), body))
-            wait_until(lambda count=count: len(taken) == count, "the body upstream")  # type: ignore[misc]
+            wait_until(lambda count=count: len(taken) == count, "the body upstream")
     upstream.stop()
 
 
