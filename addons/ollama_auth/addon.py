@@ -43,7 +43,7 @@ from .proxy.hook_dispatch import HookDispatcher
 from .proxy.layer import GateLayer
 from .proxy.option_cache import CachedOptions
 from .proxy.tls import ClientTls, CloseConnectionLayer
-from .proxy.transport import BulkReader, close_sockets, transport_of
+from .proxy.transport import BulkReader, close_sockets, limit_receive_buffer, transport_of
 from .runtime import ActiveConfig, say
 from .telemetry.monitor import Monitor
 
@@ -55,6 +55,8 @@ TLS_ALERT = bytes.fromhex("15 03 01 00 02 02 28")
 """A fatal handshake_failure alert (RFC 8446 section 6), which a TLS client understands."""
 UPSTREAM_CONNECTIONS = 256
 """Upstream connections of one client connection; with mitmproxy's five, HTTP/2 streams would wait for each other."""
+STREAM_BUFFER = 32 * 1024
+"""Bytes that the kernel keeps of the upstream's response to an HTTP/2 stream, of which a connection may have 128."""
 
 
 class OllamaAuth:
@@ -309,6 +311,8 @@ class Gate:
     def server_connected(self, data: ServerConnectionHookData) -> None:
         if peer := self.connections.get(data.client.id):
             BulkReader.take_over(peer.handler, data.server)
+            if data.client.alpn == b"h2":
+                limit_receive_buffer(peer.handler, data.server, STREAM_BUFFER)
 
     def server_disconnected(self, data: ServerConnectionHookData) -> None:
         peer = self.connections.get(data.client.id)

@@ -87,7 +87,11 @@ def test_a_slow_reader_gets_all_of_it(upstream: Upstream) -> None:
 
 def test_http_2(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> None:
     cert = certificate(tmp_path_factory.mktemp("tls"))
-    with leaving(upstream, "--certs", str(cert)) as gate, H2(gate.port, cert) as idle, H2(gate.port, cert) as client:
+    with (
+        leaving(upstream, "--certs", str(cert)) as gate,
+        H2(gate.port, cert) as idle,
+        H2(gate.port, cert, graceful=True) as client,
+    ):
         upstream.hold()
         assert idle.status(idle.request("GET", "/api/tags")) == 200
         running = [client.request("POST", "/api/chat", body=chat()) for _ in range(5)]

@@ -9,6 +9,7 @@ from typing import Self
 import h2.config
 import h2.connection
 import h2.events
+from h2.connection import ConnectionInputs, ConnectionState
 
 from tests.harness.base import BEARER, PATIENCE, SECONDS
 from tests.harness.wire import TlsWire
@@ -17,7 +18,10 @@ from tests.harness.wire import TlsWire
 class H2:
     """A connection in HTTP/2, one step at a time."""
 
-    def __init__(self, port: int, cert: Path, window: int | None = None, *, lax: bool = False) -> None:
+    def __init__(
+        self, port: int, cert: Path, window: int | None = None, *, lax: bool = False, graceful: bool = False
+    ) -> None:
+        """`graceful`: streams go on after GOAWAY, as RFC 9113 section 6.8 has it; h2 takes it for the end of them."""
         self.wire = TlsWire(port, cert, b"", "h2")
         assert isinstance(self.wire.socket, ssl.SSLSocket)
         assert self.wire.socket.selected_alpn_protocol() == "h2"
@@ -26,6 +30,9 @@ class H2:
                 header_encoding="latin-1", validate_outbound_headers=not lax, normalize_outbound_headers=not lax
             )
         )
+        if graceful:
+            goes_on = {(ConnectionState.CLIENT_OPEN, ConnectionInputs.RECV_GOAWAY): (None, ConnectionState.CLIENT_OPEN)}
+            self.h2.state_machine._transitions = self.h2.state_machine._transitions | goes_on
         if window is not None:
             self.h2.local_settings.initial_window_size = window
             self.h2.local_settings.acknowledge()

@@ -1,39 +1,123 @@
-"""HTTP/2 with the client (over TLS): mitmproxy's, with the same guarantees as our HTTP/1."""
+"""HTTP/2 with the client (over TLS): mitmproxy's, with the same guarantees as our HTTP/1.
+
+Streams that end before their request does: an answer of our own, or of the upstream, may be complete while the client
+still sends a body. What it sends is then dropped for a while, because many clients lose the answer to a stream that is
+reset, although RFC 9113 section 8.1 lets a server do that.
+
+Once a request without a valid credential was refused, h2 sees no further stream of its connection, and no rule is asked
+about one. A request with the same credential gets the same answer, any other is reset with REFUSED_STREAM: a client may
+send it again on another connection (section 8.7). The connection ends when the bodies have come, and all is quiet.
+"""
 
 import math
 import time
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
 
-import h2.errors
 import h2.events
+import h2.stream
+from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
+from hpack import HPACKError
 from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http._events import ResponseEndOfMessage, ResponseTrailers
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http._events import (
+    RequestProtocolError,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseTrailers,
+)
 from mitmproxy.proxy.layers.http._http2 import Http2Server, StreamState
+from mitmproxy.proxy.layers.http._http_h2 import SendH2Data
 
+from ..http.head import Fields
 from ..http.responses import Answer
 from .connections import ClientConnection, Drain, Expire
 from .events import Commands, Failure, Lifecycle, Refuse
 from .http1 import LINGER_BYTES, LINGER_SECONDS
+from .http2_frames import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    MAX_FRAME,
+    RST_STREAM,
+    SMALL,
+    Frame,
+    FrameError,
+    FrameReader,
+    frame,
+    goaway,
+    header_block,
+    reset,
+)
 
 MAX_STREAMS = 128
-"""Concurrent streams of a connection."""
+"""Concurrent streams of a connection, and requests that are turned away on one."""
 MAX_RESETS = 200
 """Streams that a client may open and reset at once before its connection is closed (CVE-2023-44487, rapid reset)."""
 RESETS_PER_SECOND = 2.0
 """How fast MAX_RESETS refills."""
-FRAME_HEAD = 9
-"""Bytes of a frame header (RFC 9113 section 4.1)."""
-MAX_FRAME = 32 * 1024
-"""Bytes of a frame; h2 would buffer up to 16 MB of one before it rejects it."""
-MAX_UNSENT = 64
-"""Parts of a response, each at most a frame (16 KB), that may wait for the client to open its flow control window; with
-more, the upstream is not read any further."""
+MAX_ENCODER_TABLE = 4096
+"""Bytes of HPACK's table for what we send. A client may ask for 4 GB, and hpack searches it from end to end."""
+PART = 16 * 1024
+"""Bytes of a frame that we send: the default of RFC 9113, whatever a client may take."""
+PART_OVERHEAD = 128
+"""Bytes that a part of a response takes beside its data."""
+MAX_UNSENT = 1 << 20
+"""Bytes of responses that may wait for the client to open its flow control windows; with more, the upstream of a stream
+that waits is not read any further."""
+MAX_DISCARDED = 32 << 20
+"""Bytes to drop of a request that is answered already."""
+QUIET_SECONDS = 0.1
+"""Time in which requests that a client sends together arrive."""
+PING_SECONDS = 0.5
+"""Time to wait for the answer to a PING, which shows that the client has read what was sent before it."""
 
 
 class EventHandled(events.Event):
     """Tells BoundedHttp2Server that an event and all that followed from it has been handled."""
+
+
+class PartQueue(deque[SendH2Data]):
+    """The parts of a response that wait for the client to open a window, and how many bytes they take."""
+
+    size = 0
+
+    def append(self, part: SendH2Data) -> None:
+        self.size += len(part.data) + PART_OVERHEAD
+        super().append(part)
+
+    def appendleft(self, part: SendH2Data) -> None:
+        self.size += len(part.data) + PART_OVERHEAD
+        super().appendleft(part)
+
+    def popleft(self) -> SendH2Data:
+        part = super().popleft()
+        self.size -= len(part.data) + PART_OVERHEAD
+        return part
+
+
+@dataclass
+class FirstRefusal:
+    """The refusal that ends a connection, whose client has not shown a valid credential."""
+
+    credential: Fields | None
+    """The fields that hold it; None if the answer does not depend on them alone."""
+    answer: Answer
+    until: float
+    """When to wait no longer for the bodies of refused requests, by `time.monotonic`."""
+    latest: float
+    """The last moment to which a client that sends may push `until`."""
+    last_stream: int
+    """The latest stream that was answered."""
+    unanswered: list[int] = field(default_factory=list)
+    """Streams that were not looked at."""
+    turned_away: int = 0
+    pings: int = 0
+    """PINGs that were sent since all was quiet."""
 
 
 class BoundedHttp2Server(Http2Server):
@@ -43,18 +127,36 @@ class BoundedHttp2Server(Http2Server):
         super().__init__(context)
         self.lifecycle = lifecycle
         self.peer = peer
+        self.frames = FrameReader(lifecycle.settings.bounds.head)
         self.linger_budget = LINGER_BYTES
         self.resets, self.reset_at = 0.0, time.monotonic()
-        self.refusals = 0
+        self.head: Fields = ()
+        """The fields of the latest request that was looked at."""
+        self.refusal: FirstRefusal | None = None
+        self.last_stream = math.inf
+        """h2 sees no stream above this one: they are turned away."""
+        self.latest_stream = 0
+        """The latest stream that was turned away."""
+        self.discarding: dict[int, int] = {}
+        """Bytes that may still come of requests that are answered, by stream."""
+        self.wakeups: dict[commands.Command, tuple[int, int]] = {}
+        """Streams of which to ask whether their requests still come, and what `discarding` was."""
+        self.goaway_ends_streams = False
+        """The client is httpcore's, which takes GOAWAY for the end of all its streams, and retries what had none."""
         self.closing = False
         """Close the connection when the running streams have ended."""
         self.paused_servers: dict[int, Connection] = {}
         """Upstream connections that are not read, by the stream whose response waits for the client."""
+        self.unsent_before = 0
+        self.taken_at: float | None = None
+        """When the client last took a part of what waits for it; None if nothing waits."""
+        self.h2_conn.stream_buffers = defaultdict(PartQueue)
         ours = self.h2_conn.local_settings
         ours[SettingCodes.MAX_CONCURRENT_STREAMS] = MAX_STREAMS
         ours[SettingCodes.MAX_HEADER_LIST_SIZE] = lifecycle.settings.bounds.head
-        ours[SettingCodes.MAX_FRAME_SIZE] = self.h2_conn.max_inbound_frame_size = MAX_FRAME
+        ours[SettingCodes.MAX_FRAME_SIZE] = MAX_FRAME
         ours.acknowledge()
+        self.h2_conn.max_inbound_frame_size = 1 << 24  # FrameReader checks frames, and joins them.
         self.h2_conn.decoder.max_header_list_size = lifecycle.settings.bounds.head
 
     @property
@@ -63,53 +165,133 @@ class BoundedHttp2Server(Http2Server):
         return not self.peer.exchanges and not (self.unsent and self.peer.authenticated_before)
 
     @property
-    def unsent(self) -> bool:
-        """Tell whether parts of responses wait for the client to open its flow control window."""
-        return any(self.h2_conn.stream_buffers.values())
+    def unsent(self) -> int:
+        """Bytes of responses that wait for the client to open its flow control windows."""
+        return sum(parts.size for parts in self.h2_conn.stream_buffers.values())  # type: ignore[attr-defined]
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether the connection has ended, or only lingers."""
+        return self._handle_event in (self.linger, self.done)
 
     def _handle_event(self, event: events.Event) -> Commands:
-        if isinstance(event, events.Start):
-            self.peer.http_server = self
-            self.peer.deadline = time.monotonic() + self.lifecycle.settings.head_timeout
-            yield from super()._handle_event(event)
-        elif isinstance(event, (Expire, Drain)):
-            self.closing = True
+        if isinstance(event, events.DataReceived):
+            yield from self.receive(event.data)
+            self.resume_reading()
         elif isinstance(event, EventHandled):
             yield from self.after_event()
         elif isinstance(event, Refuse) or (isinstance(event, Failure) and self.unanswered(event.stream_id)):
             yield from self.refuse(event.stream_id, event.answer, isinstance(event, Refuse) and event.keep_alive)
+        elif isinstance(event, events.Start):
+            self.peer.http_server = self
+            self.peer.deadline = time.monotonic() + self.lifecycle.settings.head_timeout
+            yield from super()._handle_event(event)
+        elif isinstance(event, Drain):
+            yield from self.drain()
+        elif isinstance(event, Expire):
+            yield from self.expire()
+        elif isinstance(event, events.Wakeup):
+            yield from self.stop_discarding(event.command)
         else:
             if isinstance(event, ResponseTrailers):  # Names are in lower case in HTTP/2.
                 event.trailers.fields = tuple((name.lower(), value) for name, value in event.trailers.fields)
             yield from super()._handle_event(event)
-            if isinstance(event, ResponseEndOfMessage):
+            if isinstance(event, ResponseData):
+                self.frames.earned += 4 + (len(event.data) >> 8)
+                if self.taken_at is not None and not self.h2_conn.stream_buffers.get(event.stream_id):
+                    self.taken_at = time.monotonic()  # Other streams wait, but the client takes this one.
+            elif isinstance(event, ResponseEndOfMessage):
                 yield from self.stop_reading(event.stream_id)
-            elif isinstance(event, events.DataReceived):
-                self.resume_reading()
-                if self.buffers_too_much and self._handle_event != self.done:
-                    yield from self.protocol_error("too long a frame", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+
+    # What the client sends.
+
+    def receive(self, data: bytes) -> Commands:
+        """Give h2 what has arrived: up to the head of a request, then what follows it."""
+        batch, answers = [], b""
+        try:
+            for received in self.frames.feed(data):
+                if received.stream > self.last_stream:
+                    answers += self.turn_away(received)
+                    continue
+                if received.kind in (DATA, RST_STREAM) and not self.expects(received.stream):
+                    self.frames.count_idle(len(received.raw) < SMALL)
+                batch.append(received.raw)
+                if received.kind == HEADERS:
+                    yield from self.hand_on(batch)
+                    batch = []
+                    if self.ended:
+                        return
+        except FrameError as error:
+            yield from self.protocol_error(str(error), error.code)
+            return
+        yield from self.hand_on(batch)
+        if answers and not self.ended:
+            yield commands.SendData(self.conn, answers)
+
+    def hand_on(self, batch: list[bytes]) -> Commands:
+        if batch:
+            yield from super()._handle_event(events.DataReceived(self.conn, b"".join(batch)))
+
+    def expects(self, stream_id: int) -> bool:
+        """Tell whether more of the request on this stream may come."""
+        return stream_id in self.streams or stream_id in self.discarding
 
     def handle_h2_event(self, event: h2.events.Event) -> layer.CommandGenerator[bool]:
-        if isinstance(event, h2.events.TrailersReceived):
+        if isinstance(event, h2.events.RequestReceived):
+            self.head = tuple(event.headers)
+            self.frames.earned += 10
+        elif isinstance(event, h2.events.TrailersReceived):
             return False  # Drop trailers, as in HTTP/1; the end of the stream is an event of its own.
-        if isinstance(event, h2.events.DataReceived) and not event.data and not event.stream_ended:
-            # mitmproxy would send it upstream as a chunk of length 0, which ends a body.
-            self.h2_conn.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-            return False
-        if isinstance(event, h2.events.StreamReset):
+        elif isinstance(event, h2.events.RemoteSettingsChanged):
+            self.bound_settings(event)
+        elif isinstance(event, h2.events.PingAckReceived) and self.refusal and self.refusal.pings:
+            self.note_read(self.refusal)
+        elif isinstance(event, h2.events.StreamEnded):
+            self.discarding.pop(event.stream_id, None)
+        elif isinstance(event, h2.events.DataReceived) and event.stream_id in self.discarding:
+            yield from self.discard(event.stream_id, len(event.data))
+        elif isinstance(event, h2.events.StreamReset):
+            self.discarding.pop(event.stream_id, None)
             # mitmproxy forgets a stream that ended and was reset in one read, and would not report the reset.
             self.streams.setdefault(event.stream_id, StreamState.HEADERS_RECEIVED)
-            now = time.monotonic()
-            self.resets = max(0.0, self.resets - (now - self.reset_at) * RESETS_PER_SECOND) + 1
-            self.reset_at = now
-            if self.resets > MAX_RESETS:
-                yield from self.protocol_error("too many resets", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+            if self.resets_too_much():
+                yield from self.protocol_error("too many resets", ErrorCodes.ENHANCE_YOUR_CALM)
                 return True
         return (yield from super().handle_h2_event(event))
 
-    def protocol_error(self, message: str, error_code: int = h2.errors.ErrorCodes.PROTOCOL_ERROR) -> Commands:
-        """Do as mitmproxy, but cut the message where h2 quotes what the client sent."""
-        yield from super().protocol_error(message.partition(":")[0], error_code)
+    def bound_settings(self, event: h2.events.RemoteSettingsChanged) -> None:
+        """Bound what the client may choose the size of; forget settings that nobody knows."""
+        changed, conn = event.changed_settings, self.h2_conn
+        for code in changed:
+            if not isinstance(code, SettingCodes):
+                conn.remote_settings.pop(code, None)
+        if conn.encoder.header_table_size > MAX_ENCODER_TABLE:
+            conn.encoder.header_table_size = MAX_ENCODER_TABLE
+        conn.max_outbound_frame_size = PART
+        for stream in conn.streams.values():
+            stream.max_outbound_frame_size = PART
+        httpcore = {SettingCodes.MAX_CONCURRENT_STREAMS: 100, SettingCodes.MAX_HEADER_LIST_SIZE: 65536}
+        if all(code in changed and changed[code].new_value == value for code, value in httpcore.items()):
+            # Those are the defaults of the library h2, which sends this setting, too. httpcore deletes it.
+            self.goaway_ends_streams = SettingCodes.ENABLE_CONNECT_PROTOCOL not in changed
+
+    def resets_too_much(self) -> bool:
+        """Count a stream that the client reset, or opened although it was told not to."""
+        now = time.monotonic()
+        self.resets = max(0.0, self.resets - (now - self.reset_at) * RESETS_PER_SECOND) + 1
+        self.reset_at = now
+        return self.resets > MAX_RESETS
+
+    def protocol_error(self, message: str, error_code: int = ErrorCodes.PROTOCOL_ERROR) -> Commands:
+        """Do as mitmproxy, but let the client read why, and cut the message where h2 quotes what the client sent."""
+        message = message.partition(":")[0]
+        streams, self.streams = self.streams, {}
+        self.h2_conn.close_connection(error_code, message.encode())
+        yield from self.end(self.h2_conn.data_to_send())
+        for stream_id in streams:
+            yield ReceiveHttp(RequestProtocolError(stream_id, message, self.ReceiveProtocolError.code))
+
+    # Refusals, and requests that are answered before they have ended.
 
     def unanswered(self, stream_id: int) -> bool:
         """Tell whether a response head can still be sent on this stream."""
@@ -117,11 +299,12 @@ class BoundedHttp2Server(Http2Server):
         return self.is_open_for_us(stream_id) and stream is not None and not stream.state_machine.headers_sent
 
     def refuse(self, stream_id: int, answer: Answer, keep_alive: bool) -> Commands:
-        """Send an answer of our own, and stop the request if more of it may come."""
-        if not keep_alive:
-            self.refusals += 1
-        elif self.peer.deadline is not None and not self.closing:
-            self.peer.await_request(self.lifecycle.settings.head_timeout, self.lifecycle.settings.idle_timeout)
+        """Send an answer of our own, and drop what may still come of the request."""
+        if keep_alive:
+            if self.peer.deadline is not None and not self.closing:
+                self.peer.await_request(self.lifecycle.settings.head_timeout, self.lifecycle.settings.idle_timeout)
+        elif not self.peer.authenticated_before and self.refusal is None:
+            self.begin_refusing(stream_id, answer)
         if self.unanswered(stream_id):
             head = [(b":status", b"%d" % answer.status), *answer.fields]
             self.h2_conn.send_headers(stream_id, head, end_stream=False)
@@ -129,55 +312,224 @@ class BoundedHttp2Server(Http2Server):
             yield commands.SendData(self.conn, self.h2_conn.data_to_send())
         yield from self.stop_reading(stream_id)
 
+    def begin_refusing(self, stream_id: int, answer: Answer) -> None:
+        """Look at no further request of this connection."""
+        now = time.monotonic()
+        method, credential = credential_of(self.head)
+        same = answer.status in (401, 429) and method not in (b"HEAD", b"OPTIONS")
+        latest = now + max(self.lifecycle.settings.head_timeout, LINGER_SECONDS)
+        until = now + LINGER_SECONDS
+        self.refusal = FirstRefusal(credential if same else None, answer, until, latest, stream_id)
+        self.linger_budget = MAX_DISCARDED
+        self.last_stream = self.latest_stream = self.h2_conn.highest_inbound_stream_id
+
+    def turn_away(self, received: Frame) -> bytes:
+        """Return the answer to a frame of a stream that h2 does not see. Raises FrameError."""
+        stream_id, ends = received.stream, bool(received.flags & END_STREAM and received.kind in (DATA, HEADERS))
+        answer = b""
+        if received.kind == HEADERS:
+            try:  # Also where it is not looked at, because the next one may refer to it.
+                head = tuple(self.h2_conn.decoder.decode(header_block(received.raw), raw=True))
+            except (HPACKError, IndexError, ValueError) as error:
+                raise FrameError("a malformed head", ErrorCodes.COMPRESSION_ERROR) from error
+            if stream_id > self.latest_stream:
+                self.latest_stream = stream_id
+                answer = self.answer_unseen(stream_id, head, self.refusal)
+                if not ends and self.refusal:
+                    self.discarding[stream_id] = MAX_DISCARDED
+        elif received.kind == DATA and self.refusal:
+            self.linger_budget -= len(received.raw)
+            if stream_id in self.discarding:
+                self.refusal.until = min(time.monotonic() + LINGER_SECONDS, self.refusal.latest)
+        if ends:
+            self.discarding.pop(stream_id, None)
+        return answer
+
+    def answer_unseen(self, stream_id: int, head: Fields, refusal: FirstRefusal | None) -> bytes:
+        """Return the answer to a request that is turned away: REFUSED_STREAM, or that of the first refusal."""
+        if refusal is None:  # The gateway is being stopped.
+            if self.resets_too_much():
+                raise FrameError("too many requests after GOAWAY", ErrorCodes.ENHANCE_YOUR_CALM)
+            return reset(stream_id, ErrorCodes.REFUSED_STREAM)
+        refusal.turned_away += 1 + len(head) // 32  # Long heads take their time.
+        if refusal.turned_away > 2 * MAX_STREAMS:
+            raise FrameError("too many requests after one that was refused", ErrorCodes.ENHANCE_YOUR_CALM)
+        if not self.is_answered_alike(head, refusal):
+            refusal.unanswered.append(stream_id)
+            return b""
+        conn, body = self.h2_conn, refusal.answer.body
+        conn.outbound_flow_control_window -= len(body)
+        refusal.last_stream = stream_id
+        block = conn.encoder.encode([(b":status", b"%d" % refusal.answer.status), *refusal.answer.fields])
+        return frame(HEADERS, END_HEADERS, stream_id, block) + frame(DATA, END_STREAM, stream_id, body)
+
+    def is_answered_alike(self, head: Fields, refusal: FirstRefusal) -> bool:
+        """Tell whether to give this request the answer that the first one got."""
+        method, credential = credential_of(head)
+        window = min(self.h2_conn.outbound_flow_control_window, self.h2_conn.remote_settings.initial_window_size)
+        return (
+            credential == refusal.credential
+            and method not in (b"HEAD", b"OPTIONS")
+            and window >= len(refusal.answer.body)
+            and not (self.goaway_ends_streams and refusal.unanswered)
+            and refusal.turned_away <= MAX_STREAMS
+            and self.linger_budget > MAX_DISCARDED * 3 // 4
+        )
+
     def stop_reading(self, stream_id: int) -> Commands:
-        """Ask for no more of a request whose response is complete (RFC 9113 section 8.1)."""
-        if self.h2_conn.stream_buffers.get(stream_id):
-            return
-        if not self.is_closed(stream_id):
-            self.h2_conn.reset_stream(stream_id, h2.errors.ErrorCodes.NO_ERROR)
-            yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+        """Drop what still comes of a request whose response is complete."""
+        stream, states = self.h2_conn.streams.get(stream_id), h2.stream.StreamState
+        if stream and stream.state_machine.state in (states.OPEN, states.HALF_CLOSED_LOCAL):
+            self.discarding[stream_id] = MAX_DISCARDED
+            yield from self.wake_up(stream_id)
         self.streams.pop(stream_id, None)
 
-    @property
-    def buffers_too_much(self) -> bool:
-        """Tell whether h2 buffers more of a frame, or of the frames of one head, than it will accept."""
-        buffer = self.h2_conn.incoming_buffer
-        head = sum(len(frame.data) for frame in buffer._headers_buffer)
-        return len(buffer._data) > MAX_FRAME + FRAME_HEAD or head > self.lifecycle.settings.bounds.head
+    def wake_up(self, stream_id: int) -> Commands:
+        """Ask in a while whether the request still comes; not for a stranger, whose connection has a deadline."""
+        if self.refusal is None:
+            wakeup = commands.RequestWakeup(LINGER_SECONDS)
+            self.wakeups[wakeup] = stream_id, self.discarding[stream_id]
+            yield wakeup
+
+    def discard(self, stream_id: int, size: int) -> Commands:
+        """Drop a part of a request."""
+        self.discarding[stream_id] -= size
+        if self.refusal:
+            self.linger_budget -= size
+            self.refusal.until = min(time.monotonic() + LINGER_SECONDS, self.refusal.latest)
+        elif self.discarding[stream_id] < 0:
+            yield from self.reset_answered(stream_id)
+
+    def stop_discarding(self, wakeup: commands.Command) -> Commands:
+        """Stop a request that does not come any more."""
+        stream_id, before = self.wakeups.pop(wakeup)
+        if stream_id in self.discarding:
+            if self.discarding[stream_id] < before:
+                yield from self.wake_up(stream_id)
+            else:
+                yield from self.reset_answered(stream_id)
+
+    def reset_answered(self, stream_id: int) -> Commands:
+        """Ask for no more of a request whose response is complete (RFC 9113 section 8.1), once all of it is sent."""
+        if not self.h2_conn.stream_buffers.get(stream_id):
+            self.discarding.pop(stream_id, None)
+            if not self.is_closed(stream_id):
+                self.h2_conn.reset_stream(stream_id, ErrorCodes.NO_ERROR)
+                yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+
+    # Responses that the client does not take.
 
     def apply_backpressure(self, stream_id: int, server: Connection) -> None:
         """Stop reading from `server` if the client opens no window, so that we need not buffer the whole response."""
-        if len(self.h2_conn.stream_buffers.get(stream_id, ())) > MAX_UNSENT:
+        if self.h2_conn.stream_buffers.get(stream_id) and self.unsent > MAX_UNSENT:
             self.paused_servers[stream_id] = server
             self.peer.hold_reading(server, stream_id)
 
     def resume_reading(self) -> None:
         """Read again from the servers whose responses the client has caught up with."""
+        if not self.paused_servers:
+            return
+        room = self.unsent <= MAX_UNSENT // 2
         for stream_id, server in list(self.paused_servers.items()):
-            if len(self.h2_conn.stream_buffers.get(stream_id, ())) <= MAX_UNSENT // 2:
+            if room or not self.h2_conn.stream_buffers.get(stream_id):
                 del self.paused_servers[stream_id]
                 self.peer.release_reading(server, stream_id)
 
+    def note_taken(self, now: float) -> None:
+        """Note whether the client has taken a part of what waits for it."""
+        unsent = self.unsent
+        if not unsent:
+            self.taken_at = None
+        elif self.taken_at is None or unsent < self.unsent_before:
+            self.taken_at = now
+        self.unsent_before = unsent
+
+    def takes_nothing(self, now: float) -> bool:
+        """Tell whether responses have waited for longer than a connection may idle."""
+        return self.taken_at is not None and now - self.taken_at > self.lifecycle.settings.idle_timeout
+
+    # The end.
+
     def after_event(self) -> Commands:
-        """Once no request is running, close the connection if there is a reason to, or set its idle deadline."""
-        if self._handle_event in (self.linger, self.done):
+        """Set the deadline of the connection, or close it if there is a reason to, and no request is running."""
+        if self.ended:
             return
-        if self.peer.exchanges:
+        now, had_waiting = time.monotonic(), self.taken_at is not None
+        self.note_taken(now)
+        if self.refusal:
+            full = self.refusal.turned_away > MAX_STREAMS // 2 or self.linger_budget < MAX_DISCARDED * 7 // 8
+            moment = full and self.quiet and not self.goaway_ends_streams
+            if self.closing or self.linger_budget < 0 or moment:
+                yield from self.end_refusing(self.refusal)
+            else:
+                answer_to_ping = LINGER_SECONDS if self.goaway_ends_streams else PING_SECONDS
+                wait = answer_to_ping if self.refusal.pings else QUIET_SECONDS
+                until = min(self.refusal.until, now + wait) if self.quiet else self.refusal.until
+                self.peer.deadline, self.peer.expiry_sent = until, False
+        elif self.taken_at is not None:
+            self.peer.deadline = self.taken_at + self.lifecycle.settings.idle_timeout
+            self.peer.expiry_sent = False
+        elif self.peer.exchanges:
             self.peer.deadline, self.peer.expiry_sent = None, False
-        elif not self.unsent and (self.closing or (self.refusals and not self.peer.authenticated_before)):
-            yield from self.close_gracefully()
-        elif self.refusals and not self.peer.authenticated_before:
-            # A refusal is unsent, because the client opens no window for it.
-            self.peer.deadline = min(self.peer.deadline or math.inf, time.monotonic() + LINGER_SECONDS)
-        elif self.peer.deadline is None or (self.unsent and self.peer.authenticated_before and not self.closing):
+        elif self.closing:
+            self.h2_conn.close_connection(ErrorCodes.NO_ERROR)
+            yield from self.end(self.h2_conn.data_to_send())
+        elif self.peer.deadline is None or had_waiting:
             self.peer.await_request(self.lifecycle.settings.head_timeout, self.lifecycle.settings.idle_timeout)
 
-    def close_gracefully(self) -> Commands:
-        """Send GOAWAY and linger, so that the client can read its responses."""
-        self.h2_conn.close_connection(h2.errors.ErrorCodes.NO_ERROR)
-        yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+    def expire(self) -> Commands:
+        """Act on a passed deadline, unless it has moved since."""
+        if self.refusal and self.quiet and not self.refusal.pings:
+            self.ping(self.refusal)
+            yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+        elif self.refusal or not (self.peer.exchanges or self.unsent):
+            self.closing = True
+        elif self.takes_nothing(time.monotonic()):
+            yield from self.close_connection("the client takes nothing of its responses")
+
+    @property
+    def quiet(self) -> bool:
+        """Tell whether all requests have come that were refused, and the answers to them have gone."""
+        return not self.discarding and not self.unsent
+
+    def drain(self) -> Commands:
+        """Begin nothing new; what runs may end (RFC 9113 section 6.8)."""
+        self.closing = True
+        if self.refusal is None and not self.idle:
+            self.last_stream = self.latest_stream = self.h2_conn.highest_inbound_stream_id
+            if not self.goaway_ends_streams:
+                yield commands.SendData(self.conn, self.h2_conn.data_to_send() + goaway(self.latest_stream))
+
+    def ping(self, refusal: FirstRefusal) -> None:
+        refusal.pings += 1
+        self.h2_conn.ping(bytes(8))
+
+    def note_read(self, refusal: FirstRefusal) -> None:
+        """Note that the client has answered a PING: what was sent before it has been read, and nothing is on its way.
+
+        In httpcore each request that waits may read for the others, and all but it get what was read one PING later.
+        """
+        if not self.quiet:
+            refusal.pings = 0
+        elif self.goaway_ends_streams and refusal.pings <= len(refusal.unanswered):
+            self.ping(refusal)
+        else:
+            self.closing = True
+
+    def end_refusing(self, refusal: FirstRefusal) -> Commands:
+        """Tell which requests were not looked at, and end the connection."""
+        # GOAWAY comes last: the library h2 takes no frame after it.
+        away = [s for s in refusal.unanswered if s < refusal.last_stream or not self.goaway_ends_streams]
+        resets = [reset(stream_id, ErrorCodes.REFUSED_STREAM) for stream_id in away]
+        resets += [reset(s, ErrorCodes.NO_ERROR) for s in self.discarding if s not in refusal.unanswered]
+        yield from self.end(self.h2_conn.data_to_send() + b"".join(resets) + goaway(refusal.last_stream))
+
+    def end(self, last_words: bytes) -> Commands:
+        """Send this and linger, so that the client can read its responses."""
+        yield commands.SendData(self.conn, last_words)
         yield commands.CloseTcpConnection(self.conn, half_close=True)
         self._handle_event = self.linger  # type: ignore[method-assign]
+        self.linger_budget = LINGER_BYTES
         self.peer.deadline, self.peer.expiry_sent = time.monotonic() + LINGER_SECONDS, False
 
     def linger(self, event: events.Event) -> Commands:
@@ -190,3 +542,9 @@ class BoundedHttp2Server(Http2Server):
 
     def done(self, _: events.Event) -> Commands:
         yield from ()
+
+
+def credential_of(head: Fields) -> tuple[bytes, Fields]:
+    """Return the method of a request, and the fields in which a credential may be."""
+    method = next((value for name, value in head if name == b":method"), b"")
+    return method, tuple(pair for pair in head if pair[0] in (b"authorization", b"x-api-key"))

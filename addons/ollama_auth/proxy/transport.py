@@ -4,6 +4,7 @@ The only module that replaces or reads private parts of asyncio; tests/unit/prox
 """
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -27,6 +28,12 @@ def resume_reading(handler: ConnectionHandler, connection: Connection) -> None:
     transport = transport_of(handler, connection)
     if transport and not transport.is_closing() and not handler.transports[connection].reader._paused:  # type: ignore[union-attr]
         transport.resume_reading()
+
+
+def limit_receive_buffer(handler: ConnectionHandler, connection: Connection, size: int) -> None:
+    """Let the kernel keep some `size` bytes of a connection, and a read bring no more; asyncio reads up to 256 KB."""
+    if transport := transport_of(handler, connection):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
 def close_sockets(handler: ConnectionHandler, *connections: Connection) -> None:

@@ -258,7 +258,7 @@ h11._readers
 h11._receivebuffer
     108c4355eb3b ReceiveBuffer                                  http1.BoundedHttp1Server
 h2.frame_buffer
-    22fe5e16e85f,660a8b118b91 FrameBuffer                       http2.BoundedHttp2Server.buffers_too_much
+    22fe5e16e85f,660a8b118b91 FrameBuffer                       http2_frames.FrameReader
 """
 """Per module: digests of the source, the name in that module, and our code that depends on it."""
 
@@ -281,7 +281,15 @@ mitmproxy.proxy.server_hooks:ServerConnectionHookData server client
 mitmproxy.proxy.events:ConnectionEvent connection
 mitmproxy.proxy.commands:ConnectionCommand connection
 mitmproxy.proxy.commands:CloseTcpConnection half_close
-h2.connection:H2Connection close_connection data_to_send reset_stream send_headers acknowledge_received_data
+mitmproxy.proxy.layers.http._http_h2:BufferedH2Connection stream_buffers
+mitmproxy.proxy.commands:RequestWakeup delay
+mitmproxy.proxy.events:Wakeup command
+h2.connection:H2Connection close_connection data_to_send reset_stream send_headers acknowledge_received_data ping
+h2.connection:H2Connection encoder decoder highest_inbound_stream_id outbound_flow_control_window remote_settings
+h2.connection:H2Connection max_inbound_frame_size
+h2.stream:H2Stream state_machine
+hpack:Encoder header_table_size encode
+hpack:Decoder max_header_list_size decode
 h2.settings:SettingCodes MAX_CONCURRENT_STREAMS MAX_HEADER_LIST_SIZE MAX_FRAME_SIZE
 h2.settings:Settings acknowledge
 OpenSSL.SSL:Connection shutdown get_state_string
