@@ -311,23 +311,24 @@ def test_nothing_new_is_begun_while_leaving(upstream: Upstream, cert: Path) -> N
         for stream in running:
             client.until(h2.events.DataReceived, stream)
         wait_until(lambda: len(upstream.requests) == 4, "the requests upstream")
-        with logged(gate, 4) as lines:
-            gate.signal()
-            goodbye = client.until(h2.events.ConnectionTerminated)
-            assert (goodbye.error_code, goodbye.last_stream_id) == (ErrorCodes.NO_ERROR, sending)
-            for _ in range(2):
-                late = client.request("POST", "/api/chat", ("x-long", "y" * 100), body=chat())
-                assert client.until(h2.events.StreamReset, late).error_code == ErrorCodes.REFUSED_STREAM
-            client.data(sending, b"12345")
-            client.h2.send_headers(sending, [("x-long", "y" * 100)], end_stream=True)
-            client.flush()
-            assert client.body(sending) == b'{"bytes":5}'
-            assert gate.process.poll() is None
-            upstream.go_on()
-            for stream in running:
-                assert b'"done":true' in client.body(stream)
-            client.until_closed()
-            assert gate.wait(PATIENCE) == 0
+        gate.signal()
+        goodbye = client.until(h2.events.ConnectionTerminated)
+        assert (goodbye.error_code, goodbye.last_stream_id) == (ErrorCodes.NO_ERROR, sending)
+        for _ in range(2):
+            late = client.request("POST", "/api/chat", ("x-long", "y" * 100), body=chat())
+            assert client.until(h2.events.StreamReset, late).error_code == ErrorCodes.REFUSED_STREAM
+        client.data(sending, b"12345")
+        client.h2.send_headers(sending, [("x-long", "y" * 100)], end_stream=True)
+        client.flush()
+        assert client.body(sending) == b'{"bytes":5}'
+        assert gate.process.poll() is None
+        upstream.go_on()
+        for stream in running:
+            assert b'"done":true' in client.body(stream)
+        client.until_closed()
+        assert gate.wait(PATIENCE) == 0
+        lines = log_lines(gate)
+        assert len(lines) == 4
         assert all(line["status"] == 200 and "reason" not in line for line in lines)
         assert len(upstream.requests) == 4
         assert_sound(gate, running=False)
