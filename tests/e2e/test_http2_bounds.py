@@ -16,7 +16,7 @@ from h2.settings import SettingCodes
 from ollama_auth.proxy.http2_frames import DATA, SETTINGS, WINDOW_UPDATE, frame
 from tests.harness.base import BEARER, PATIENCE, SECONDS, wait_until
 from tests.harness.certificates import certificate, trusting
-from tests.harness.gate import Controlled, Gate, assert_sound, logged
+from tests.harness.gate import Controlled, Gate, assert_sound, log_lines, logged
 from tests.harness.http2 import H2
 from tests.harness.upstream import Upstream
 from tests.harness.wire import chat
