@@ -55,6 +55,7 @@ class Settings:
     access_log: str | None
     audit_log: str | None
     audit_size: int
+    audit_keep: int | None
     metrics_listen: tuple[str, int] | None
     forward_headers: frozenset[bytes]
     bounds: Bounds
