@@ -61,7 +61,7 @@ class ActiveConfig:
         still are in force. mitmproxy may take the options back because another addon refused them; it then calls
         this again with the old ones, in which the old mask stands for the old key.
         """
-        new = settings.read(options, os.environ, self._hidden)
+        new = settings.read(options, os.environ, self._hidden, self.settings)
         if new.metrics_listen:
             check_apart(new.metrics_listen, options)
         self.take(new)
@@ -180,7 +180,7 @@ class ActiveConfig:
 
     async def _read_again(self, options: Any, before: Settings) -> KeyRing:
         # In a thread: 10,000 keys take half a second.
-        ring, warnings = await asyncio.to_thread(settings.read_keys, options, os.environ, self._hidden)
+        ring, warnings = await asyncio.to_thread(settings.read_keys, options, os.environ, self._hidden, before)
         if self.settings and self.settings is not before:  # Others are in force by now.
             return await self._read_again(options, self.settings)
         self.take(replace(before, ring=ring, warnings=warnings))
