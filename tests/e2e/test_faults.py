@@ -6,14 +6,16 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.harness.base import BEARER, wait_until
+from tests.harness.credentials import bearer, entry
 from tests.harness.gate import Controlled, Gate
 from tests.harness.upstream import Upstream
-from tests.harness.wire import Wire, ask, chat, head
+from tests.harness.wire import Response, Wire, ask, chat, head
 
 
 def test_no_descriptors_left(upstream: Upstream) -> None:
@@ -103,6 +105,26 @@ def test_the_clock_jumps(upstream: Upstream) -> None:
             upstream.go_on()
             wire.read_until(b'"done":true')
         assert "Traceback" not in gate.output
+
+
+def test_the_clock_is_set_back_and_nobody_is_locked_out(upstream: Upstream, tmp_path: Path) -> None:
+    """A board without a clock of its own, a machine that resumes: a limit of a minute lasts a minute."""
+    file = tmp_path / "keys.toml"
+    file.write_text(entry("minute", requests_per_minute=5, scopes=["all"]))
+    with Controlled(upstream.url, key=None, env={"OLLAMA_KEYS_FILE": str(file)}) as gate:
+
+        def asked() -> Response:
+            return ask(gate.port, "GET", "/api/version", bearer("minute"))
+
+        gate.do("import time; time.real = time.time; time.time = lambda: time.real() + 7200")
+        assert [asked().status for _ in range(5)] == [200] * 5
+        gate.do("import time; time.time = time.real")
+        with upstream.untouched():
+            refused = asked()
+        assert refused.status == 429
+        assert int(refused.headers["retry-after"]) <= 60
+        gate.do("from ollama_auth import clock; clock.offset = 61")
+        assert asked().status == 200
 
 
 def test_the_log_can_not_be_written_at_all(upstream: Upstream) -> None:
