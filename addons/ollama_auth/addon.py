@@ -92,6 +92,8 @@ class Gate:
         self.monitor = Monitor(self)
         self.config = ActiveConfig(access_log_output, self.monitor)
         self.connections = Connections()
+        self.other_files = process.open_files()
+        """Those that are no connections, as counted once it was ready."""
         self.removed = False
         """The gate was taken out of mitmproxy's addons: it denies everything for the rest of the run."""
         views = FlowViews(self.config, hooks.options)
@@ -141,6 +143,8 @@ class Gate:
             self.config.configure(ctx.options)
         except settings.SettingsError as error:
             raise exceptions.OptionsError(f"ollama_auth: {error}") from error
+        if "ollama_max_connections" in updated:
+            self._say_few_files()
 
     def open(self, script: object) -> None:
         """Open the gate for as long as `script` is loaded. An error at the start ends mitmproxy: see its errorcheck."""
@@ -186,6 +190,8 @@ class Gate:
         with suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):  # Windows has none of this.
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.hang_up)
         process.raise_file_limit()
+        self.other_files = process.open_files()
+        self._say_few_files()
         servers = ctx.master.addons.get("proxyserver").servers
         process.widen_backlog(servers)
         where = " and ".join({human.format_address(address) for server in servers for address in server.listen_addrs})
@@ -197,6 +203,17 @@ class Gate:
         asyncio_utils.create_task(
             process.collect_when_idle(lambda: not self.under_way), name="gate garbage collection", keep_ref=True
         )
+
+    def _say_few_files(self) -> None:
+        wanted = self.lifecycle.settings.max_connections
+        if (most := process.most_connections(wanted, self.other_files)) < wanted:
+            logger.warning(
+                "ollama_auth: ollama_max_connections is %d, but there are file descriptors for %d: no more are taken; "
+                "raise the limit of open files (ulimit -n, LimitNOFILE=) to %d",
+                wanted,
+                most,
+                2 * wanted + self.other_files + process.SPARE_FILES,
+            )
 
     def hang_up(self) -> None:
         """Handle SIGHUP: read the keys file again and reopen the logs."""
@@ -245,7 +262,8 @@ class Gate:
             return
         peer = ClientConnection(client, handler, time.monotonic() + self.lifecycle.settings.head_timeout)
         limits = self.lifecycle.settings
-        if not self.connections.add(peer, limits.max_connections, limits.max_connections_per_client):
+        most = process.most_connections(limits.max_connections, self.other_files)
+        if not self.connections.add(peer, most, limits.max_connections_per_client):
             self.connections.warn_rate_limited("a connection was refused: all others are at work")
             if not ctx.options.certs:
                 full = error(503, "too many connections; try again later", Dialect.OLLAMA, retry_after(RETRY_SECONDS))

@@ -30,7 +30,7 @@ from .settings import Settings
 GUESSES = ("unknown", "bad signature")
 """Reasons of a refusal that guessing brings about; the other ones are mistakes, and are not counted by the throttle."""
 KEY_IN_PATH = "key in path"
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,%d}" % redaction.MAX_SEARCHED)
 
 
 @dataclass(slots=True)
@@ -65,12 +65,12 @@ class Authorizer:
 
         `client` is the address that it came from, `server` the address and port that it came to.
         """
-        find = self.settings.ring.find
+        holds = self.settings.ring.holds
         target = origin_form(head.target, server)
-        exchange = Exchange(client, shown_method(head.method, find))
-        exchange.id = request_id(head.fields, find)
+        exchange = Exchange(client, shown_method(head.method))
+        exchange.id = request_id(head.fields, holds)
         exchange.route = route(head.method, head.target if target is None else target)
-        exchange.path = redaction.mask_path(exchange.route.path, find)
+        exchange.path = redaction.mask_path(exchange.route.path, holds)
         exchange.state.cors = cors.response_fields(head.fields, self.settings.cors_origins)
         return exchange
 
@@ -86,7 +86,7 @@ class Authorizer:
         try:
             target = check_request(head, server, self.settings.bounds)
             assert exchange.route is not None
-            stripped = forwarding.split(head.fields, self.settings.forward_headers, self.settings.ring.find)[1]
+            stripped = forwarding.split(head.fields, self.settings.forward_headers)[1]
             identity = self._identify(head, target, exchange.route, network)
             key = identity.principal.name
             _raise(policy.check_route(identity.principal, exchange.route, clock.wall()))
@@ -185,17 +185,17 @@ def _raise(denial: Denial | None) -> None:
         raise RefusedError(denial.reason, denial.status, denial.message)
 
 
-def request_id(fields: Fields, find: KeyLookup) -> str:
-    """Return the client's X-Request-Id, if it sent one that is well-formed and not a key, or else a new one."""
+def request_id(fields: Fields, known: KeyLookup) -> str:
+    """Return the client's X-Request-Id, if it sent one that is well-formed and holds no key, or else a new one."""
     sent = values(fields, b"x-request-id")
-    if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]) and not redaction.is_secret(sent[0], find):
+    if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]) and not redaction.may_hold_key(sent[0], known):
         return sent[0].decode("ascii")
     return new_id()
 
 
-def shown_method(method: bytes, find: KeyLookup | None) -> str:
-    """Return a method as the log may show it."""
-    return (method if method in METHODS else redaction.mask_path(method, find)).decode("ascii", "replace")
+def shown_method(method: bytes) -> str:
+    """Return a method as the log may show it: no other one is served, and it may be a key."""
+    return (method if method in METHODS else redaction.MASK).decode("ascii")
 
 
 def throttled(wait: int, key: str | None = None, *, suppress_log: bool = False) -> RefusedError:

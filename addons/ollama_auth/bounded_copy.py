@@ -24,6 +24,11 @@ class BoundedCopy:
         self.data += data[:room]
         self.truncated |= len(data) > room
 
+    def cut(self, most: int) -> None:
+        """Keep at most so many bytes."""
+        self.truncated |= len(self.data) > most
+        del self.data[most:]
+
 
 @dataclass(slots=True)
 class Recording:
@@ -31,6 +36,11 @@ class Recording:
 
     request: BoundedCopy = field(default_factory=BoundedCopy)
     answer: BoundedCopy = field(default_factory=BoundedCopy)
+
+    @property
+    def size(self) -> int:
+        """Bytes of both."""
+        return len(self.request.data) + len(self.answer.data)
 
 
 def keeping(message: Message, pass_on: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:

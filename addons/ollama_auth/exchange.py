@@ -11,6 +11,7 @@ from .auth.held_bodies import HeldBody
 from .auth.identity import UNKNOWN, Identity
 from .auth.keys import Principal
 from .auth.limits import Limiter, limited
+from .auth.redaction import MASK, mask_model
 from .bounded_copy import Recording
 from .http.head import Fields
 from .http.responses import Answer
@@ -204,6 +205,13 @@ class Exchange:
         """The API that its errors are worded for."""
         return self.route.dialect if self.route else Dialect.OLLAMA
 
+    def shown_model(self, name: str) -> str:
+        """The name of a model as logs may show it: a client may have put its key there."""
+        request = self.state.upstream_request
+        if self.path and MASK in self.path:  # It may be where the name comes from.
+            return MASK.decode()
+        return mask_model(name, request.identity.secret if request and request.identity else b"")
+
     def request_chunk(self, data: bytes) -> bytes:
         """Count and pass on what the client sends (for `flow.request.stream`)."""
         self.bytes_in += len(data)
@@ -240,4 +248,5 @@ class Exchange:
         self.ended = monotonic()
         if self.usage:
             self.used = self.usage.finish(clean=self.reason is None)
-            self.model = self.used.model or self.model
+            if self.used.model:
+                self.model = self.used.model = self.shown_model(self.used.model)

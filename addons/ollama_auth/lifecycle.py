@@ -17,7 +17,7 @@ from mitmproxy.utils import asyncio_utils
 from .auth import policy
 from .auth.held_bodies import HeldBodies, HeldBody
 from .auth.limits import Exceeded, Limiter, StorageUnavailableError
-from .auth.redaction import MASKED_PATH
+from .auth.redaction import MASKED_PATH, MAX_SEARCHED, mask_path
 from .auth.throttle import REPLAY_GRACE
 from .authorizer import KEY_IN_PATH, Authorizer, Decision, replayed, shown_method
 from .bounded_copy import Recording, keeping
@@ -87,7 +87,7 @@ class RequestLifecycle:
         exchange, authorizer = Exchange(peer.address), self.config.authorizer
         try:
             if authorizer is None or not self.ready():
-                exchange.method = shown_method(head.method, self.settings.ring.find)
+                exchange.method = shown_method(head.method)
                 verdict: Verdict = self._not_ready(exchange)
             else:
                 exchange = authorizer.parse(head, peer.address, peer.sockname)
@@ -109,6 +109,8 @@ class RequestLifecycle:
         """Record a decision."""
         exchange.key, exchange.stripped, exchange.suppress_log = decision.key, decision.stripped, decision.suppress_log
         peer.authenticated_before |= exchange.identified
+        if exchange.identified and exchange.route:
+            exchange.path = mask_path(exchange.route.path, self.settings.ring.holds, MAX_SEARCHED)
         if isinstance(decision.verdict, Refusal):
             if decision.verdict.reason == KEY_IN_PATH:
                 exchange.path = MASKED_PATH
@@ -152,7 +154,7 @@ class RequestLifecycle:
                 return self._not_ready(exchange)
             if request.inspects_body:
                 asked = exchange.state.asked = authorizer.asked(request, exchange.route, body)
-                exchange.model = asked.names[0] if asked.names else None
+                exchange.model = exchange.shown_model(asked.names[0]) if asked.names else None
             return self._admit(exchange, request, peer)
         except RefusedError as error:
             return Authorizer.refuse(exchange, error)

@@ -62,9 +62,9 @@ def optional(_: str, value: str | None) -> str | None:
     return value or None
 
 
-def positive(name: str, value: int) -> int:
-    """Return a number that is at least 1."""
-    return _at_least(1, name, value)
+def positive(name: str, value: int | None) -> int | None:
+    """Return a number that is at least 1, or None where it is unset."""
+    return value if value is None else _at_least(1, name, value)
 
 
 def not_negative(name: str, value: int | None) -> int | None:
@@ -155,7 +155,10 @@ OPTIONS: tuple[Option, ...] = (
            "Path of a file that records prompts and responses as JSON lines, readable by its owner alone. Unset: they "
            "are not recorded.", optional),
     Option("ollama_audit_size", str, "100m",
-           "Bytes of that file before a new one is begun; five old ones are kept, as PATH.1 to PATH.5.", size),
+           "Bytes of that file before a new one is begun; the old ones are PATH.1 (the newest), PATH.2, and so on.",
+           size),
+    Option("ollama_audit_keep", int | None, None,
+           "Most old files of that log to keep; older ones are deleted. Unset: none is ever deleted.", positive),
     Option("ollama_metrics_listen", str | None, None,
            "Where metrics, health and the status page are served, as HOST:PORT, such as 127.0.0.1:9464; 0.0.0.0:9464 "
            "shows them to everybody. Environment: OLLAMA_METRICS_LISTEN. Unset: nowhere.",

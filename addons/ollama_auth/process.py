@@ -26,6 +26,14 @@ from .settings import SettingsError
 BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel's own limit (`net.core.somaxconn`) may be lower."""
 
+SPARE_FILES = 96
+"""File descriptors for the status listener, logs, name lookups and Redis, and for clients that are being closed."""
+FEWEST_CONNECTIONS = 8
+"""Client connections that are taken, however few file descriptors there are."""
+
+ACCEPTED = 8
+"""Connections that are accepted at once. Others are closed for them, if need be, before there are more."""
+
 # What makes mitmproxy safe and correct as a gateway, unless the user has set it.
 DEFAULTS: dict[str, Any] = {
     "connection_strategy": "lazy",  # Open no connection to Ollama before a request is admitted.
@@ -72,11 +80,40 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def open_files() -> int:
+    """The number of files that this process has open."""
+    with suppress(OSError):
+        return len(os.listdir("/dev/fd"))
+    return 32
+
+
+def most_connections(wanted: int, others: int) -> int:
+    """The number of client connections that there are file descriptors for, at most `wanted`.
+
+    A client takes two, with the one for its request upstream. `others` are open for other things.
+    """
+    try:
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    except (ImportError, OSError, ValueError):
+        return wanted
+    if limit == resource.RLIM_INFINITY:
+        return wanted
+    return max(min(wanted, (limit - others - SPARE_FILES) // 2), min(wanted, FEWEST_CONNECTIONS))
+
+
 def widen_backlog(instances: Iterable[ServerInstance[Any]]) -> None:
-    """Let BACKLOG connections wait to be accepted; with asyncio's 100, others in a burst retry after a second."""
+    """Let BACKLOG connections wait to be accepted; with asyncio's 100, others in a burst retry after a second.
+
+    asyncio also accepts so many at once, before any of them is looked at: of these, no more than ACCEPTED.
+    """
     for instance in instances:
         for server in instance._servers:  # type: ignore[attr-defined]
             with suppress(AttributeError, OSError):
+                if isinstance(server, asyncio.base_events.Server):
+                    server._backlog, server._serving = ACCEPTED, False  # type: ignore[attr-defined]
+                    server._start_serving()  # type: ignore[attr-defined]
                 for listener in server.sockets:
                     with listener.dup() as own:
                         own.listen(BACKLOG)

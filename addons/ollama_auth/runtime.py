@@ -61,7 +61,7 @@ class ActiveConfig:
         still are in force. mitmproxy may take the options back because another addon refused them; it then calls
         this again with the old ones, in which the old mask stands for the old key.
         """
-        new = settings.read(options, os.environ, self._hidden)
+        new = settings.read(options, os.environ, self._hidden, self.settings)
         if new.metrics_listen:
             check_apart(new.metrics_listen, options)
         self.take(new)
@@ -80,10 +80,10 @@ class ActiveConfig:
             if old is None or old.access_log != new.access_log:
                 log = _open("ollama_access_log", new.access_log, lambda: AccessLog(new.access_log, self._emit()))
                 opened.callback(log.close)
-            if old is None or (old.audit_log, old.audit_size) != (new.audit_log, new.audit_size):
+            if old is None or audit_of(old) != audit_of(new):
                 audit = None
                 if path := new.audit_log:
-                    audit = _open("ollama_audit_log", path, lambda: AuditLog(path, new.audit_size))
+                    audit = _open("ollama_audit_log", path, lambda: AuditLog(path, new.audit_size, new.audit_keep))
                     opened.callback(audit.close)
             try:
                 self.monitor.listen(new.metrics_listen)
@@ -180,11 +180,16 @@ class ActiveConfig:
 
     async def _read_again(self, options: Any, before: Settings) -> KeyRing:
         # In a thread: 10,000 keys take half a second.
-        ring, warnings = await asyncio.to_thread(settings.read_keys, options, os.environ, self._hidden)
+        ring, warnings = await asyncio.to_thread(settings.read_keys, options, os.environ, self._hidden, before)
         if self.settings and self.settings is not before:  # Others are in force by now.
             return await self._read_again(options, self.settings)
         self.take(replace(before, ring=ring, warnings=warnings))
         return ring
+
+
+def audit_of(one: Settings) -> tuple[object, ...]:
+    """What an open audit log was made of."""
+    return one.audit_log, one.audit_size, one.audit_keep
 
 
 def _open[T](option: str, path: str | None, make: Callable[[], T]) -> T:

@@ -55,6 +55,7 @@ class Settings:
     access_log: str | None
     audit_log: str | None
     audit_size: int
+    audit_keep: int | None
     metrics_listen: tuple[str, int] | None
     forward_headers: frozenset[bytes]
     bounds: Bounds
@@ -83,10 +84,16 @@ class Settings:
     warnings: tuple[str, ...] = field(default=())
 
 
-def read(options: Options, environ: Mapping[str, str], hidden: Mapping[str, bytes] = NONE_HIDDEN) -> Settings:
+def read(
+    options: Options,
+    environ: Mapping[str, str],
+    hidden: Mapping[str, bytes] = NONE_HIDDEN,
+    before: Settings | None = None,
+) -> Settings:
     """Read and check everything. Raises SettingsError.
 
-    `hidden` has the digests of keys that were given as an option before, by the masks that hide them there since.
+    `before` is in force now. `hidden` has the digests of keys that were given as an option before, by the masks that
+    hide them there since.
     """
     check_names(options.deferred)
     check_mode(options.mode)
@@ -95,7 +102,7 @@ def read(options: Options, environ: Mapping[str, str], hidden: Mapping[str, byte
     path = keys_file_of(options, environ)
     if values["max_wrong_keys"] is None:
         values["max_wrong_keys"] = WRONG_KEYS if path else 0
-    ring, warnings = read_keys(options, environ, hidden)
+    ring, warnings = read_keys(options, environ, hidden, before)
     return _settings(values, ring=ring, keys_file=path, tls=bool(options.certs), warnings=warnings)
 
 
@@ -165,7 +172,10 @@ def keys_file_of(options: Options, environ: Mapping[str, str]) -> str | None:
 
 
 def read_keys(
-    options: Options, environ: Mapping[str, str], hidden: Mapping[str, bytes] = NONE_HIDDEN
+    options: Options,
+    environ: Mapping[str, str],
+    hidden: Mapping[str, bytes] = NONE_HIDDEN,
+    before: Settings | None = None,
 ) -> tuple[keys.KeyRing, tuple[str, ...]]:
     """Return (the one key and those of the keys file, warnings); either is enough. Raises SettingsError."""
     path = keys_file_of(options, environ)
@@ -176,7 +186,7 @@ def read_keys(
         found.append(keys.Key(digest, keys.Principal("default")))
     try:
         if path is not None:
-            named, more = keys_file.load(path)
+            named, more = keys_file.load(path, before.ring if before and before.keys_file == path else None)
             found += named
             warnings += more
         return keys.KeyRing(found), warnings

@@ -2,13 +2,20 @@
 
 import resource
 import socket
+import subprocess
+import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.harness.base import BEARER, wait_until
-from tests.harness.gate import Controlled
+from tests.harness.credentials import bearer, entry
+from tests.harness.gate import Controlled, Gate
 from tests.harness.upstream import Upstream
-from tests.harness.wire import Wire, ask, chat, head
+from tests.harness.wire import Response, Wire, ask, chat, head
 
 
 def test_no_descriptors_left(upstream: Upstream) -> None:
@@ -25,6 +32,30 @@ def test_no_descriptors_left(upstream: Upstream) -> None:
         wait_until(lambda: answers(gate), "the gate to recover", 20)
         with upstream.untouched():
             assert ask(gate.port, "GET", "/api/tags").status == 401
+
+
+class Few(Gate):
+    """A gate that may open 256 files."""
+
+    def _start(self, program: str, command: list[str], env: dict[str, str], cwd: str, fork: bool) -> Any:
+        interpreter = [sys.executable] if command[0].endswith(".py") else []
+        limited = ["bash", "-c", 'ulimit -n 256; exec "$@"', "x", *interpreter, *command]
+        return subprocess.Popen(limited, env=env, cwd=cwd, stdout=self._out, stderr=subprocess.STDOUT)
+
+
+@pytest.mark.ways
+def test_fewer_descriptors_than_connections(upstream: Upstream) -> None:
+    """It is said at the start, and silent strangers make room in time: also for those who come at the same moment."""
+    with Few(upstream.url) as gate, ExitStack() as stack:
+        assert "ollama_max_connections is 4096, but there are file descriptors for " in gate.output
+        for _ in range(3):
+            for _ in range(150):
+                with suppress(OSError):
+                    stack.enter_context(socket.create_connection(("127.0.0.1", gate.port), 10))
+            assert ask(gate.port, "POST", "/api/chat", BEARER, body=chat()).status == 200
+        assert "were closed to make room" in gate.output
+        assert "Too many open files" not in gate.output
+        assert "Traceback" not in gate.output
 
 
 def test_no_descriptor_for_the_connection_upstream(upstream: Upstream) -> None:
@@ -74,6 +105,26 @@ def test_the_clock_jumps(upstream: Upstream) -> None:
             upstream.go_on()
             wire.read_until(b'"done":true')
         assert "Traceback" not in gate.output
+
+
+def test_the_clock_is_set_back_and_nobody_is_locked_out(upstream: Upstream, tmp_path: Path) -> None:
+    """A board without a clock of its own, a machine that resumes: a limit of a minute lasts a minute."""
+    file = tmp_path / "keys.toml"
+    file.write_text(entry("minute", requests_per_minute=5, scopes=["all"]))
+    with Controlled(upstream.url, key=None, env={"OLLAMA_KEYS_FILE": str(file)}) as gate:
+
+        def asked() -> Response:
+            return ask(gate.port, "GET", "/api/version", bearer("minute"))
+
+        gate.do("import time; time.real = time.time; time.time = lambda: time.real() + 7200")
+        assert [asked().status for _ in range(5)] == [200] * 5
+        gate.do("import time; time.time = time.real")
+        with upstream.untouched():
+            refused = asked()
+        assert refused.status == 429
+        assert int(refused.headers["retry-after"]) <= 60
+        gate.do("from ollama_auth import clock; clock.offset = 61")
+        assert asked().status == 200
 
 
 def test_the_log_can_not_be_written_at_all(upstream: Upstream) -> None:

@@ -244,6 +244,33 @@ def test_floods_of_it_do_not_harm_the_gate(watched: Watched, upstream: Upstream)
     assert watched.see("/healthz").status == 200
 
 
+HALF, WHOLE = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", head("GET", "/", host="localhost")
+
+
+@pytest.mark.parametrize("data", [b"", HALF, WHOLE])
+def test_it_answers_whatever_number_of_connections_says_nothing(watched: Watched, data: bytes) -> None:
+    """Silent, half a head, or idle after a request: the one that has been so for longest makes room."""
+    with ExitStack() as stack:
+        for _ in range(3):
+            for _ in range(MAX_CONNECTIONS):
+                stack.enter_context(Wire(watched.watch, data))
+            assert watched.see("/healthz").status == 200
+
+
+def test_who_is_being_answered_does_not_make_room() -> None:
+    """A probe waits for Ollama while others connect and say nothing."""
+    with ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        gate = stack.enter_context(Watched(f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        asked = stack.enter_context(Wire(gate.watch, head("GET", "/readyz", host="localhost")))
+        connection, _ = silent.accept()
+        for _ in range(2 * MAX_CONNECTIONS):
+            stack.enter_context(Wire(gate.watch))
+        assert gate.see("/healthz").status == 200
+        connection.close()
+        assert asked.read_response().status == 503
+
+
 def closed(wire: Wire) -> bool:
     wire.socket.settimeout(0.001)
     try:

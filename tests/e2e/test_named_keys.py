@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ollama_auth.auth import policy
+from ollama_auth.auth import keys_file, policy
 from ollama_auth.auth.keys import Principal, Scope
 from ollama_auth.ollama_api.request_models import JsonModels
 from ollama_auth.ollama_api.routes import _ROUTES, RouteClass
@@ -459,8 +460,6 @@ def test_the_file_is_read_again(upstream: Upstream, tmp_path: Path) -> None:
 
 
 def test_a_hangup_reads_it_at_once(upstream: Upstream, tmp_path: Path) -> None:
-    import signal
-
     file = tmp_path / "keys.toml"
     file.write_text(entry("alice"))
     with Gate(upstream.url, *PATIENT, key=None, env={"OLLAMA_KEYS_FILE": str(file)}) as gate:
@@ -482,6 +481,35 @@ def test_a_revoked_key_stops_at_its_next_request_and_its_streams_end(upstream: U
             wait_until(lambda: not known(gate, "alice"), "the revocation", 4)
             upstream.go_on()
             wire.read_until(b'"done":true')
+
+
+def test_a_file_that_is_cut_off_widens_nobodys_rights(upstream: Upstream, tmp_path: Path) -> None:
+    """It is refused when it changes, at SIGHUP and when an option changes; a line says that it is meant."""
+    file = tmp_path / "keys.toml"
+    text = entry("alice") + entry("bob", scopes=["list"], models=["tiny"], requests_per_minute=1000)
+    file.write_text(text)
+    with Controlled(upstream.url, *PATIENT, key=None, env={"OLLAMA_KEYS_FILE": str(file)}) as gate:
+        with upstream.untouched():
+            assert ask(gate.port, "POST", "/api/chat", bearer("bob"), body=chat()).status == 403
+            file.write_text(text[: text.index("scopes")])
+            gate.find("the keys stay as they were: ")
+            assert ask(gate.port, "POST", "/api/chat", bearer("bob"), body=chat()).status == 403
+            before = gate.output.count("has lost")
+            gate.signal(signal.SIGHUP)
+            wait_until(lambda: gate.output.count("has lost") > before, "the line")
+            assert "OptionsError" in gate.do("ctx.options.update(ollama_max_flows=5)")
+            assert ask(gate.port, "POST", "/api/chat", bearer("bob"), body=chat()).status == 403
+        file.write_text(file.read_text() + f"{keys_file.END}\n")
+        gate.find("read again: 2 keys")
+        assert ask(gate.port, "POST", "/api/chat", bearer("bob"), body=chat()).status == 200
+
+
+def test_a_file_that_announces_its_end_is_refused_without_it_at_the_start(upstream: Upstream, tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(f"{keys_file.ANNOUNCEMENT}\n{entry('bob')}")
+    with Gate(upstream.url, key=None, env={"OLLAMA_KEYS_FILE": str(file)}, ready=False) as gate:
+        assert gate.wait() == 1
+        assert "is cut off" in gate.output
 
 
 def test_a_faulty_file_at_the_start(upstream: Upstream, tmp_path: Path) -> None:

@@ -212,3 +212,29 @@ def test_a_storage_that_is_none(upstream: Upstream, tmp_path: Path) -> None:
         assert "ollama_limits_storage" in gate.output
         assert "secret" not in gate.output.replace(option, "")
         assert "Traceback" not in gate.output
+
+
+@pytest.mark.parametrize("jump", [-7200, 7200])
+def test_a_gate_whose_clock_is_set(redis: Redis, upstream: Upstream, tmp_path: Path, jump: int) -> None:
+    """Places of others are neither taken away nor kept, and nobody is told to wait for longer than a window."""
+    file = tmp_path / "keys.toml"
+    file.write_text(KEYS)
+    file.chmod(0o600)
+    args = ("--set", f"ollama_limits_storage={redis.url}")
+    body = chat()
+    start = head("POST", "/api/chat", bearer("two"), f"Content-Length: {len(body)}") + body
+    with Controlled(upstream.url, *args, key=None, env={"OLLAMA_KEYS_FILE": str(file)}) as gate, ExitStack() as stack:
+        upstream.hold()
+        for _ in range(2):
+            stack.enter_context(Wire(gate.port, start)).read_until(b"\n")
+        for _ in range(5):
+            assert status(gate, "minute") == 200
+        gate.do(f"import time; real = time.time; time.time = lambda: real() + {jump}")
+        time.sleep(0.1)
+        assert status(gate, "two") == 429
+        while (answer := ask(gate.port, "GET", "/api/version", bearer("minute"))).status == 200:
+            assert int(answer.headers["ratelimit"].rpartition("=")[2]) <= 60
+        assert int(answer.headers["retry-after"]) <= 60
+        stack.close()
+        wait_until(lambda: status(gate, "two") == 200, "a place")
+    upstream.go_on()

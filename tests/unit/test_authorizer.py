@@ -14,7 +14,7 @@ def nobody(_: bytes) -> None:
     """Find the principal of a key: there is none."""
 
 
-@pytest.mark.parametrize("sent", [b"a", b"0123-4567_89ab.cdef", b"A" * 64])
+@pytest.mark.parametrize("sent", [b"a", b"0123-4567_89ab.cdef", b"A" * 40])
 def test_a_well_formed_request_id_is_taken(sent: bytes) -> None:
     assert request_id(((b"X-Request-ID", sent),), nobody) == sent.decode()
 
@@ -24,7 +24,7 @@ def test_a_well_formed_request_id_is_taken(sent: bytes) -> None:
     [
         (),
         ((b"X-Request-Id", b""),),
-        ((b"X-Request-Id", b"A" * 65),),
+        ((b"X-Request-Id", b"A" * 41),),
         ((b"X-Request-Id", b"two words"),),
         ((b"X-Request-Id", b"a\n"),),
         ((b"X-Request-Id", b"a\r\nSet-Cookie: x"),),
@@ -47,11 +47,13 @@ def test_any_other_request_id_is_replaced_by_one_of_our_own(fields: Fields) -> N
 @given(st.lists(st.tuples(st.just(b"x-request-id") | st.binary(), st.binary()), max_size=3).map(tuple))
 def test_no_bytes_make_a_request_id_that_ends_a_line_or_a_header(fields: Fields) -> None:
     found = request_id(fields, nobody)
-    assert 0 < len(found) <= 64
+    assert 0 < len(found) <= 40
     assert set(found) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
-@pytest.mark.parametrize("sent", [b"sk-ollama-0123456789abcdef", b"SK-x", b"a-key-without-prefix"])
+@pytest.mark.parametrize(
+    "sent", [b"sk-ollama-0123456789abcdef", b"SK-x", b"a-key-without-prefix", b"1.a-key-without-prefix-2"]
+)
 def test_a_key_is_not_taken_for_a_request_id(sent: bytes) -> None:
     found = request_id(((b"X-Request-Id", sent),), lambda text: "anna" if text == b"a-key-without-prefix" else None)
     assert found.encode() != sent

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import resource
 from collections.abc import Iterator
 
 import pytest
@@ -76,3 +77,12 @@ async def test_collections_in_idle_moments(monkeypatch: pytest.MonkeyPatch) -> N
     assert await after(process.IDLE_MIDDLE_THRESHOLD, 0, leisure=True) == [1]
     assert await after(process.IDLE_MIDDLE_THRESHOLD, process.IDLE_FULL_THRESHOLD, leisure=True) == [2]
     tidying.cancel()
+
+
+@pytest.mark.parametrize(
+    ("limit", "most"), [(1024, 454), (256, 70), (128, 8), (8, 8), (20_000, 4096), (resource.RLIM_INFINITY, 4096)]
+)
+def test_connections_that_there_are_descriptors_for(monkeypatch: pytest.MonkeyPatch, limit: int, most: int) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert process.most_connections(4096, 20) == most
+    assert process.most_connections(5, 20) == 5

@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from ..errors import OllamaAuthError
 from ..http.head import TOKEN, Fields, connection_options
-from .redaction import KeyLookup, is_secret
+from .redaction import mask_name
 
 FORWARDED = frozenset({
     b"accept",
@@ -47,10 +47,10 @@ def extend(names: Collection[str]) -> frozenset[bytes]:
     return FORWARDED | {name.encode() for name in lowered}
 
 
-def split(fields: Fields, allowed: Collection[bytes], known: KeyLookup | None = None) -> tuple[Fields, tuple[str, ...]]:
+def split(fields: Fields, allowed: Collection[bytes]) -> tuple[Fields, tuple[str, ...]]:
     """Return (fields to forward, names of the stripped fields in lower case and order).
 
-    A name that may be a key, by its looks or by `known`, is masked.
+    A name that may hold a key is masked.
     """
     kept: list[tuple[bytes, bytes]] = []
     stripped: dict[str, None] = {}
@@ -61,5 +61,5 @@ def split(fields: Fields, allowed: Collection[bytes], known: KeyLookup | None = 
         if lower in allowed and lower not in ends_here:
             kept.append((name, value))
         elif lower not in _UNREMARKABLE:
-            stripped["***" if is_secret(name, known) else lower.decode("ascii", "replace")] = None
+            stripped[mask_name(name)] = None
     return tuple(kept), tuple(stripped)

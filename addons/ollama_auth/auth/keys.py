@@ -102,6 +102,15 @@ class KeyRing:
         known = hmac.compare_digest((key and key.digest) or bytes(32), digest)
         return key.owner() if key and known else None
 
+    def until(self, key: Key) -> float | None:
+        """The time until which a key with the same secret is valid here, if it is one that was replaced."""
+        found = self._by_digest.get(key.digest) if key.digest else None
+        return found.until if found else None
+
+    def holds(self, secret: bytes) -> bool:
+        """Whether a text is a key, also a replaced one. It proves nothing: logs ask this of what clients send."""
+        return hashlib.sha256(secret).digest() in self._by_digest
+
     def find_ssh(self, public_key: bytes) -> Principal | None:
         """Find the principal of a public key, which proves nothing without a signature."""
         key = self._by_ssh.get(public_key)

@@ -1,8 +1,11 @@
 """The keys file: read and checked as a whole, and every fault in it reported at once.
 
-The file is TOML, with a table [[keys]] for each key. Faults never quote a value, which may be a key that was put in the
-wrong place; they quote names of keys and fields, if these look like names. `load`, `read` and `stamp` access the file;
-everything else is pure.
+The file is TOML, with a table [[keys]] for each key. TOML has no end: of a file that was cut off (by a full disk, or by
+an editor that stalls) the last key may have lost its restrictions. So a file may announce its last line, and without it
+is a fault; and a change that takes a restriction from the last key of a file without that line is a fault, too.
+
+Faults never quote a value, which may be a key that was put in the wrong place; they quote names of keys and fields, if
+these look like names. `load`, `read` and `stamp` access the file; everything else is pure.
 """
 
 import os
@@ -12,12 +15,13 @@ import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from difflib import get_close_matches
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from ..errors import OllamaAuthError
 from ..ollama_api.model_names import check_pattern
-from .keys import DEFAULT_SCOPES, Key, Principal, Scope, parse_ssh_key
+from .keys import DEFAULT_SCOPES, Key, KeyRing, Principal, Scope, parse_ssh_key
 
 MAX_FILE = 16 * 1024 * 1024
 """Bytes; some 50,000 keys."""
@@ -26,9 +30,15 @@ MAX_LIMIT = 10**15 - 1
 RESERVED = {"default": "the key that the environment holds", "-": "a request without a key, in the log"}
 """Names that no key in a keys file can have, and what they stand for."""
 
+END = "# end of the keys"
+"""The last line of a file that is whole."""
+ANNOUNCEMENT = f'# It is whole if its last line is "{END}".'
+"""A line at the beginning of a file that has to end with END."""
+
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIGEST = re.compile(r"[0-9A-Fa-f]{64}")
 _FIELD = re.compile(r"[A-Za-z_]{1,24}")
+_DAY = 24 * 60 * 60
 _YEAR_10000 = 253_402_300_800  # In seconds since 1970, as all times here.
 _PLAIN_KEY = {"api_key", "apikey", "key", "password", "secret", "token", "value"}
 _DIGEST_WANTED = "store the digest of a key, as `printf %s THE_KEY | sha256sum` prints it, and never the key itself"
@@ -49,10 +59,17 @@ class FieldError(OllamaAuthError, ValueError):
 # The file.
 
 
-def load(path: str | Path) -> tuple[tuple[Key, ...], tuple[str, ...]]:
-    """Read a file; return (its keys, warnings). Raises KeysFileError."""
+def load(path: str | Path, before: KeyRing | None = None) -> tuple[tuple[Key, ...], tuple[str, ...]]:
+    """Read a file; return (its keys, warnings). Raises KeysFileError.
+
+    `before` are the keys that are in force now, if they came from this file.
+    """
     data, mode = read(path)
     keys = parse(data, str(path))
+    if before and keys and not has_end(data) and (lost := lost_fields(before, keys[-1])):
+        what = f"the last key has lost {', '.join(lost)}, as in a file that was cut off"
+        remedy = f"write it again, or, if you mean it, make `{END}` the last line"
+        raise KeysFileError([f"{path}: {keys[-1].principal.name}: {what}; {remedy}"])
     warnings = []
     if not keys:
         warnings.append(f"{path}: no key is in it; add one with `scripts/keys add NAME`")
@@ -93,6 +110,53 @@ def stamp(path: str | Path) -> tuple[int, ...] | None:
     return found.st_mtime_ns, found.st_ctime_ns, found.st_dev, found.st_ino, found.st_size
 
 
+# Whether it is whole.
+
+
+def has_end(data: bytes) -> bool:
+    """Whether the last line that is not blank is END."""
+    return data.rstrip().endswith(b"\n" + END.encode())
+
+
+def check_end(data: bytes) -> None:
+    """Refuse a file that announces its last line and does not have it. Raises FieldError."""
+    if ANNOUNCEMENT.encode() in data and not has_end(data):
+        raise FieldError(
+            f"is cut off, or has keys below its end: its last line is not `{END}`, which its first lines announce; "
+            "write it again, or move that line to the end"
+        )
+
+
+def lost_fields(before: KeyRing, key: Key) -> list[str]:
+    """The fields that may have been cut off a key: those that restricted it before, and do so no more.
+
+    None if any that is left was changed: a person did that.
+    """
+    after = key.principal
+    old = before.principals.get(after.name)
+    if old is None:
+        return []
+    lost: list[str] = []
+    for name, one, other in zip(RESTRICTIONS, _restrictions(old), _restrictions(after), strict=True):
+        if one != other and other is not None and not _is_part(one, other):
+            return []
+        if one is not None and (other is None or (name == "expires" and one != other)):
+            lost.append(name)
+    if after.scopes not in (old.scopes, DEFAULT_SCOPES):
+        return []
+    if not after.scopes <= old.scopes and Scope.ALL not in old.scopes:
+        lost.append("scopes")
+    until = before.until(key)
+    return [*lost, "previous_until"] if until != key.until and _is_part(until, key.until) else lost
+
+
+def _is_part(whole: object, part: object) -> bool:
+    """Whether a value may be what a cut left: of a number its first digits, of a time its date, which ends later."""
+    if isinstance(whole, float) and isinstance(part, float):
+        return whole < part <= whole + _DAY
+    return isinstance(whole, int) and str(whole).startswith(str(part))
+
+
 # What is in it.
 
 
@@ -102,6 +166,7 @@ def parse(data: bytes, where: str) -> tuple[Key, ...]:
     A blank file is a fault, since it is most likely being written just now; a file with only a comment has no keys.
     """
     try:
+        check_end(data)
         document = _document(data)
         tables = document.pop("keys", [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
@@ -315,3 +380,6 @@ FIELDS: dict[str, Callable[[object], object]] = {
 }
 """The fields of a key and their readers."""
 _PRINCIPAL = FIELDS.keys() & Principal.__slots__
+RESTRICTIONS = sorted(_PRINCIPAL - {"name", "scopes"})
+"""The fields without which a key may do more."""
+_restrictions = attrgetter(*RESTRICTIONS)

@@ -21,7 +21,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.utils import asyncio_utils
 
 from ..auth.forwarding import FORWARDED
-from ..auth.redaction import KeyLookup, mask_path
+from ..auth.redaction import mask_value
 from ..bounded_copy import BoundedCopy
 from ..exchange import Exchange, Outcome, Refusal
 from ..http.responses import error
@@ -111,15 +111,13 @@ def tokens(exchange: Exchange) -> str | None:
     return f"{known} tokens" if known else None
 
 
-def refused_flow(
-    context: Context, request: http.Request, exchange: Exchange, refusal: Refusal, known: KeyLookup | None
-) -> http.HTTPFlow:
-    """Return a labelled flow of a refused request, without headers that may hold a credential."""
+def refused_flow(context: Context, request: http.Request, exchange: Exchange, refusal: Refusal) -> http.HTTPFlow:
+    """Return a labelled flow of a refused request, without all that may be a credential."""
     flow = http.HTTPFlow(context.client, context.server)
     flow.live = True
     flow.request = request
     request.headers.fields = tuple(
-        (name, mask_path(value, known)) for name, value in request.headers.fields if name.lower() in FORWARDED
+        (name, mask_value(value)) for name, value in request.headers.fields if name.lower() in FORWARDED
     )
     request.data.path = quote(exchange.path or b"/", safe="/:@!$&'()*+,;=~").encode()
     request.data.method = exchange.method.encode("ascii", "replace")

@@ -137,6 +137,9 @@ _ROUTES = {
     **_unread(RouteClass.ACCOUNT, "POST /api/me /api/signout DELETE /api/user/keys/*"),
 }  # fmt: skip
 
+PATH_WORDS = frozenset(word for _, path in _ROUTES for word in path.split(b"/")) - {b"*"}
+"""What paths of Ollama's API consist of, with the empty word."""
+
 
 def route(method: bytes, target: bytes) -> Route:
     """Find the route of a request by its method and its request target in origin form, query and all."""

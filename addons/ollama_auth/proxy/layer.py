@@ -333,8 +333,7 @@ class GateStream(HttpStream):
         yield SendHttp(Refuse(self.stream_id, refusal.answer.to(self.head.method), keep_alive), self.context.client)
         self.lifecycle.finish(self.exchange, self.parent.peer)
         if self.lifecycle.watched():
-            known = self.lifecycle.settings.ring.find
-            flow = refused_flow(self.context, self.headers.request, self.exchange, refusal, known)
+            flow = refused_flow(self.context, self.headers.request, self.exchange, refusal)
             yield HttpRequestHeadersHook(flow)
             yield HttpResponseHook(flow)
             flow.live = False

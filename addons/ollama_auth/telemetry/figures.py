@@ -25,7 +25,8 @@ def answering_model(exchange: Exchange) -> str | None:
 
 def current_model(exchange: Exchange) -> str | None:
     """The model as far as it is known: named by the answer, else by the request."""
-    return (exchange.usage and exchange.usage.model) or exchange.model
+    named = exchange.usage and exchange.usage.model
+    return exchange.shown_model(named) if named else exchange.model
 
 
 def stream_speed(exchange: Exchange) -> float | None:

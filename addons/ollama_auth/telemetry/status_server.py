@@ -11,6 +11,7 @@ import ipaddress
 import json
 import os
 import re
+import socket
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -70,6 +71,7 @@ class StatusServer:
             idle_connection_timeout=IDLE,
             body_timeout=IDLE,
         )
+        application.settings["server"] = self._server
         self._server.add_sockets(sockets)
 
     def close(self) -> None:
@@ -79,13 +81,41 @@ class StatusServer:
 
 
 class BoundedServer(HTTPServer):
-    """Close connections beyond MAX_CONNECTIONS unread."""
+    """Make room for a new connection beyond MAX_CONNECTIONS, so that silent ones keep nobody out."""
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize(*args, **kwargs)
+        self.open: dict[IOStream, None] = {}
+        """Connections, the one first that has been without a request for longest."""
+        self.answering: set[IOStream] = set()
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
-        if len(self._connections) >= MAX_CONNECTIONS:
-            stream.close()
-        else:
-            super().handle_stream(stream, address)
+        self.open = {one: None for one in self.open if not one.closed()}
+        self.answering.intersection_update(self.open)
+        if len(self.open) >= MAX_CONNECTIONS:
+            idle = [one for one in self.open if one not in self.answering]
+            oldest = next((one for one in idle if not has_sent(one)), [*idle, *self.open][0])
+            oldest.close()
+        self.open[stream] = None
+        super().handle_stream(stream, address)
+
+    def begin(self, stream: IOStream) -> None:
+        """Note that a request of this connection is being answered."""
+        self.answering.add(stream)
+
+    def end(self, stream: IOStream) -> None:
+        """Note that it was answered."""
+        self.answering.discard(stream)
+        if stream in self.open:
+            del self.open[stream]
+            self.open[stream] = None
+
+
+def has_sent(stream: IOStream) -> bool:
+    """Whether something has come that was not read yet."""
+    with suppress(OSError):
+        return bool(stream.socket.recv(1, socket.MSG_PEEK))
+    return False
 
 
 class Handler(RequestHandler):
@@ -96,6 +126,8 @@ class Handler(RequestHandler):
     def initialize(self, local: bool, source: Any = None) -> None:
         self.local = local
         self.source = source
+        self.server: BoundedServer = self.settings["server"]
+        self.stream: IOStream = self.request.connection.stream  # type: ignore[union-attr]
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")
@@ -104,7 +136,11 @@ class Handler(RequestHandler):
         self.set_header("Referrer-Policy", "no-referrer")
         self.set_header("X-Content-Type-Options", "nosniff")
 
+    def on_finish(self) -> None:
+        self.server.end(self.stream)
+
     def prepare(self) -> None:
+        self.server.begin(self.stream)
         # A web page elsewhere may point its own name at 127.0.0.1 and so read what is here (DNS rebinding).
         # No DNS can point localhost or an IP address elsewhere.
         name = self.request.host_name

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ollama_auth.auth.keys_file import ANNOUNCEMENT, END
+
 from ..terminal import ToolError
 
 if TYPE_CHECKING:
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
 
 HEADER = (
     "# Who may use the gate: made by scripts/keys, and to be edited by hand. It holds digests of keys, never a key.\n"
+    f"{ANNOUNCEMENT}\n"
 )
 
 
@@ -18,7 +21,10 @@ def appended(text: str, entry: Mapping[str, object]) -> str:
     """The text with one more key at its end."""
     import tomlkit
 
-    return f"{text.rstrip() or HEADER.rstrip()}\n\n{tomlkit.dumps({'keys': [entry]}).rstrip()}\n"
+    above = text.rstrip()
+    ends = not above or above.endswith(f"\n{END}")
+    above = above.removesuffix(END).rstrip() or HEADER.rstrip()
+    return f"{above}\n\n{tomlkit.dumps({'keys': [entry]}).rstrip()}\n" + (f"\n{END}\n" if ends else "")
 
 
 def without(text: str, name: str) -> str:
@@ -36,7 +42,7 @@ def without(text: str, name: str) -> str:
         del body[end]  # It would be written as keys = [], below which no key can be added.
     body[end:end] = tail
     after = document.as_string()
-    return after if after.strip() else HEADER
+    return after if after.strip() else f"{HEADER}\n{END}\n"
 
 
 def updated(text: str, name: str, update: Callable[["Table"], None]) -> str:

@@ -52,13 +52,9 @@ def test_what_every_connection_has_is_stripped_without_a_word(name: str) -> None
     assert split(((name.encode(), b"x"),), extend([])) == ((), ())
 
 
-def only_key(part: bytes) -> str | None:
-    return "anna" if part == b"a-key-without-prefix" else None
-
-
-@pytest.mark.parametrize("name", [KEY, KEY.upper(), b"a-key-without-prefix"])
+@pytest.mark.parametrize("name", [KEY, KEY.upper(), b"a-key-without-prefix", b"X-" + KEY])
 def test_a_key_that_was_sent_as_the_name_of_a_header_is_not_told(name: bytes) -> None:
-    assert split(((name, b"Authorization"),), extend([]), only_key) == ((), ("***",))
+    assert split(((name, b"Authorization"),), extend([])) == ((), ("***",))
 
 
 def test_order_and_repetition_are_kept_and_a_name_is_told_once() -> None:

@@ -6,7 +6,19 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ollama_auth.auth.redaction import MASKED_PATH, MAX_SHOWN, clean_target, mask_path, without
+from ollama_auth.auth.keys import SHORT
+from ollama_auth.auth.redaction import (
+    MASKED_PATH,
+    MAX_SEARCHED,
+    MAX_SHOWN,
+    clean_target,
+    mask_model,
+    mask_name,
+    mask_path,
+    mask_value,
+    may_hold_key,
+    without,
+)
 
 KEY = b"sk-ollama-0123456789abcdef"
 URL_KEY = b"ab+/cd==ef&gh?ij%41kl;mn"
@@ -139,47 +151,140 @@ def test_a_field_that_holds_the_key_under_another_name_is_dropped() -> None:
     assert without(fields, b"me") == fields
 
 
-def only_key(part: bytes) -> str | None:
-    return "anna" if part in (b"a-key-without-prefix", b"YS1rZXk+YQ==", b"p@ss&word=!") else None
+ALPHABETS = {
+    "scripts/keys": b"sk-ollama-0123456789abcdef0123456789abcdef",
+    "base64": b"aB3/xyz+Q9kLmN0pQrStUvWxYz012345==",
+    "base64url": b"aB3_xyz-Q9kLmN0pQrStUvWxYz012345",
+    "hex": b"0f1e2d3c4b5a69788796a5b4c3d2e1f0",
+    "uuid": b"6f9619ff-8b86-d011-b42d-00cf4fc964ff",
+    "ascii85": b"9jqo^BlbD-BleB1DJ+*+F(f,q/0JhKF<",
+    "words": b"correct.horse.battery.staple",
+    "marks": b"p@ss:word!with#marks$&=;,?|~'()*",
+    "a path": b"/api/chat/api/chat/v1/models",
+    "slashes": b"a/b/c/d/e/f/g/h/i/j",
+    "as short as may be": b"0123456789abcdef",
+    "percent": b"%41%42%43%44%45%46",
+    "one letter": b"k" * 20,
+}
+
+
+def known(part: bytes) -> str | None:
+    return "anna" if part in ALPHABETS.values() else None
+
+
+def nobody(_: bytes) -> None:
+    """Find the principal of a key: there is none."""
+
+
+@pytest.mark.parametrize("path", ["/", "/api/chat", "//", "", "/v1/models/", "/v1/v1", "/api/experimental/web_search"])
+def test_words_of_the_api_are_shown(path: str) -> None:
+    assert mask_path(path.encode(), nobody) == path.encode()
 
 
 @pytest.mark.parametrize(
     ("path", "masked"),
     [
-        (b"/", b"/"),
-        (b"/api/chat", b"/api/chat"),
-        (b"//", b"//"),
-        (b"", b""),
         (b"/" + KEY + b"/api/chat", b"/***/api/chat"),
+        (b"/ollama/proxy/api/chat", b"/***/api/chat"),
+        (b"/v1/models/something-long", b"/v1/models/***"),
+        (b"/api/chat&api_key=" + KEY, b"/api/***"),
         (b"/api/sk-", b"/api/***"),
-        (b"/a-key-without-prefix", b"/***"),
-        (b"/v1/a-key-without-prefix/", b"/v1/***/"),
-        (b"/api/chat&api_key=" + KEY, b"/api/chat&api_key=***"),
-        (b"/api/chat;key=a-key-without-prefix;x", b"/api/chat;key=***;x"),
-        (b"/user:" + KEY + b"@gate", b"/user:***@gate"),
-        (b"/Bearer " + KEY, b"/Bearer ***"),
-        (b"/x=YS1rZXk+YQ==/x", b"/x=***/x"),
-        (b"/p@ss&word=!/x", b"/***/x"),
-        (b"/\n" + KEY, b"/\n***"),
-        (b'/"a-key-without-prefix"', b'/"***"'),
+        (b"/a/b/c/d/e/f/g/h/i/j/k", b"/***"),
+        (b"/a-key", b"/a-key"),
+        (b"/favicon.ico", b"/favicon.ico"),
+        (b"/***", b"/***"),
+        (b"http://elsewhere/api/chat", b"***//***/api/chat"),
     ],
 )
-def test_a_key_in_a_path_is_masked_where_the_path_is_shown(path: bytes, masked: bytes) -> None:
-    assert mask_path(path, only_key) == masked
+def test_what_a_stranger_sends_besides_is_masked_unless_it_is_too_short_for_a_key(path: bytes, masked: bytes) -> None:
+    assert mask_path(path, nobody) == masked
 
 
-def test_an_endless_path_is_cut_and_costs_no_more_than_what_is_shown() -> None:
+@pytest.mark.parametrize("path", [b"/v1/models/qwen2.5-coder:32b", b"/ollama/api/chat", b"/api/unknown/\xe2\x82"])
+def test_who_is_known_may_show_more(path: bytes) -> None:
+    assert mask_path(path, nobody, MAX_SEARCHED) == path
+
+
+@pytest.mark.parametrize("key", [b"hunter2", b"a/b"])
+def test_a_short_key_is_masked_where_it_is_all_that_stands_there(key: bytes) -> None:
+    find = {b"hunter2": "anna"}.get
+    assert (mask_path(b"/hunter2/api", find), mask_path(b"/hunter2", find)) == (b"/***/api", b"/***")
+
+
+@pytest.mark.parametrize("most", [SHORT - 1, MAX_SEARCHED])
+@pytest.mark.parametrize("around", ["/{}", "/{}/api/chat", "/v1/x={}", "/a{}b", "/v1/models/{}", "{}", "/api/{}/"])
+@pytest.mark.parametrize("kind", [kind for kind in ALPHABETS if kind != "a path"])
+def test_a_key_of_any_alphabet_in_a_path_is_masked(kind: str, around: str, most: int) -> None:
+    path = around.encode().replace(b"{}", ALPHABETS[kind])
+    assert ALPHABETS[kind] not in mask_path(path, known, most)
+
+
+def test_no_path_costs_much() -> None:
+    """Nothing is hashed for a long one, and no more than MAX_SHOWN bytes are looked at."""
     asked: list[bytes] = []
-    assert mask_path(b"/a" * 5000, asked.append) == b"/a" * (MAX_SHOWN // 2)
-    assert len(asked) <= MAX_SHOWN
+    for path in (b"/a" * 5000, b"/" + b"a" * 1000, b"/a-b" * 250, b"/a:" * 300):
+        assert len(mask_path(path, asked.append)) < MAX_SHOWN
+    assert asked == []
+    for length in range(MAX_SEARCHED + 1):
+        asked.clear()
+        assert mask_path(b"/" + b"a" * (length - 1), asked.append, MAX_SEARCHED)
+        assert len(asked) < 400
+        assert length >= SHORT or len(asked) <= 3
+    assert mask_path(MASKED_PATH, nobody) == MASKED_PATH
 
 
-def test_a_gate_without_keys_masks_what_looks_like_one() -> None:
-    assert mask_path(b"/api/" + KEY, None) == b"/api/***"
-    assert mask_path(MASKED_PATH, None) == MASKED_PATH
+@given(st.binary(max_size=30), st.binary(max_size=30), st.sampled_from(list(ALPHABETS.values())))
+def test_no_surroundings_save_a_key_from_being_masked(before: bytes, after: bytes, key: bytes) -> None:
+    assume(key != ALPHABETS["a path"])
+    for most in (SHORT - 1, MAX_SEARCHED):
+        assert key not in mask_path(before + key + after, known, most)
 
 
-@given(st.binary(max_size=30), st.binary(max_size=30), st.sampled_from(b"/?&=;:@, \"'\n"))
-def test_no_surroundings_save_a_key_from_being_masked(before: bytes, after: bytes, border: int) -> None:
-    path = before + bytes([border]) + KEY + bytes([border]) + after
-    assert KEY not in mask_path(path, only_key)
+# Other texts that a client chooses.
+
+
+@pytest.mark.parametrize("kind", ALPHABETS)
+def test_a_key_is_found_anywhere_in_a_short_text(kind: str) -> None:
+    key = ALPHABETS[kind]
+    for text in (key, b"x" + key, key + b"-1", b"req." + key + b".2", key * 3):
+        assert may_hold_key(text, known)
+
+
+@pytest.mark.parametrize(
+    "text", [b"0123-4567", b"a" * MAX_SEARCHED, b"task-1", b"", b"7f9619ff-8b86-d011-b42d-00cf4fc964f"]
+)
+def test_a_text_without_a_key(text: bytes) -> None:
+    assert not may_hold_key(text, known)
+
+
+@pytest.mark.parametrize("text", [b"a" * (MAX_SEARCHED + 1), b"sk-x", b"my-SK-x", b"Bearer.sk-"])
+def test_what_can_not_be_searched_or_looks_like_a_key_counts_as_one(text: bytes) -> None:
+    assert may_hold_key(text, nobody)
+
+
+@pytest.mark.parametrize("kind", ALPHABETS)
+def test_the_value_of_a_field_is_shown_without_long_words(kind: str) -> None:
+    for value in (b"%s", b"me/1 %s", b"a;%sb", b"curl/8.5.0 (%s)", b"%s\xff"):
+        assert ALPHABETS[kind] not in mask_value(value.replace(b"%s", ALPHABETS[kind]))
+
+
+@pytest.mark.parametrize("value", [b"application/json", b"curl/8.5.0", b"ollama/0.5.1 (linux) Go/go1.22", b"*/*", b""])
+def test_a_value_that_can_hold_no_key_is_shown(value: bytes) -> None:
+    assert mask_value(value) == value
+
+
+@pytest.mark.parametrize("kind", ALPHABETS)
+def test_a_key_in_the_name_of_a_field_is_masked(kind: str) -> None:
+    key = ALPHABETS[kind]
+    for name in (key, b"X-" + key, b"x-stainless-" + key, b"sec-fetch-x-forwarded-" + key, key.upper()):
+        assert mask_name(name) == "***"
+
+
+@pytest.mark.parametrize("kind", ALPHABETS)
+def test_a_key_that_was_sent_as_a_model_is_masked(kind: str) -> None:
+    key = ALPHABETS[kind]
+    for name in (key, b"x" + key, b"library/" + key + b":latest"):
+        assert mask_model(name.decode(), key) == "***"
+    assert mask_model("sk-another", key) == mask_model("hf.co/sk-x", b"") == "***"
+    assert mask_model("hf.co/me/task-1:Q4", key) == "hf.co/me/task-1:Q4"
+    assert (mask_model("short", b"short"), mask_model("shorter", b"short")) == ("***", "shorter")

@@ -526,3 +526,25 @@ def test_every_field_of_a_key_is_listed(terminal: Terminal) -> None:
     terminal.does("add", "anna")
     (facts,) = json.loads(terminal.does("list", "--json"))
     assert {field.name for field in fields(Principal)} - facts.keys() == set()
+
+
+def test_a_file_that_it_makes_says_where_it_ends_whatever_is_changed(terminal: Terminal) -> None:
+    def assert_whole() -> None:
+        text = terminal.file.read_text()
+        assert keys_file.ANNOUNCEMENT in text.splitlines()[1]
+        assert text.endswith(f"\n\n{keys_file.END}\n")
+        assert text.count(keys_file.END) == 2
+        assert "\n\n\n" not in text
+
+    for change in (["add", "a"], ["add", "b", "--rpm", "5"], ["rotate", "b"], ["revoke", "a"], ["add", "c"]):
+        terminal.does(*change)
+        assert_whole()
+    for name in ("b", "c"):
+        terminal.does("revoke", name)
+        assert_whole()
+    terminal.does("add", "a")
+    assert_whole()
+    terminal.file.write_text(terminal.file.read_text().replace(f"\n{keys_file.END}\n", ""))
+    said = terminal.run("add", "b")
+    assert said.status == 1
+    assert "is cut off" in said.err
