@@ -288,6 +288,9 @@ class BoundedHttp2Server(Http2Server):
         streams, self.streams = self.streams, {}
         self.h2_conn.close_connection(error_code, message.encode())
         yield from self.end(self.h2_conn.data_to_send())
+        if error_code == ErrorCodes.ENHANCE_YOUR_CALM:  # Who floods gets no time.
+            yield commands.CloseConnection(self.conn)
+            self._handle_event = self.done  # type: ignore[assignment,method-assign]
         for stream_id in streams:
             yield ReceiveHttp(RequestProtocolError(stream_id, message, self.ReceiveProtocolError.code))
 
