@@ -42,6 +42,7 @@ from .proxy.events import Reservation
 from .proxy.hook_dispatch import HookDispatcher
 from .proxy.layer import GateLayer
 from .proxy.option_cache import CachedOptions
+from .proxy.teardown import take_apart_at_end
 from .proxy.tls import ClientTls, CloseConnectionLayer
 from .proxy.transport import BulkReader, close_sockets, limit_receive_buffer, transport_of
 from .runtime import ActiveConfig, say
@@ -201,7 +202,9 @@ class Gate:
         logger.log(ALERT, "ollama_auth: guarding %s, listening on %s", self.upstream, where or "nothing")
         process.freeze_startup_objects()
         asyncio_utils.create_task(
-            process.collect_when_idle(lambda: not self.under_way), name="gate garbage collection", keep_ref=True
+            process.collect_when_idle(lambda: not self.under_way, lambda: len(self.connections)),
+            name="gate garbage collection",
+            keep_ref=True,
         )
 
     def _say_few_files(self) -> None:
@@ -269,6 +272,7 @@ class Gate:
                 full = error(503, "too many connections; try again later", Dialect.OLLAMA, retry_after(RETRY_SECONDS))
                 handler.transports[client].writer.write(render(full))
             return
+        take_apart_at_end(handler)
         handler.max_conns = defaultdict(lambda: asyncio.Semaphore(UPSTREAM_CONNECTIONS))
         client.error = None
 

@@ -3,15 +3,20 @@
 import asyncio
 import gc
 import resource
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from ollama_auth import process
-from tests.harness.base import BEARER
+from ollama_auth.proxy import teardown
+from tests.harness.base import BEARER, wait_until
+from tests.harness.certificates import certificate
 from tests.harness.gate import Controlled
+from tests.harness.http2 import H2
 from tests.harness.upstream import Upstream
-from tests.harness.wire import Wire, ask, chat, head
+from tests.harness.wire import TlsWire, Wire, ask, chat, head, wires
 
 COUNT = """
     import gc
@@ -52,9 +57,83 @@ def test_a_request_leaves_nothing(gate: Controlled, upstream: Upstream, method: 
 
 
 def test_thresholds(gate: Controlled) -> None:
-    assert gate.do("import gc; result = gc.get_threshold()[:2]") == str(
-        (process.YOUNG_THRESHOLD, process.MIDDLE_THRESHOLD)
-    )
+    thresholds = process.YOUNG_THRESHOLD, process.MIDDLE_THRESHOLD, process.NEVER
+    assert gate.do("import gc; result = gc.get_threshold()") == str(thresholds)
+
+
+PARTS = """
+    import collections, gc
+    gc.collect(1)
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    gc.collect()
+    gc.set_debug(0)
+    found = collections.Counter(type(one).__name__ for one in gc.garbage)
+    gc.garbage.clear()
+    gc.enable()
+    result = sorted(name for name in found if name in (
+        "Context", "GateLayer", "ClientConnection", "BoundedHttp1Server", "ClientTls",
+        "BoundedHttp2Server", "BufferedH2Connection", "H2Stream", "GateStream", "Exchange", "BulkReader",
+    ))
+"""
+
+
+def test_a_connection_leaves_nothing(shared_upstream: Upstream, tmp_path: Path) -> None:
+    """However old it is: a full collection, which stops everybody, is not needed for it.
+
+    mitmproxy's handler may be left, emptied: a frame of a task that was cancelled refers to its own exception.
+    """
+    cert = certificate(tmp_path)
+    request = head("POST", "/api/chat", BEARER, f"Content-Length: {len(chat())}") + chat()
+    shared_upstream.hold()
+    with Controlled(shared_upstream.url, "--certs", str(cert)) as tls, Controlled(shared_upstream.url) as plain:
+        opened: list[Wire] = [*(Wire(plain.port, request) for _ in range(4)), Wire(plain.port)]
+        opened += [TlsWire(tls.port, cert, request, "http/1.1") for _ in range(3)]
+        for wire in opened:
+            if wire is not opened[4]:
+                wire.read_until(b'"done":false}')
+        clients = [H2(tls.port, cert) for _ in range(3)]
+        streams = [client.request("POST", "/api/chat", body=chat()) for client in clients]
+        for client, stream in zip(clients, streams, strict=True):
+            assert client.status(stream) == 200
+        for gate in (plain, tls):
+            gate.do(COUNT)
+        opened[0].close()  # In the middle.
+        clients[0].wire.close()
+        shared_upstream.go_on()
+        for wire in opened[1:]:
+            if wire is not opened[4]:
+                wire.read_until(b"0\r\n\r\n")
+        for client, stream in list(zip(clients, streams, strict=True))[1:]:
+            client.body(stream)
+        for one in (*opened, *(client.wire for client in clients)):
+            one.close()
+        for gate in (plain, tls):
+            wait_until(lambda: gate.do(CONNECTIONS) == "0", "the connections to end")  # noqa: B023, at once
+        time.sleep(teardown.DELAY + 0.5)
+        assert [gate.do(PARTS) for gate in (plain, tls)] == ["[]", "[]"]
+        assert "Traceback" not in plain.output + tls.output
+
+
+CONNECTIONS = "result = len(ctx.master.addons.get('proxyserver').connections)"
+FULL = "import gc; result = gc.get_stats()[2]['collections']"
+
+
+def test_many_clients_are_not_stopped_by_a_full_collection(gate: Controlled) -> None:
+    """What has grown beyond a bound is left alone until few clients are there."""
+    gate.do(f"""
+        import gc
+        from ollama_auth import process
+        process.IDLE_MIDDLE_THRESHOLD = process.IDLE_FULL_THRESHOLD = 0
+        process.FULL_OBJECTS, process.FEW_CLIENTS, process.QUIET_CHECKS = -{10**9}, 3, 0
+        gc.set_threshold(100_000, {process.MIDDLE_THRESHOLD}, {process.NEVER})
+    """)
+    with wires(gate.port, 5, head("GET", "/api/version", BEARER)) as opened:
+        for wire in opened:
+            wire.read_response()
+        before = int(gate.do(FULL))
+        time.sleep(5 * process.IDLE_CHECK_SECONDS)
+        assert int(gate.do(FULL)) <= before + 1
+    wait_until(lambda: int(gate.do(FULL)) > before + 3, "full collections")
 
 
 async def test_collections_in_idle_moments(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,8 @@ mitmproxy.proxy.server
     41e033f7debf TimeoutWatchdog.register_activity              fast_path.SocketFastPath
     ffb8e6c9e6c6 ConnectionHandler.__init__                     addon.Gate.client_connected
     01f1b7cc991c ConnectionHandler.handle_client                addon.Gate.client_disconnected
+    01f1b7cc991c ConnectionHandler.handle_client                teardown.take_apart_at_end
+    a2b42657ebe8 ConnectionHandler.server_event                 teardown.take_apart
     5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.ClientConnection.check_connects
     95c3f93e9824 ConnectionHandler.handle_connection            transport.close_sockets
     6b5743460456 ConnectionHandler.drain_writers                connections.ClientConnection.hold_reading
