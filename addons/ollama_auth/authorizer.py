@@ -23,7 +23,7 @@ from .http import cors, responses
 from .http.head import Fields, Head, values
 from .http.request_rules import METHODS, Address, check_request, origin_form
 from .http.responses import retry_after, unauthorized
-from .ollama_api.request_models import Asked, BodyError
+from .ollama_api.request_models import Asked, BodyError, BodyReader
 from .ollama_api.routes import Route, route
 from .settings import Settings
 
@@ -51,6 +51,8 @@ class Decision(NamedTuple):
     """Names of header fields and query parameters that do not go upstream."""
     suppress_log: bool = False
     """One of so many of its kind that they are counted and not logged."""
+    body_reader: BodyReader | None = None
+    """What the body, which is to be inspected, has to be given to as it comes."""
 
 
 class Authorizer:
@@ -92,17 +94,10 @@ class Authorizer:
             _raise(policy.check_route(identity.principal, exchange.route, clock.wall()))
             body = self._check_body(head, identity.principal, exchange.route)
             upstream, removed = self._forward(head, target, exchange.route, identity, body)
+            reader = self._body_reader(upstream, exchange.route) if upstream.inspects_body else None
         except RefusedError as error:
             return Decision(self.refuse(exchange, error), error.key or key, stripped, error.suppress_log)
-        return Decision(upstream, key, stripped + removed)
-
-    @staticmethod
-    def asked(request: UpstreamRequest, found: Route, body: bytes) -> Asked:
-        """Read from a whole body what it asks for. Raises BodyError."""
-        types = values(request.fields, b"content-type")
-        if len(types) > 1:
-            raise BodyError(400, "the request has more than one Content-Type")
-        return found.asked(request.target.partition(b"?")[2], types[0] if types else b"", body)
+        return Decision(upstream, key, stripped + removed, body_reader=reader)
 
     def check_again(self, request: UpstreamRequest, found: Route, asked: Asked | None) -> None:
         """Ask policy about a request that waited, with its principal as it is now. Raises RefusedError.
@@ -178,6 +173,13 @@ class Authorizer:
         shared = self.settings.limits_storage is not None and found.route_class in policy.REPLAY_HURTS
         single_use = signature.value if signature and shared else None
         return UpstreamRequest(principal, target, fields, *body, filtered, single_use, identity), removed
+
+    @staticmethod
+    def _body_reader(request: UpstreamRequest, found: Route) -> BodyReader:
+        types = values(request.fields, b"content-type")
+        if len(types) > 1:
+            raise BodyError(400, "the request has more than one Content-Type")
+        return found.body_reader(request.target.partition(b"?")[2], types[0] if types else b"")
 
 
 def _raise(denial: Denial | None) -> None:

@@ -15,7 +15,7 @@ from .auth.redaction import MASK, mask_model
 from .bounded_copy import Recording
 from .http.head import Fields
 from .http.responses import Answer
-from .ollama_api.request_models import Asked
+from .ollama_api.request_models import Asked, BodyReader
 from .ollama_api.routes import Dialect, Route
 from .ollama_api.usage import Usage, UsageReader
 
@@ -99,6 +99,8 @@ class RequestState:
     """What was decided about a request, as far as it is needed until the request ends. Not for logs."""
 
     upstream_request: UpstreamRequest | None = None
+    body_reader: BodyReader | None = None
+    """Reads the body as it comes, if the body is inspected."""
     asked: Asked | None = None
     """What its body asks for, if the body was inspected."""
     cors: Fields = ()

@@ -115,7 +115,7 @@ class RequestLifecycle:
             if decision.verdict.reason == KEY_IN_PATH:
                 exchange.path = MASKED_PATH
             return decision.verdict
-        exchange.state.upstream_request = decision.verdict
+        exchange.state.upstream_request, exchange.state.body_reader = decision.verdict, decision.body_reader
         return decision.verdict if decision.verdict.waits else self._admit(exchange, decision.verdict, peer)
 
     def _begin_to_hold(self, exchange: Exchange, request: UpstreamRequest, announced: int) -> None:
@@ -127,18 +127,28 @@ class RequestLifecycle:
     def _most_held(self) -> tuple[int, int]:
         return self.settings.max_held_bodies, self.settings.max_held_bodies_per_key
 
-    def hold(self, exchange: Exchange, size: int) -> Refusal | None:
-        """Count so many bytes of a body that is kept until it was inspected; a refusal if they are too many."""
-        exchange.bytes_in += size
+    def hold(self, exchange: Exchange, data: bytes) -> Refusal | None:
+        """Count and read a piece of a body that is kept until all of it was inspected; a refusal if it is too large.
+
+        It is read as it comes, because at its end nobody may wait while it is read as a whole.
+        """
+        exchange.bytes_in += len(data)
         try:
-            request, held = exchange.state.upstream_request, exchange.state.held_body
-            if request is None or held is None:
+            request, held, reader = (
+                exchange.state.upstream_request,
+                exchange.state.held_body,
+                exchange.state.body_reader,
+            )
+            if request is None or held is None or reader is None:
                 return self._not_ready(exchange)
             if request.max_body is not None and exchange.bytes_in > request.max_body:
                 raise RefusedError("body too large", 413, f"the request body is larger than {request.max_body} bytes")
-            self.held_bodies.add(held, size, *self._most_held)
+            self.held_bodies.add(held, len(data), *self._most_held)
+            reader.feed(data)
         except RefusedError as error:
             return Authorizer.refuse(exchange, error)
+        except Exception as error:
+            return Refusal("error", self.internal_error(error))
         return None
 
     def body_timed_out(self, exchange: Exchange) -> Refusal:
@@ -146,14 +156,16 @@ class RequestLifecycle:
         message = f"nothing came of the request body for {self.settings.body_timeout} s"
         return Authorizer.refuse(exchange, RefusedError("body timeout", 408, message))
 
-    def authorize_body(self, exchange: Exchange, body: bytes, peer: ClientConnection) -> Admission | Refusal:
-        """Decide about an UpstreamRequest that waited for its body. An exception is a refusal."""
+    def authorize_body(self, exchange: Exchange, peer: ClientConnection) -> Admission | Refusal:
+        """Decide about an UpstreamRequest that waited for its body, which its reader has got. An exception refuses."""
         try:
             authorizer, request = self.config.authorizer, exchange.state.upstream_request
             if authorizer is None or request is None or exchange.route is None:
                 return self._not_ready(exchange)
             if request.inspects_body:
-                asked = exchange.state.asked = authorizer.asked(request, exchange.route, body)
+                if exchange.state.body_reader is None:
+                    raise PermissionError("a body was not read")
+                asked = exchange.state.asked = exchange.state.body_reader.finish()
                 exchange.model = exchange.shown_model(asked.names[0]) if asked.names else None
             return self._admit(exchange, request, peer)
         except RefusedError as error:

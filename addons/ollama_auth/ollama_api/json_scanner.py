@@ -1,12 +1,16 @@
-"""An incremental reader of single values in a JSON object that comes in pieces. Pure, total, bounded in memory.
+"""Incremental readers of single values in a JSON object that comes in pieces. Pure, bounded in memory.
 
-It follows strings, escapes and nesting, so a value is found by its place and by nothing else: text in a string is never
-mistaken for a member. Strings and containers that are not wanted are skipped as they come, whatever their size.
-It checks no grammar: input that is not JSON yields some values or none, and never an error.
+They follow strings, escapes and nesting, so a value is found by its place and by nothing else: text in a string is
+never mistaken for a member. Strings and containers that are not wanted are skipped as they come, whatever their size.
+`Scanner`, for answers, checks no grammar: input that is not JSON yields some values or none, and never an error.
+`StrictScanner`, for requests, takes JSON alone, and compares names as Go's encoding/json does.
 """
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from string import ascii_lowercase, ascii_uppercase
 
 from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
 
@@ -59,7 +63,7 @@ class Scanner:
 
     def _string(self, data: bytes, at: int) -> int:
         """Skip to the end of a string."""
-        end = _skip(_IN_STRING, data, at)
+        end = _end(_IN_STRING, data, at)
         if data[end : end + 1] == b'"':
             self._in_string = False
         else:
@@ -68,7 +72,7 @@ class Scanner:
 
     def _container(self, data: bytes, at: int) -> int:
         """Skip to the end of an unwanted container, or to the start of an inner one whose end is yet to come."""
-        end = _skip(_IN_CONTAINER, data, at)
+        end = _end(_IN_CONTAINER, data, at)
         match data[end : end + 1]:
             case b'"':
                 self._in_string = True
@@ -83,7 +87,7 @@ class Scanner:
         """Read a bracket, a name or a value."""
         found = _TOKEN.match(data, at)
         if not found:
-            return self._unfinished(data, _skip(_SEPARATORS, data, at))
+            return self._unfinished(data, _end(_SEPARATORS, data, at))
         opening, _, scalar = found.groups()
         if scalar:
             self._scalar(scalar if len(scalar) <= MAX_TOKEN else _TOO_LONG)
@@ -131,7 +135,309 @@ class Scanner:
             self.found[name] = token
 
 
-def _skip(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:
-    """The offset at which that pattern stops matching."""
+# Strict reading (RFC 8259). Each pattern matches whole tokens only, so a token that is cut off matches none. Most of a
+# document is skipped by "runs": members or items, each with its comma, whose values nest at most _RUN_DEPTH deep.
+
+MAX_DEPTH = 10_000
+"""Open containers; Go's encoding/json takes no more."""
+MAX_NAME = 16
+"""Characters of the longest member name that can be wanted."""
+MAX_VALUE = 64 * 1024
+"""Bytes of a wanted string, as sent."""
+
+_RUN_DEPTH = 4
+_MAX_NUMBER = 32  # bytes of a number, its runs of digits cut to two
+_MAX_RAW_NAME = 12 * MAX_NAME + 2  # a character is at most two escapes of six bytes
+_WS = rb"[ \t\n\r]*+"
+_PLAIN = rb'[^"\\\x00-\x1f]*+'
+_CONTENT = _PLAIN + rb'(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})' + _PLAIN + rb")*+"
+_WHOLE = rb'"' + _CONTENT + rb'"'
+_SCALAR = rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]++)?+|true|false|null"
+
+# Names are compared as in Go: simple case folding, in which two characters beyond ASCII equal ASCII letters.
+_FOLDED = str.maketrans(ascii_uppercase + "\N{LATIN SMALL LETTER LONG S}\N{KELVIN SIGN}", ascii_lowercase + "sk")
+
+
+def _container(start: bytes, item: bytes, end: bytes) -> bytes:
+    """A whole container of such items."""
+    return rb"%s%s(?:%s%s(?:,(?!%s%s)%s|(?=%s)))*+%s" % (start, _WS, item, _WS, _WS, end, _WS, end, end)
+
+
+def _member(name: bytes, depth: int) -> bytes:
+    return rb"%s%s:%s%s" % (name, _WS, _WS, _value(depth))
+
+
+def _value(depth: int, name: bytes = _WHOLE) -> bytes:
+    """A value that nests at most so deep; the members of it have such names, but not those of what it contains."""
+    scalar = rb"%s|%s" % (_WHOLE, _SCALAR)
+    if not depth:
+        return rb"(?:%s)" % scalar
+    array = _container(rb"\[", _value(depth - 1), rb"\]")
+    return rb"(?:%s|%s|%s)" % (scalar, array, _container(rb"\{", _member(name, depth - 1), rb"\}"))
+
+
+def _other_than(names: Iterable[bytes]) -> bytes:
+    """A member name of printable ASCII, without escapes, that is folded to none of `names`."""
+    return rb'"(?!(?i:%s)")[ !#-\[\]-~]*+"' % b"|".join(map(re.escape, names))
+
+
+def _run(item: bytes) -> re.Pattern[bytes]:
+    return re.compile(rb"(?:%s%s,%s)*+" % (item, _WS, _WS))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A kind of container, and what is wanted in it."""
+
+    run: re.Pattern[bytes]
+    """Items or members that are of no interest."""
+    members: Mapping[str, "str | Place"] = field(default_factory=dict)
+    """Of an object: folded name -> the key to report the value under, or the place of an array."""
+    items: "Place | None" = None
+    """Of an array: the place of the objects in it."""
+
+    @classmethod
+    def of_object(cls, wanted: Wanted) -> "Place":
+        """The place of an object; names are in lower case. Containers in it are arrays of objects."""
+        members = {
+            name.decode(): inner if isinstance(inner, str) else cls._of_array(inner) for name, inner in wanted.items()
+        }
+        return cls(_run(_member(_other_than(wanted), _RUN_DEPTH)), members)
+
+    @classmethod
+    def _of_array(cls, wanted: Wanted) -> "Place":
+        return cls(_run(_value(_RUN_DEPTH, _other_than(wanted))), items=cls.of_object(wanted))
+
+
+_OBJECT, _ARRAY = Place(_run(_member(_WHOLE, _RUN_DEPTH))), Place(_run(_value(_RUN_DEPTH)))
+_SPACE, _TEXT, _WHOLE_TEXT = re.compile(_WS), re.compile(_CONTENT), re.compile(_WHOLE)
+_CUT_ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?")
+_NAME = re.compile(rb"(%s)%s:" % (_WHOLE, _WS))
+_WORD, _WHOLE_WORD, _DIGITS = re.compile(rb"[-+.0-9A-Za-z]++"), re.compile(_SCALAR), re.compile(rb"([0-9]{2})[0-9]++")
+_STARTS = re.compile(rb"(?:\[%s|\{%s%s%s:%s)++" % (_WS, _WS, _WHOLE, _WS, _WS))
+_ENDS = re.compile(rb"(?:%s[\]}])++" % _WS)
+_BLANK = b" \t\n\r"
+_END_OF = bytes.maketrans(b"[{", b"]}")
+_WORDS = {b"true": True, b"false": False, b"null": None}
+
+type Reported = str | bool | None
+"""A value: True stands for a number and for a container with something in it, False for an empty one as well."""
+
+
+class NotJsonError(ValueError):
+    """The document is not a JSON object, is nested too deeply, or has a value too long to be read: what is wrong."""
+
+
+class StrictScanner:
+    """Reads the wanted values of one JSON object (RFC 8259), and refuses what is none. What follows it is not read.
+
+    Names are compared without case, as in Go. The work for a piece is bounded by its size; kept is one bit for each
+    open container, and one token. The input has to be UTF-8.
+    """
+
+    def __init__(self, place: Place, report: Callable[[str, str, Reported], None]) -> None:
+        """`report` takes each wanted value in turn: the key of `place` for it, its name as sent, and the value."""
+        self.closed = False
+        """The object has ended."""
+        self._root = place
+        self._report = report
+        self._state: Callable[[bytes, int], int] = self._document
+        self._open = bytearray()  # the open containers: [ or {
+        self._places: list[Place] = []  # of the outermost of them, as far as something is wanted in them
+        self._target: str | Place | None = None  # of the value that comes next in an object
+        self._name = ""  # of that value
+        self._rest = b""  # a token that has not ended
+        self._in_text = False  # in a string that has not ended
+        self._kept: bytearray | None = None  # the start of it, if it is wanted
+
+    def feed(self, data: bytes) -> None:
+        """Read the next piece of the document. Raises NotJsonError; nothing more may be fed then."""
+        data, self._rest = self._rest + data, b""
+        at = 0
+        while at < len(data) and not self.closed:
+            if not self._in_text:
+                at = _end(_SPACE, data, at)
+            if at < len(data):
+                at = self._state(data, at)
+
+    # States: what has to follow. Each reads the bytes at an offset, and returns the offset of what it has not read.
+
+    def _document(self, data: bytes, at: int) -> int:
+        if data[at : at + 1] != b"{":
+            raise NotJsonError("is not a JSON object")
+        self._places.append(self._root)
+        return self._enter(data, at)
+
+    def _first_member(self, data: bytes, at: int) -> int:
+        return self._leave(data, at) if data[at : at + 1] == b"}" else self._member(data, at)
+
+    def _member(self, data: bytes, at: int) -> int:
+        self._state = self._member
+        place = self._place or _OBJECT
+        if (end := _end(place.run, data, at)) > at:
+            return end
+        if found := _NAME.match(data, at):
+            self._named(found[1])
+            self._state = self._value
+            return found.end()
+        return self._string(data, at, self._name_text, wanted=self._place is not None)
+
+    def _colon(self, data: bytes, at: int) -> int:
+        if data[at : at + 1] != b":":
+            raise NotJsonError("is not JSON")
+        self._state = self._value
+        return at + 1
+
+    def _first_item(self, data: bytes, at: int) -> int:
+        return self._leave(data, at) if data[at : at + 1] == b"]" else self._item(data, at)
+
+    def _item(self, data: bytes, at: int) -> int:
+        self._state = self._item
+        place = self._place or _ARRAY
+        if (end := _end(place.run, data, at)) > at:
+            return end
+        self._target = place.items
+        return self._value(data, at)
+
+    def _value(self, data: bytes, at: int) -> int:
+        match data[at : at + 1]:
+            case b'"':
+                if found := _WHOLE_TEXT.match(data, at):
+                    self._found_text(found[0])
+                    return found.end()
+                return self._string(data, at, self._value_text, wanted=isinstance(self._target, str))
+            case b"[" | b"{":
+                return self._container(data, at)
+        return self._word(data, at)
+
+    def _comma(self, data: bytes, at: int) -> int:
+        if data[at : at + 1] != b",":
+            return self._leave(data, at)
+        self._state = self._member if self._open[-1:] == b"{" else self._item
+        return at + 1
+
+    # Containers.
+
+    @property
+    def _place(self) -> Place | None:
+        """The place of the innermost container; None if nothing is wanted in it."""
+        return self._places[-1] if len(self._places) == len(self._open) else None
+
+    def _container(self, data: bytes, at: int) -> int:
+        target, opening = self._target, data[at : at + 1]
+        if isinstance(target, str):
+            first = _end(_SPACE, data, at + 1)
+            if first == len(data):  # Whether it is empty is not known yet.
+                self._rest = opening
+                return first
+            self._report(target, self._name, data[first : first + 1] not in (b"]", b"}"))
+        elif target:
+            if (opening == b"{") == (self._place is not None and self._place.items is target):
+                self._places.append(target)
+        elif found := _STARTS.match(data, at):
+            self._open += _WHOLE_TEXT.sub(b"", found[0]).translate(None, _BLANK + b":")
+            self._check_depth()
+            self._state = self._value if found[0].rstrip(_BLANK).endswith(b":") else self._first_item
+            return found.end()
+        return self._enter(data, at)
+
+    def _enter(self, data: bytes, at: int) -> int:
+        self._open += data[at : at + 1]
+        self._check_depth()
+        self._state = self._first_member if self._open[-1:] == b"{" else self._first_item
+        return at + 1
+
+    def _check_depth(self) -> None:
+        if len(self._open) > MAX_DEPTH:
+            raise NotJsonError("is nested too deeply")
+
+    def _leave(self, data: bytes, at: int) -> int:
+        """Leave the containers that end here, of several in one step."""
+        found = _ENDS.match(data, at)
+        ends = found[0].translate(None, _BLANK)[: len(self._open)] if found else b""
+        if not found or ends != self._open[-len(ends) :][::-1].translate(_END_OF):
+            raise NotJsonError("is not JSON")
+        del self._open[-len(ends) :]
+        del self._places[len(self._open) :]
+        self.closed = not self._open
+        self._state = self._comma
+        return found.end()
+
+    # Names and values.
+
+    def _named(self, raw: bytes | None) -> None:
+        """Note the name of the value that comes next; None stands for one that can't be wanted."""
+        self._target = None
+        if raw and self._place and len(raw) <= _MAX_RAW_NAME:
+            self._name = json.loads(raw)
+            if len(self._name) <= MAX_NAME:
+                self._target = self._place.members.get(self._name.translate(_FOLDED))
+
+    def _found_text(self, raw: bytes) -> None:
+        if isinstance(self._target, str):
+            if len(raw) > MAX_VALUE:
+                raise NotJsonError("has a value that is too long")
+            self._report(self._target, self._name, json.loads(raw))
+        self._state = self._comma
+
+    def _word(self, data: bytes, at: int) -> int:
+        """Read a number or a literal."""
+        found = _WORD.match(data, at)
+        word = found[0] if found else b""
+        if found and found.end() == len(data):
+            self._rest = _DIGITS.sub(rb"\1", word)
+            if len(self._rest) > _MAX_NUMBER:
+                raise NotJsonError("is not JSON")
+            return len(data)
+        if not _WHOLE_WORD.fullmatch(word):
+            raise NotJsonError("is not JSON")
+        if isinstance(self._target, str):
+            self._report(self._target, self._name, _WORDS.get(word, True))
+        self._state = self._comma
+        return at + len(word)
+
+    # Strings that come in pieces.
+
+    def _string(self, data: bytes, at: int, state: Callable[[bytes, int], int], *, wanted: bool) -> int:
+        if data[at : at + 1] != b'"':
+            raise NotJsonError("is not JSON")
+        self._in_text, self._kept = True, bytearray(b'"') if wanted else None
+        self._state = state
+        return at + 1
+
+    def _name_text(self, data: bytes, at: int) -> int:
+        at, ended = self._text(data, at)
+        if self._kept is not None and len(self._kept) > _MAX_RAW_NAME:
+            self._kept = None
+        if ended:
+            self._named(None if self._kept is None else bytes(self._kept))
+            self._state = self._colon
+        return at
+
+    def _value_text(self, data: bytes, at: int) -> int:
+        at, ended = self._text(data, at)
+        if self._kept is not None and len(self._kept) > MAX_VALUE:
+            raise NotJsonError("has a value that is too long")
+        if ended:
+            self._found_text(bytes(self._kept or b""))
+        return at
+
+    def _text(self, data: bytes, at: int) -> tuple[int, bool]:
+        """Read on in a string; return the offset of what follows, and whether the string has ended."""
+        end = _end(_TEXT, data, at)
+        ended = data[end : end + 1] == b'"'
+        self._in_text = not ended
+        if self._kept is not None:
+            self._kept += data[at : end + ended]
+        if not ended and end < len(data):
+            if not _CUT_ESCAPE.fullmatch(data, end):
+                raise NotJsonError("is not JSON")
+            self._rest = data[end:]
+            return len(data), False
+        return end + ended, ended
+
+
+def _end(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:
+    """The offset at which that pattern, which always matches, stops."""
     found = pattern.match(data, at)
     return found.end() if found else at

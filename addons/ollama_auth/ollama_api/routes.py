@@ -12,7 +12,7 @@ from . import conversation_formats as formats
 from . import request_models as models
 from . import usage
 from .conversation import ConversationFormat
-from .request_models import Asked, BodyError, ModelReader
+from .request_models import BodyError, BodyReader, Fixed, ModelReader
 from .usage import NO_USAGE, UsageFormat
 
 
@@ -65,16 +65,16 @@ class Route:
         """Whether such a request names models."""
         return self.models is not None or self.route_class in _NAMES_MODELS
 
-    def asked(self, query: bytes, content_type: bytes, body: bytes) -> Asked:
-        """Read what a request asks for from its query, its one Content-Type and its whole decoded body.
+    def body_reader(self, query: bytes, content_type: bytes) -> BodyReader:
+        """Return the reader of what a request with this query and this one Content-Type asks for in its body.
 
-        Raises BodyError. All names are valid: what Ollama would refuse as a name is refused here.
+        It and its reader raise BodyError. All names are valid: what Ollama would refuse as a name is refused here.
         """
         if self.models:
-            return self.models(self.path, query, content_type, body)
+            return self.models(self.path, query, content_type)
         if self.takes_model:
             raise BodyError(403, "which model this path uses is not known here")
-        return Asked()
+        return Fixed()
 
 
 def dialect(path: bytes) -> Dialect:

@@ -12,6 +12,7 @@ Rules
 4. `finish` of the lifecycle is called once for each exchange, however it ends.
 """
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -69,6 +70,9 @@ from .fast_path import FastPaths, find_fast_path
 from .hook_dispatch import FLOW_HOOKS, FlowHook, HookDispatcher
 from .http1 import BoundedHttp1Client, BoundedHttp1Server
 from .http2 import BoundedHttp2Server, EventHandled
+
+HELD_BLOCK = 256 * 1024
+"""Bytes of a held body that go upstream in one event."""
 
 
 class GateLayer(HttpLayer):
@@ -202,7 +206,8 @@ class GateStream(HttpStream):
         self.on_reused_connection = False
         self.continued = False
         """The client waits for no 100 Continue, or has been sent it."""
-        self.pending_body = bytearray()
+        self.pending_body: deque[bytearray] = deque()
+        """Blocks of a body that is held."""
         self.hooks_idle: bool | None = None
         """No addon would do anything at the hooks of this request. None until its first hook."""
 
@@ -229,7 +234,7 @@ class GateStream(HttpStream):
         if self.parent.streams.get(self.stream_id) is not self:
             # It has ended. Break its reference cycles, so that it is freed without a garbage collection.
             self.client_state = self.server_state = ignore_event
-            self.pending_body = bytearray()
+            self.pending_body.clear()
             self.context.layers.clear()
 
     def _skip_idle_hooks(self, work: Commands) -> Commands:
@@ -275,7 +280,7 @@ class GateStream(HttpStream):
         if not isinstance(verdict, UpstreamRequest):
             yield from self._apply_verdict(verdict)
         elif event.end_stream:
-            yield from self._apply_verdict(self.lifecycle.authorize_body(self.exchange, b"", self.parent.peer))
+            yield from self._apply_verdict(self.lifecycle.authorize_body(self.exchange, self.parent.peer))
         else:
             self.client_state = self.state_hold_request_body
             self._await_body()
@@ -297,21 +302,23 @@ class GateStream(HttpStream):
         if isinstance(event, RequestEndOfMessage):
             yield from self._decide_body()
         elif isinstance(event, RequestData):
-            if refusal := self.lifecycle.hold(self.exchange, len(event.data)):
+            if refusal := self.lifecycle.hold(self.exchange, event.data):
                 self.pending_body.clear()
                 yield from self._apply_verdict(refusal)
             else:
-                self.pending_body += event.data
+                if not self.pending_body or len(self.pending_body[-1]) > HELD_BLOCK:
+                    self.pending_body.append(bytearray())
+                self.pending_body[-1] += event.data
                 self._await_body()
 
     def _decide_body(self) -> Commands:
         """Decide on a request whose body is here; then send it or refuse it."""
-        body, self.pending_body = bytes(self.pending_body), bytearray()
-        yield from self._apply_verdict(self.lifecycle.authorize_body(self.exchange, body, self.parent.peer))
+        body, self.pending_body = self.pending_body, deque()
+        yield from self._apply_verdict(self.lifecycle.authorize_body(self.exchange, self.parent.peer))
         if self.admission:  # Handle the body as if it arrived now.
             received, self.exchange.bytes_in = self.exchange.bytes_in, 0  # Counted again, if it is sent.
-            if body:
-                yield from self.client_state(RequestData(self.stream_id, body))
+            while body:
+                yield from self.client_state(RequestData(self.stream_id, bytes(body.popleft())))
             self.exchange.bytes_in = received
             held = self.exchange.state.held_body
             if held and self.context.server.alpn != b"h2":  # Or it may still wait for Ollama to open its window.

@@ -11,13 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ollama_auth.ollama_api import json_scanner
 from ollama_auth.ollama_api.model_names import canonical, is_cloud, reference
 from ollama_auth.ollama_api.request_models import MAX_MARKS, MAX_PARTS, Asked, BodyError
 from ollama_auth.ollama_api.routes import _ROUTES, Route, RouteClass, route
 
 
 def ask(method: str, path: str, body: bytes = b"", query: bytes = b"", content_type: bytes = b"") -> Asked:
-    return route(method.encode(), path.encode()).asked(query, content_type, body)
+    return read(route(method.encode(), path.encode()), query, content_type, body)
+
+
+def read(found: Route, query: bytes, content_type: bytes, *pieces: bytes) -> Asked:
+    """What a request asks for whose body comes in these pieces."""
+    reader = found.body_reader(query, content_type)
+    for piece in pieces:
+        reader.feed(piece)
+    return reader.finish()
 
 
 def names(path: str, body: Any, method: str = "POST") -> tuple[str, ...]:
@@ -252,17 +261,17 @@ def test_each_route_that_takes_a_model_has_a_reader(method: bytes, path: bytes, 
     taker = route(method, path)
     assert taker.route_class is found
     if not taker.takes_model:
-        assert taker.asked(b"model=m", b"text/plain", b"\xff") == Asked()
+        assert read(taker, b"model=m", b"text/plain", b"\xff") == Asked()
     else:
         with pytest.raises(BodyError) as caught:
-            taker.asked(b"", b"", b"")
+            read(taker, b"", b"", b"")
         assert caught.value.status == 400
 
 
 def test_a_route_without_a_reader_is_refused() -> None:
     new = Route(RouteClass.INFER, route(b"POST", b"/api/chat").dialect, b"/api/new")
     with pytest.raises(BodyError) as caught:
-        new.asked(b"", b"", b'{"model": "m"}')
+        read(new, b"", b"", b'{"model": "m"}')
     assert caught.value.status == 403
 
 
@@ -284,7 +293,7 @@ def dump(pairs: list[tuple[str, Any]]) -> bytes:
 @given(paths, st.binary(max_size=20), st.binary(max_size=60), st.binary(max_size=60) | objects.map(dump))
 def test_any_request_names_valid_models_or_is_refused(path: Route, query: bytes, ctype: bytes, body: bytes) -> None:
     with suppress(BodyError):
-        assert all(canonical(name) == name for name in path.asked(query, ctype, body).names)
+        assert all(canonical(name) == name for name in read(path, query, ctype, body).names)
 
 
 @given(objects)
@@ -302,6 +311,148 @@ def test_against_a_reader_that_is_written_as_the_rule_is_told(pairs: list[tuple[
         assert set(names("/api/chat", dump(pairs))) == {expected} | also
 
 
+# The reader of pieces, against one that has Python parse the whole body.
+
+
+class Pairs(list[tuple[str, Any]]):
+    """The members of a JSON object, in order."""
+
+    def values(self, key: str) -> list[Any]:
+        """All but null whose keys are that one, as Go compares them."""
+        same = [value for name, value in self if name.translate(GO_FOLDS).lower() == key]
+        return [value for value in same if value is not None]
+
+
+GO_FOLDS = str.maketrans("\u017f\u212a", "sk")
+WHOLE = json.JSONDecoder(object_pairs_hook=Pairs, parse_int=bool, parse_float=bool, parse_constant=lambda _: 1 / 0)
+
+
+def text_of(pairs: Pairs, key: str) -> str:
+    values = pairs.values(key)
+    assert all(isinstance(value, str) for value in values)
+    return values[-1] if values else ""
+
+
+def read_whole(path: str, body: bytes) -> Asked | None:
+    """What a request asks for; None: it is refused."""
+    try:
+        pairs, _ = WHOLE.raw_decode(body.decode().lstrip(" \t\r\n"))
+        assert isinstance(pairs, Pairs)
+        first = reference(text_of(pairs, "model")) if path != "/api/create" else None
+        if path == "/api/create":
+            name = text_of(pairs, "name")
+            first = canonical(text_of(pairs, "model") or name)
+        source = text_of(pairs, "from") if path == "/api/create" else ""
+        found = [first, *([reference(source)] if source else [])]
+        assert None not in found
+        assert path != "/api/create" or not any(any(pairs.values(key)) for key in ("modelfile", "path", "remote_host"))
+    except (ValueError, AssertionError, ZeroDivisionError, RecursionError):
+        return None
+    exact = ([value for key, value in pairs if key == "model"] or [None])[-1]
+    if isinstance(exact, str) and is_cloud(exact):
+        found.append(reference(exact))
+    tools = [tool for value in pairs.values("tools") if isinstance(value, list) for tool in value]
+    types = [value for tool in tools if type(tool) is Pairs for value in tool.values("type")]
+    searches = any(isinstance(one, str) and one.strip().startswith("web_search") for one in types)
+    names_found = tuple(dict.fromkeys(name for name in found if name))
+    return Asked(names_found, pulls=bool(source), searches=searches and path == "/v1/messages")
+
+
+KEYS = ["model", "MODEL", "name", "from", "tools", "TOOL\u017f", "type", "Type", "path", "modelfile", "x", 'a"', "é"]
+WORDS = ["m", "M:8b", "big:cloud", " m ", "a b", "", "web_search", " web_search_1", "\ud800", '"', "\\", "\U0001f600"]
+inner_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
+    max_leaves=8,
+)
+members = st.tuples(st.sampled_from(KEYS), st.sampled_from(WORDS[:4]) | inner_values)
+documents = st.builds(
+    lambda pairs, ascii, space, model: space.join(
+        (
+            "",
+            "{",
+            f"{space},".join(
+                f"{json.dumps(k, ensure_ascii=ascii)}{space}:{space}{json.dumps(v, ensure_ascii=ascii)}"
+                for k, v in [*pairs, *([("model", "m")] if model else [])]
+            ),
+            "}",
+        )
+    ),
+    st.lists(members, max_size=5),
+    st.booleans(),
+    st.sampled_from(["", " ", "\n\t"]),
+    st.booleans(),
+)
+spoilt = st.tuples(
+    st.integers(0, 200),
+    st.sampled_from(
+        [b"", b"", b"", b"", b"x", b",", b"0", b".", b"]", b"}", b"[", b"\\", b'"', b"\x01", b"\xff", b"NaN"]
+    ),
+    st.sampled_from([0, 0, 0, 0, 0, 1, 2]),
+)
+
+
+@given(documents, spoilt, st.sampled_from(["/api/chat", "/api/create", "/v1/messages"]), st.integers(1, 9))
+def test_pieces_are_read_as_the_whole_is(document: str, spoil: tuple[int, bytes, int], path: str, size: int) -> None:
+    body = document.encode("utf-8", "surrogatepass")
+    at, put, drop = spoil[0] % (len(body) + 1), spoil[1], spoil[2]
+    body = body[:at] + put + body[at + drop :]
+    expected = read_whole(path, body)
+    ways = [[body[:cut], body[cut:]] for cut in range(0, len(body), 7)]
+    ways += [[body], [body[i : i + size] for i in range(0, len(body), size)], [bytes([byte]) for byte in body]]
+    for pieces in ways:
+        try:
+            found: Asked | None = read(route(b"POST", path.encode()), b"", b"", *pieces)
+        except BodyError:
+            found = None
+        assert found == expected, (body, pieces)
+
+
+@pytest.mark.parametrize("depth", [4, 5, 9_998, 10_000])
+@pytest.mark.parametrize("piece", [1_000, 65_536])
+@pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}"), ('[{"model":', "}]")])
+def test_nesting_ends_where_it_ends_in_go(depth: int, piece: int, start: str, end: str) -> None:
+    levels = start.count("[") + start.count("{")
+    times = (depth - 1) // levels
+    body = f'{{"x":{start * times}1{end * times},"model":"m"}}'.encode()
+    pieces = [body[i : i + piece] for i in range(0, len(body), piece)]
+    assert read(route(b"POST", b"/api/chat"), b"", b"", *pieces).names == ("m:latest",)
+    more = 10_001 // levels + 1
+    deep = f'{{"model":"m","x":{start * more}1{end * more}}}'.encode()
+    with pytest.raises(BodyError, match="nested"):
+        read(route(b"POST", b"/api/chat"), b"", b"", *[deep[i : i + piece] for i in range(0, len(deep), piece)])
+
+
+def test_the_steps_for_a_piece_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it is built: most of it is skipped by a few matches of a pattern."""
+    steps = 0
+    plain = json_scanner._end
+
+    def counted(*args: Any) -> int:
+        nonlocal steps
+        steps += 1
+        return plain(*args)
+
+    monkeypatch.setattr(json_scanner, "_end", counted)
+    for item, most in {
+        '{"a":1}': 50, '"a"': 50, "1": 50, "[[[[]]]]": 50, '{"a":{"b":[{"c":"d"}]}}': 50, "[" * 900 + "]" * 900: 2_000,
+    }.items():  # fmt: skip
+        steps = 0
+        body = f'{{"model":"m","x":[{",".join([item] * (120_000 // len(item)))}]}}'
+        assert names("/api/chat", body) == ("m:latest",)
+        assert steps < most, item
+    for body in ('{"model":"m","x":"' + "A" * 1_000_000 + '"}', '{"x":' + " " * 1_000_000 + '1,"model":"m"}'):
+        steps = 0
+        assert names("/api/chat", body) == ("m:latest",)
+        assert steps < 50
+
+
+def test_a_value_that_is_too_long_is_refused() -> None:
+    """A name has far less; one that is not read may have any length."""
+    assert refusal("/api/chat", '{"model":"m' + " " * (1 << 16) + '"}').status == 400
+    assert names("/api/chat", '{"model":"m","name":"' + "x" * (1 << 17) + '"}') == ("m:latest",)
+
+
 # Forms.
 
 BOUNDARY = b"----formdata-undici-0123"
@@ -317,7 +468,22 @@ def form(*parts: bytes, start: bytes = b"", end: bytes = b"--\r\n", boundary: by
 
 
 def transcribe(body: bytes, content_type: bytes = FORM, query: bytes = b"") -> tuple[str, ...]:
-    return ask("POST", "/v1/audio/transcriptions", body, query, content_type).names
+    """The models of a form; whether it comes at once or in pieces makes no difference."""
+    found = route(b"POST", b"/v1/audio/transcriptions")
+
+    def outcome(*pieces: bytes) -> tuple[str, ...] | str:
+        try:
+            return read(found, query, content_type, *pieces).names
+        except BodyError as error:
+            return error.message
+
+    whole = outcome(body)
+    step = max(1, len(body) // 50)
+    for cut in range(0, len(body), step):
+        assert outcome(body[:cut], body[cut:]) == whole
+    for size in (1, 7):
+        assert outcome(*(body[i : i + size] for i in range(0, len(body), size))) == whole
+    return read(found, query, content_type, body).names
 
 
 @pytest.mark.parametrize(
