@@ -184,7 +184,9 @@ class Gate:
         return self.config.settings
 
     def running(self) -> None:
-        asyncio_utils.create_task(self.connections.sweep(), name="gate sweep", keep_ref=True)
+        asyncio_utils.create_task(
+            self.connections.sweep(lambda: self.lifecycle.settings.idle_timeout), name="gate sweep", keep_ref=True
+        )
         asyncio_utils.create_task(self.monitor.publish(), name="gate workers", keep_ref=True)
         asyncio_utils.create_task(self.config.watch(ctx.options), name="gate keys", keep_ref=True)
         asyncio_utils.create_task(self.config.renew(), name="gate leases", keep_ref=True)
@@ -273,6 +275,7 @@ class Gate:
                 handler.transports[client].writer.write(render(full))
             return
         take_apart_at_end(handler)
+        BulkReader.take_over(handler, client)
         handler.max_conns = defaultdict(lambda: asyncio.Semaphore(UPSTREAM_CONNECTIONS))
         client.error = None
 

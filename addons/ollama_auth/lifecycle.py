@@ -134,11 +134,8 @@ class RequestLifecycle:
         """
         exchange.bytes_in += len(data)
         try:
-            request, held, reader = (
-                exchange.state.upstream_request,
-                exchange.state.held_body,
-                exchange.state.body_reader,
-            )
+            state = exchange.state
+            request, held, reader = state.upstream_request, state.held_body, state.body_reader
             if request is None or held is None or reader is None:
                 return self._not_ready(exchange)
             if request.max_body is not None and exchange.bytes_in > request.max_body:

@@ -246,6 +246,26 @@ def test_a_body_that_only_the_end_ends(gate: Gate, upstream: Scripted) -> None:
         assert parse(wire.read_all()).body == b"hello"
 
 
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_a_body_that_only_the_end_ends_is_cut_off_by_a_reset(gate: Gate, upstream: Scripted, version: bytes) -> None:
+    """The end of the client's connection would look like the end of the body: it is reset, too."""
+    more = threading.Event()
+
+    def play(peer: Line) -> None:
+        peer.head()
+        peer.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        more.wait(PATIENCE)
+        peer.reset()
+
+    data = b"GET /api/tags HTTP/%s\r\nHost: gate\r\n%s\r\n\r\n" % (version, BEARER.encode())
+    with upstream.plays(play), logged(gate) as lines, Wire(gate.port, data) as wire:
+        assert wire.read_until(b"hello").endswith(b"\r\n\r\nhello")
+        more.set()
+        with pytest.raises(ConnectionResetError):
+            wire.read_all()
+    assert (lines[0]["status"], lines[0]["reason"]) == (200, "upstream broken")
+
+
 def test_more_than_the_body(gate: Gate, upstream: Scripted) -> None:
     """What follows an answer belongs to nobody, least of all to the next request."""
     with upstream.plays(answers(OK + OK.replace(b"ok", b"no"))), logged(gate, 2):

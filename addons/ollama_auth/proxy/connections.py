@@ -1,7 +1,7 @@
 """The registry of client connections: how many there may be, how many of one network, and how long each may wait.
 
 One sweep over all connections, four times a second, replaces a timer for each: a deadline costs one float. So does that
-of an attempt to connect to the upstream.
+of an attempt to connect to the upstream. The sweep also ends clients that take nothing of what they asked for.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from mitmproxy.proxy.server import ConnectionHandler
 from mitmproxy.utils import asyncio_utils
 
 from ..exchange import Exchange
-from .transport import resume_reading, transport_of
+from .transport import bytes_taken, pause_reading, resume_reading, transport_of, unsent
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ EXPIRY_GRACE_SECONDS = 2.0
 """Time a connection has to end by itself after an Expire event, before it is cancelled."""
 CONNECT_TIMEOUT = "connect timeout"
 """The error that mitmproxy then reports for a connection to the upstream that was given up."""
+STALLED = "clients that took nothing of their answers were disconnected"
+"""A warning: it took ollama_idle_timeout seconds."""
 WARNING_INTERVAL = 10.0
 """Seconds between two log lines with the same warning."""
 
@@ -52,6 +54,27 @@ class BodyTimeout(events.Event):
 
 class Resume(events.Event):
     """Tells the layer that serves the client to continue with what it has already received."""
+
+
+@dataclass(eq=False, slots=True)
+class Outflow:
+    """What goes to a client, and when it was last seen to take something."""
+
+    transport: asyncio.Transport | None
+    network: str
+    taken: int = 0
+    waits_since: float | None = None
+    """None: the client has taken all there is."""
+
+    def stalled(self, now: float) -> float:
+        """Return for how many seconds the client has taken nothing, though there is something for it."""
+        if self.transport is None or not unsent(self.transport):
+            self.waits_since = None
+            return 0.0
+        taken = bytes_taken(self.transport)
+        if self.waits_since is None or taken > self.taken:
+            self.taken, self.waits_since = taken, now
+        return now - self.waits_since
 
 
 class BoundedServer(Protocol):
@@ -89,11 +112,13 @@ class ClientConnection:
     """When to give up connecting to the upstream, by `time.monotonic`. The TLS handshake is part of it."""
     body_deadlines: dict[int, float] = field(default_factory=dict)
     """When to give up waiting for more of a body that is inspected, by `time.monotonic`, by stream."""
+    outflow: Outflow = field(init=False)
 
     def __post_init__(self) -> None:
         if self.client.peername:
             self.address = str(self.client.peername[0])
         self.network = network(self.address)
+        self.outflow = Outflow(transport_of(self.handler, self.client), self.network)
 
     @property
     def idle(self) -> bool:
@@ -118,9 +143,7 @@ class ClientConnection:
     def hold_reading(self, connection: Connection, holder: object) -> None:
         """Read nothing more from `connection`, the client or a server of it, until all holders have released it."""
         self.read_holds.setdefault(connection, set()).add(holder)
-        own = transport_of(self.handler, connection)
-        if own and own.is_reading():
-            own.pause_reading()
+        pause_reading(self.handler, connection)
 
     def release_reading(self, connection: Connection, holder: object) -> None:
         """Undo hold_reading, if this holder called it."""
@@ -194,6 +217,8 @@ class Connections:
     def __init__(self) -> None:
         self._by_client: dict[str, ClientConnection] = {}
         self._networks: Counter[str] = Counter()
+        self._leaving: list[Outflow] = []
+        """Connections that have ended, but for what their clients have still to take; they count, too."""
         self._warnings: dict[str, tuple[float, int]] = {}
 
     def __len__(self) -> int:
@@ -213,7 +238,7 @@ class Connections:
         """
         if most_per_network and self._networks[peer.network] >= most_per_network and not self._evict(peer.network):
             return False
-        if len(self._by_client) >= most and not self._evict(None):
+        if len(self._by_client) + len(self._leaving) >= most and not self._evict(None):
             return False
         self._by_client[peer.client.id] = peer
         self._networks[peer.network] += 1
@@ -224,36 +249,83 @@ class Connections:
         peer = self._by_client.pop(client_id, None)
         if peer:
             peer.closed = True
-            self._networks[peer.network] -= 1
-            if not self._networks[peer.network]:
-                del self._networks[peer.network]
+            if unsent(peer.outflow.transport):
+                self._leaving.append(peer.outflow)
+            else:
+                self._forget(peer.network)
         return peer
 
+    def _forget(self, of_network: str) -> None:
+        self._networks[of_network] -= 1
+        if not self._networks[of_network]:
+            del self._networks[of_network]
+
+    def _abort(self, outflow: Outflow) -> None:
+        """End a connection that is closed already, but for what its client has not taken."""
+        if outflow in self._leaving:
+            self._leaving.remove(outflow)
+            self._forget(outflow.network)
+        if outflow.transport:
+            outflow.transport.abort()
+
     def _evict(self, of_network: str | None) -> bool:
-        """Close the oldest idle connection, preferably one that never authenticated; False if there is none."""
+        """Close the oldest idle connection, preferably one that never authenticated; False if there is none.
+
+        One whose client has still to take the end of an answer is no idle one, unless the client takes nothing.
+        """
         for spare in (True, False):
             for peer in self._by_client.values():
-                if of_network in (None, peer.network) and not (spare and peer.authenticated_before) and peer.idle:
-                    self.remove(peer.client.id)
-                    peer.close_now()
-                    self.warn_rate_limited("connections without a request were closed to make room for new ones")
+                idle = peer.idle and not unsent(peer.outflow.transport)
+                if of_network in (None, peer.network) and not (spare and peer.authenticated_before) and idle:
+                    self._close(peer)
                     return True
+        now = time.monotonic()
+        for peer in self._by_client.values():
+            if of_network in (None, peer.network) and peer.idle and peer.outflow.stalled(now) > EXPIRY_GRACE_SECONDS:
+                self._close(peer)
+                self._abort(peer.outflow)
+                return True
+        for outflow in self._leaving:
+            if of_network in (None, outflow.network) and outflow.stalled(now) > EXPIRY_GRACE_SECONDS:
+                self._abort(outflow)
+                return True
         return False
 
-    async def sweep(self) -> None:
-        """End connections whose deadline has passed; runs until cancelled."""
+    def _close(self, peer: ClientConnection) -> None:
+        self.remove(peer.client.id)
+        peer.close_now()
+        self.warn_rate_limited("connections without a request were closed to make room for new ones")
+
+    async def sweep(self, idle_timeout: Callable[[], float]) -> None:
+        """End connections whose deadline has passed, and those that take nothing for so many seconds.
+
+        Runs until cancelled.
+        """
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             now = time.monotonic()
+            patience = idle_timeout()
             for peer in self:
                 try:
                     peer.check_connects(now)
                     peer.check_bodies(now)
                     if peer.deadline is not None and now > peer.deadline:
                         peer.expire(now)
+                    if peer.outflow.stalled(now) > patience and peer.outflow.transport:
+                        peer.outflow.transport.abort()
+                        self.warn_rate_limited(STALLED)
                 except Exception as error:
                     self.warn_rate_limited(f"a connection could not be ended: {type(error).__name__}")
+            self._check_leaving(now, patience)
             self._summarize(now)
+
+    def _check_leaving(self, now: float, patience: float) -> None:
+        for outflow in list(self._leaving):
+            waited = outflow.stalled(now)
+            if waited > patience:
+                self.warn_rate_limited(STALLED)
+            if waited > patience or outflow.waits_since is None:
+                self._abort(outflow)  # Of one that has taken all, nothing is left to abort.
 
     def warn_rate_limited(self, message: str) -> None:
         """Log a warning that may occur a thousand times a second: at once, then as a count per WARNING_INTERVAL."""

@@ -24,7 +24,7 @@ from mitmproxy.proxy.layers.http import HttpStream
 
 from .connections import ClientConnection
 from .http1 import BoundedHttp1Client, BoundedHttp1Server
-from .transport import BulkReader, transport_of
+from .transport import BulkProtocol, BulkReader, transport_of
 
 CHUNK = re.compile(rb"([1-9a-f][0-9a-f]{0,6})\r\n")
 """The header of a chunk (RFC 9112 section 7.1) without extension, as `%x` writes it."""
@@ -82,14 +82,16 @@ class LayerFastPath:
             reader._remaining -= len(data)
             self.on_data(data)
             return len(data)
-        at = 0
+        at, parts = 0, []
         while head := CHUNK.match(data, at):
             start = head.end()
             end = start + int(head[1], 16)
             if data[end : end + 2] != b"\r\n":
                 break
-            self.on_data(data[start:end])
+            parts.append(data[start:end])
             at = end + 2
+        if parts:
+            self.on_data(parts[0] if len(parts) == 1 else b"".join(parts))
         return at
 
 
@@ -115,11 +117,13 @@ class FastPaths:
         """Let a body take the fast path, past the reader task as well if both sides allow that."""
         source = fast_path.source.conn
         self.by_source[source] = fast_path
-        # Only now: before admission we keep mitmproxy's 64 KB reads to bound memory.
         reader = BulkReader.take_over(self._peer.handler, source)
         transport = transport_of(self._peer.handler, fast_path.target)
+        protocol = transport.get_protocol() if transport else None
+        if reader and isinstance(protocol, BulkProtocol):
+            reader.target = protocol
         if reader and transport and not self._peer.client.tls:
-            reader.fast_path = SocketFastPath(fast_path, self, self._peer, transport)
+            reader.fast_path = SocketFastPath(fast_path, self, self._peer, transport, reader)
 
     def end(self, stream: HttpStream) -> None:
         """Remove the fast paths of a stream that has ended."""
@@ -127,23 +131,29 @@ class FastPaths:
             if source in self.by_source and self.by_source[source].stream is stream:
                 del self.by_source[source]
                 if reader := BulkReader.take_over(self._peer.handler, source):
-                    reader.fast_path = None
+                    reader.fast_path = reader.target = None
 
 
 class SocketFastPath:
     """The fast path from socket to socket, taken while nothing received earlier is still unsent."""
 
-    __slots__ = ("_checked_at", "_descriptor", "_fast_path", "_paths", "_peer", "_transport", "_watchdog")
+    __slots__ = ("_checked_at", "_descriptor", "_fast_path", "_paths", "_peer", "_reader", "_transport", "_watchdog")
 
     def __init__(
-        self, fast_path: LayerFastPath, paths: FastPaths, peer: ClientConnection, transport: WriteTransport
+        self,
+        fast_path: LayerFastPath,
+        paths: FastPaths,
+        peer: ClientConnection,
+        transport: WriteTransport,
+        reader: BulkReader,
     ) -> None:
-        """`transport` is that of `fast_path.target`."""
+        """`transport` is that of `fast_path.target`, `reader` that of its source."""
         self._fast_path = fast_path
         self._paths = paths
         self._peer = peer
         self._watchdog = peer.handler.timeout_watchdog
         self._transport = transport
+        self._reader = reader
         self._checked_at = -1
         """The event count of the layers at which the fast path was last found open."""
         own = transport.get_extra_info("socket") if os.name == "posix" else None
@@ -167,6 +177,7 @@ class SocketFastPath:
                     sent = 0  # Full or broken: the transport finds out itself.
                 if sent < taken:
                     transport.write(data[sent:])
+                    self._reader.drain_first()
         except Exception as error:
             paths.deferred_error = error
             paths.event_count += 1

@@ -1,8 +1,10 @@
 """HTTP/1 with the client and with the upstream: mitmproxy's, with bounds, strict heads and a lingering close."""
 
+import re
 import time
 
 import h11
+from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import http
 from mitmproxy.connection import ConnectionState
@@ -29,15 +31,23 @@ from .connections import ClientConnection, Drain, Expire, Resume
 from .events import MALFORMED_BODY, ClosedBeforeResponse, Commands, Failure, Lifecycle, ParsedRequestHeaders, Refuse
 
 LINGER_SECONDS = 2.0
-LINGER_BYTES = 256 * 1024
-"""How long, and how many bytes, to read and drop after the last answer of a connection: if data were left unread, the
-kernel would reset the connection, and the client might lose the answer (RFC 9112 section 9.6)."""
+LINGER_MOST_SECONDS = 6.0
+LINGER_BYTES = 1024 * 1024
+"""How long to read and drop what comes after the last answer of a connection, since the client sent something and in
+all, and how many bytes: if data were left unread at the end, the kernel would reset the connection, and the client
+might lose the answer (RFC 9112 section 9.6)."""
+LINGER_UNREAD_SECONDS = 1.0
+"""How long to wait then, and read nothing: the client can't send more, but has time to read the answer."""
 MAX_LINE = 16 * 1024
 """Bytes of a chunk header, or of trailers; h11 has no such bound."""
 MAX_PIPELINED = 64 * 1024
 """Bytes kept of further requests that arrive before the running one is answered."""
 MAX_RESPONSE_HEAD = 256 * 1024
 """Bytes of the head of a response of the upstream."""
+MAX_INFORMATIONAL = 100
+"""Informational responses of the upstream to one request."""
+WHOLE_CHUNK = re.compile(rb"([0-9a-fA-F]{1,20})(?:;(?:[^\r\n]|\r(?!\n))*+|[ \t]*+)\r\n")
+"""The header of a chunk, with what h11 takes for an extension (RFC 9112 section 7.1.1)."""
 
 
 class Unchecked:
@@ -55,14 +65,46 @@ class ResponseData(Unchecked, http.ResponseData):
     pass
 
 
+class JoiningReader(ChunkedReader):
+    """h11's reader of chunks, which returns the content of all whole chunks that are there as one piece."""
+
+    def __call__(self, buf: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
+        if not self._bytes_in_chunk and not self._reading_trailer and (content := self._whole_chunks(buf)):
+            return h11.Data(data=content)
+        return super().__call__(buf)
+
+    def _whole_chunks(self, buf: ReceiveBuffer) -> bytes:
+        data, at, parts = bytes(buf), len(self._bytes_to_discard), []
+        if data[:at] != self._bytes_to_discard:
+            return b""
+        while found := WHOLE_CHUNK.match(data, at):
+            start = found.end()
+            end = start + int(found[1], 16)
+            if end == start or data[end : end + 2] != b"\r\n":
+                break
+            parts.append(data[start:end])
+            at = end + 2
+        if parts:
+            buf.maybe_extract_at_most(at)
+            self._bytes_to_discard = b""
+        return b"".join(parts)
+
+
 class Body(Http1Connection):
     """The reading of a body; mitmproxy's own crashes on trailers, and keeps a chunk header of any length."""
 
     stream_id: int
 
+    def expect_body(self, size: int | None) -> None:
+        """Read a body of that many bytes; None: in chunks, -1: until the connection ends."""
+        self.body_reader = JoiningReader() if size is None else make_body_reader(size)
+        self.state = self.read_body
+
     def read_body(self, event: events.Event) -> Commands:
         closed = isinstance(event, events.ConnectionClosed)
         try:
+            if closed and (self.conn.error or not self.conn.state & ConnectionState.CAN_WRITE):
+                raise h11.RemoteProtocolError("the connection was reset, or given up")
             while True:
                 part = self.body_reader.read_eof() if closed else self.body_reader(self.buf)
                 if part is None:
@@ -101,6 +143,7 @@ class BoundedHttp1Server(Body, Http1Server):
         self.resuming = False
         """A Resume event is on its way; until then what arrives is only added to the buffer."""
         self.linger_budget = LINGER_BYTES
+        self.linger_until = 0.0
         self.trailers: http.Headers | None = None
         self.response_size: int | None = None
         """Bytes of body that the response head announced; None: chunked, -1: until the connection ends."""
@@ -165,8 +208,7 @@ class BoundedHttp1Server(Body, Http1Server):
         stream_id = self.stream_id
         yield ReceiveHttp(ParsedRequestHeaders(stream_id, self.request, head.body == 0, head=head, decision=decision))
         if self.state == self.read_headers and self.stream_id == stream_id:  # The request has not been refused.
-            self.body_reader = make_body_reader(None if head.body == CHUNKED else head.body)
-            self.state = self.read_body
+            self.expect_body(None if head.body == CHUNKED else head.body)
             yield from self.state(events.DataReceived(self.conn, b""))
 
     def broken_body(self, event: events.Event) -> Commands:
@@ -287,14 +329,21 @@ class BoundedHttp1Server(Body, Http1Server):
             return
         yield commands.CloseTcpConnection(self.conn, half_close=True)
         self.state = self.linger
-        self.peer.deadline = time.monotonic() + LINGER_SECONDS
+        self.linger_until = time.monotonic() + LINGER_MOST_SECONDS
+        self.linger_on(LINGER_SECONDS)
 
     def linger(self, event: events.Event) -> Commands:
         """Drop what still arrives, up to the budget, until the client closes."""
-        if isinstance(event, events.DataReceived):
-            self.linger_budget -= len(event.data)
-        if isinstance(event, events.ConnectionClosed) or self.linger_budget < 0:
+        if isinstance(event, events.ConnectionClosed):
             yield from self.close()
+        elif isinstance(event, events.DataReceived) and self.linger_budget >= 0:
+            self.linger_budget -= len(event.data)
+            if self.linger_budget < 0:
+                self.peer.hold_reading(self.peer.client, self)
+            self.linger_on(LINGER_SECONDS if self.linger_budget >= 0 else LINGER_UNREAD_SECONDS)
+
+    def linger_on(self, seconds: float) -> None:
+        self.peer.deadline = min(self.linger_until, time.monotonic() + seconds)
 
     def done(self, _: events.Event) -> Commands:
         yield from ()
@@ -316,7 +365,12 @@ class BoundedHttp1Server(Body, Http1Server):
 class BoundedHttp1Client(Body, Http1Client):
     """HTTP/1 with the upstream."""
 
+    informational = 0
+    """Informational responses to the request."""
+
     def send(self, event: HttpEvent) -> Commands:
+        if isinstance(event, RequestHeaders):
+            self.informational = 0
         if isinstance(event, RequestHeaders) and not event.end_stream:
             # An HTTP/2 client need not announce the length of a body; in HTTP/1 its end must be marked.
             headers = event.request.headers
@@ -328,7 +382,9 @@ class BoundedHttp1Client(Body, Http1Client):
         if isinstance(event, events.DataReceived) and self.request:
             self.skip_informational()
             data = bytes(self.buf)
-            if data[:5] != b"HTTP/"[: len(data)] or (len(data) > MAX_RESPONSE_HEAD and b"\r\n\r\n" not in data):
+            unlike = data[:5] != b"HTTP/"[: len(data)]
+            endless = len(data) > MAX_RESPONSE_HEAD and b"\r\n\r\n" not in data
+            if unlike or endless or self.informational > MAX_INFORMATIONAL:
                 yield from self.broken_body(event)
             else:
                 yield from self.read_head(event)
@@ -354,19 +410,19 @@ class BoundedHttp1Client(Body, Http1Client):
             yield from self.broken_body(event)
             return
         yield ReceiveHttp(ResponseHeaders(self.stream_id, self.response, size == 0))
-        self.body_reader = make_body_reader(size)
-        self.state = self.read_body
+        self.expect_body(size)
         yield from self.state(event)
 
     def skip_informational(self) -> None:
         """Drop 1xx responses except 101: they precede the final one (RFC 9110 section 15.2), and nothing needs them."""
-        data = bytes(self.buf)
-        while data[:10] in (b"HTTP/1.1 1", b"HTTP/1.0 1") and data[10:12] != b"01":
-            end = data.find(b"\r\n\r\n")
+        data, at = bytes(self.buf), 0
+        while data.startswith((b"HTTP/1.1 1", b"HTTP/1.0 1"), at) and data[at + 10 : at + 12] != b"01":
+            end = data.find(b"\r\n\r\n", at)
             if end < 0:
-                return
-            self.buf.maybe_extract_at_most(end + 4)
-            data = data[end + 4 :]
+                break
+            self.informational += 1
+            at = end + 4
+        self.buf.maybe_extract_at_most(at)
 
 
 def request_of(head: Head) -> http.Request:

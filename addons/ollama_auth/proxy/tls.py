@@ -3,6 +3,7 @@
 from contextlib import suppress
 
 from mitmproxy.connection import ConnectionState
+from mitmproxy.net import tls as tls_parser
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import tls
@@ -10,8 +11,8 @@ from OpenSSL import SSL
 
 from .events import Commands
 
-MAX_CLIENT_HELLO = 64 * 1024
-"""Bytes read before the handshake begins; mitmproxy would read 16 MB."""
+MAX_CLIENT_HELLO = 16 * 1024
+"""Bytes read before the handshake begins; mitmproxy would read 16 MB. Those of browsers have less than 3 KB."""
 
 
 class ClientTls(tls.ClientTLSLayer):
@@ -20,10 +21,45 @@ class ClientTls(tls.ClientTLSLayer):
     Sends nothing after that, nor after an error of OpenSSL.
     """
 
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.hello = bytearray()
+        """The ClientHello, as far as whole records of it have arrived."""
+        self.hello_records = 0
+        """Bytes of those records."""
+        self.hello_size = 0
+        """Bytes that it says to have."""
+
     def receive_handshake_data(self, data: bytes) -> layer.CommandGenerator[tuple[bool, str | None]]:
-        if len(self.recv_buffer) + len(data) > MAX_CLIENT_HELLO:
+        if self.client_hello_parsed:
+            return (yield from super().receive_handshake_data(data))
+        self.recv_buffer.extend(data)
+        arrived = self.hello_arrived()
+        if max(len(self.recv_buffer), self.hello_size) > MAX_CLIENT_HELLO:
             return False, "ClientHello too long"
-        return (yield from super().receive_handshake_data(data))
+        if not arrived:
+            return False, None
+        return (yield from super().receive_handshake_data(b""))
+
+    def hello_arrived(self) -> bool:
+        """Tell whether the ClientHello is whole, or is none: mitmproxy, which reads it from its start, may do so now.
+
+        Reads no record twice (RFC 8446 sections 4 and 5.1).
+        """
+        while len(self.recv_buffer) >= self.hello_records + 5:
+            start = self.hello_records + 5
+            end = start + int.from_bytes(self.recv_buffer[start - 2 : start])
+            if end == start or not tls_parser.starts_like_tls_record(bytes(self.recv_buffer[start - 5 : start])):
+                return True
+            if len(self.recv_buffer) < end:
+                return False
+            self.hello += self.recv_buffer[start:end]
+            self.hello_records = end
+            if len(self.hello) >= 4:
+                self.hello_size = 4 + int.from_bytes(self.hello[1:4])
+                if len(self.hello) >= self.hello_size:
+                    return True
+        return False
 
     def start_tls(self) -> Commands:
         if b"h2" in self.conn.alpn_offers and self.context.options.http2:

@@ -1,20 +1,29 @@
-"""Changes to asyncio's transports and readers under mitmproxy: larger reads, resumed reading, leftover sockets.
+"""Changes to asyncio's transports and readers under mitmproxy: bounded buffers, larger reads, leftover sockets.
 
 The only module that replaces or reads private parts of asyncio; tests/unit/proxy/test_internals.py pins those parts.
 """
 
 import asyncio
 import socket
+import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import cast
 
-from mitmproxy.connection import Connection
+from mitmproxy.connection import Connection, Server
 from mitmproxy.proxy.server import ConnectionHandler
 
 from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
 
-READ_BUFFER = 256 * 1024
-"""Bytes kept of a connection before its peer has to wait; about what one read of asyncio brings."""
+READ_BUFFER = 16 * 1024
+"""Bytes kept of a connection while mitmproxy is busy, before its peer has to wait. The read that exceeds it is kept as
+well: at most 256 KB."""
+WRITE_BUFFER = 4 * 1024
+"""Bytes that a peer has not taken yet before mitmproxy waits for it."""
+FAST_AFTER = 16 * 1024 * 1024
+"""Bytes that a peer has to take without being waited for, before it is a fast one."""
+_ACKNOWLEDGED = 120
+"""The offset of `tcpi_bytes_acked` in Linux's struct tcp_info, an unsigned integer of 64 bits."""
 
 
 def transport_of(handler: ConnectionHandler, connection: Connection) -> asyncio.Transport | None:
@@ -23,11 +32,39 @@ def transport_of(handler: ConnectionHandler, connection: Connection) -> asyncio.
     return io.writer.transport if io and isinstance(io.writer, asyncio.StreamWriter) else None  # type: ignore[return-value]
 
 
+def pause_reading(handler: ConnectionHandler, connection: Connection) -> None:
+    """Read nothing more from a connection, until resume_reading."""
+    if transport := transport_of(handler, connection):
+        cast(BulkReader, handler.transports[connection].reader).held = True
+        if transport.is_reading():
+            transport.pause_reading()
+
+
 def resume_reading(handler: ConnectionHandler, connection: Connection) -> None:
     """Read from a connection again, unless it is closing or its reader is full, which resumes by itself."""
-    transport = transport_of(handler, connection)
-    if transport and not transport.is_closing() and not handler.transports[connection].reader._paused:  # type: ignore[union-attr]
-        transport.resume_reading()
+    if transport := transport_of(handler, connection):
+        reader = cast(BulkReader, handler.transports[connection].reader)
+        reader.held = False
+        if not transport.is_closing() and not reader._paused:
+            transport.resume_reading()
+
+
+def unsent(transport: asyncio.Transport | None) -> int:
+    """Return how many bytes a transport has still to give to the kernel; 0 if it has ended."""
+    with suppress(RuntimeError):
+        return transport.get_write_buffer_size() if transport else 0
+    return 0
+
+
+def bytes_taken(transport: asyncio.Transport) -> int:
+    """Return a number that grows whenever the peer takes something.
+
+    On Linux it counts the bytes that the peer has acknowledged; elsewhere it grows only while nothing is written.
+    """
+    with suppress(AttributeError, OSError, struct.error):
+        info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        return int(struct.unpack_from("Q", info, _ACKNOWLEDGED)[0])
+    return -unsent(transport)
 
 
 def limit_receive_buffer(handler: ConnectionHandler, connection: Connection, size: int) -> None:
@@ -50,6 +87,13 @@ class BulkProtocol(asyncio.StreamReaderProtocol):
     """asyncio's StreamReaderProtocol, with a direct reference to its reader."""
 
     bulk: "BulkReader"
+    pauses = 0
+    """How often the peer took less than was written."""
+
+    def pause_writing(self) -> None:
+        """Do as StreamReaderProtocol.pause_writing."""
+        self.pauses += 1
+        super().pause_writing()
 
     def data_received(self, data: bytes) -> None:
         """Do as StreamReaderProtocol.data_received."""
@@ -57,20 +101,33 @@ class BulkProtocol(asyncio.StreamReaderProtocol):
 
 
 class BulkReader(asyncio.StreamReader):
-    """The reader of mitmproxy's connections, changed to return all that has arrived, where mitmproxy asks for 64 KB.
+    """The reader of mitmproxy's connections, changed so that little is kept, and nobody waits for long.
 
-    While mitmproxy waits for data, `fast_path` may take what arrives without waking the waiting task.
+    While mitmproxy is busy, it reads little from its socket. Of data that is there already, it returns a piece at a
+    time, and lets other tasks run between; or all of it, for a fast `target`. While mitmproxy waits for data,
+    `fast_path` may take what arrives without waking the waiting task.
     """
 
     fast_path: Callable[[bytes], int] | None = None
     """Forwards as much of the start of the data as it can, and returns its length in bytes."""
+    target: BulkProtocol | None = None
+    """The connection that the data goes on to, if its peer is a fast one to be read for in one piece."""
+    _pauses = 0
+    _taken = 0  # bytes that went to the target since it was last waited for
+    held = False
+    """Somebody has paused the transport: see ClientConnection.hold_reading."""
+    _connection: Connection | None = None
+    _drain: Callable[[], Awaitable[None]]
+    _drain_first = False
     _waiter: asyncio.Future[None] | None
     _buffer: bytearray
     _eof: bool
     _exception: BaseException | None
     _limit: int
+    _paused: bool
+    _transport: asyncio.Transport
     _wait_for_data: Callable[[str], Awaitable[None]]
-    _maybe_resume_transport: Callable[[], None]
+    _wakeup_waiter: Callable[[], None]
 
     @classmethod
     def take_over(cls, handler: ConnectionHandler, connection: Connection) -> "BulkReader | None":
@@ -79,12 +136,15 @@ class BulkReader(asyncio.StreamReader):
         reader = io.reader if io else None
         if type(reader) is asyncio.StreamReader:
             reader.__class__ = cls
-            reader._limit = READ_BUFFER // 2  # type: ignore[attr-defined]
+            taken = cast(BulkReader, reader)
+            taken._limit, taken._connection, taken._drain = READ_BUFFER // 2, connection, handler.drain_writers
             transport = transport_of(handler, connection)
+            if transport:
+                transport.set_write_buffer_limits(high=WRITE_BUFFER)
             protocol = transport.get_protocol() if transport else None
             if transport and type(protocol) is asyncio.StreamReaderProtocol:
                 protocol.__class__ = BulkProtocol
-                cast(BulkProtocol, protocol).bulk = cast(BulkReader, reader)
+                cast(BulkProtocol, protocol).bulk = taken
                 transport.set_protocol(protocol)  # The transport may have cached a bound method of the old class.
         return reader if isinstance(reader, cls) else None
 
@@ -97,13 +157,39 @@ class BulkReader(asyncio.StreamReader):
             data = data[taken:]
         super().feed_data(data)
 
+    def drain_first(self) -> None:
+        """Let mitmproxy wait, before it reads more, until what the fast path has written is taken."""
+        self._drain_first = True
+        self._wakeup_waiter()
+        if not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
     async def read(self, n: int = -1) -> bytes:
-        """Do as StreamReader.read, but return all there is, whatever `n`."""
+        """Do as StreamReader.read, in the way that is said above. Notes at a Server that it broke off."""
+        if self._buffer:
+            await asyncio.sleep(0)
+        while not (self._buffer or self._eof or self._exception):
+            if self._drain_first:
+                self._drain_first = False
+                await self._drain()
+                continue
+            if self._paused and (self.held or self._transport.is_closing()):
+                self._paused = False  # _wait_for_data is not to resume it.
+            with suppress(OSError):  # Also noted as the exception.
+                await self._wait_for_data("read")
         if self._exception is not None:
+            if isinstance(self._connection, Server):
+                self._connection.error = str(self._exception) or type(self._exception).__name__
             raise self._exception
-        if not self._buffer and not self._eof:
-            await self._wait_for_data("read")
-        data = bytes(self._buffer)
-        self._buffer.clear()
-        self._maybe_resume_transport()
+        size = len(self._buffer) if n < 0 or (self.target and self._target_is_fast(self.target)) else n
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
         return data
+
+    def _target_is_fast(self, target: BulkProtocol) -> bool:
+        """Tell whether the peer of the target has read more than buffers of the kernel hold, and was not waited for."""
+        if self._pauses != target.pauses:
+            self._pauses, self._taken = target.pauses, 0
+        self._taken += len(self._buffer)
+        return self._taken > FAST_AFTER

@@ -33,6 +33,17 @@ class FakeTransport:
     def __init__(self) -> None:
         self.reading = True
         self.closing = False
+        self.unsent = 0
+        self.aborted = False
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def get_extra_info(self, name: str) -> None:
+        """No socket: what the client takes is seen by what is still to be sent."""
+
+    def abort(self) -> None:
+        self.aborted, self.unsent = True, 0
 
     def is_reading(self) -> bool:
         return self.reading
@@ -322,7 +333,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 async def swept(found: Connections) -> None:
     """A few looks at the deadlines, and what they set going."""
-    sweep = asyncio.create_task(found.sweep())
+    sweep = asyncio.create_task(found.sweep(lambda: 60))
     for _ in range(10):
         await asyncio.sleep(0)
     sweep.cancel()

@@ -109,6 +109,9 @@ mitmproxy.proxy.layers.tls
     85c0e6b656c3 TLSLayer.receive_data                          tls.ClientTls.receive_data
     35a29a1b0b0c TLSLayer.send_data                             tls.ClientTls.send_data
     d9b1161f42db TLSLayer.send_close                            tls.ClientTls.send_close
+    6cae807276e6 ClientTLSLayer.__init__                        tls.ClientTls
+    d0d1ff82ae62 handshake_record_contents                      tls.ClientTls.hello_arrived
+    7fda12c4e3ef get_client_hello                               tls.ClientTls.hello_arrived
     a0ee021f92f6 ClientTLSLayer.receive_handshake_data          tls.ClientTls.receive_handshake_data
     04a3a2530293 ClientTLSLayer.on_handshake_error              tls.ClientTls.on_handshake_error
 mitmproxy.addons
@@ -126,6 +129,7 @@ mitmproxy.proxy.server
     5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.ClientConnection.check_connects
     95c3f93e9824 ConnectionHandler.handle_connection            transport.close_sockets
     6b5743460456 ConnectionHandler.drain_writers                connections.ClientConnection.hold_reading
+    6b5743460456 ConnectionHandler.drain_writers                transport.BulkReader
     0d1e6b0aa6e4 ConnectionHandler.on_timeout                   connections.ClientConnection.close_now
     9ac797016052 ConnectionHandler.hook_task                    transport.close_sockets
     a2b42657ebe8 ConnectionHandler.server_event                 connections.ClientConnection.send_event
@@ -435,6 +439,9 @@ def test_a_reader_that_reads_all_that_is_there() -> None:
         "del self._buffer[:n]\n\n        self._maybe_resume_transport()\n        return data",
     ):
         assert line in source
+    waiting = inspect.getsource(asyncio.StreamReader._wait_for_data)  # type: ignore[attr-defined]
+    assert "if self._paused:\n            self._paused = False\n            self._transport.resume_reading()" in waiting
+    assert "self._exception = exc" in inspect.getsource(asyncio.StreamReader.set_exception)
     assert "2 * self._limit" in inspect.getsource(asyncio.StreamReader.feed_data)
     assert "__slots__" not in vars(asyncio.StreamReader)
 
