@@ -1,4 +1,4 @@
-"""The fuzzer, for a few seconds. For hours: PYTHONPATH=addons:. python -m tests.tools.fuzz"""
+"""The fuzzers, for a few seconds. For hours: PYTHONPATH=addons:. python -m tests.tools.fuzz, or fuzz_responses"""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from tests.harness.certificates import certificate
 from tests.harness.gate import Gate
 from tests.harness.upstream import Upstream
 from tests.harness.wire import ask
+from tests.tools import fuzz_responses
 from tests.tools.fuzz import run, run_http2
 
 pytestmark = pytest.mark.slow
@@ -23,3 +24,9 @@ def test_http1(upstream: Upstream) -> None:
 def test_http2(upstream: Upstream, tmp_path: Path) -> None:
     with Gate(upstream.url, "--certs", str(certificate(tmp_path))) as gate:
         run_http2(gate, upstream, 60, start=20261123)
+
+
+@pytest.mark.parametrize("fast_path", [True, False], ids=["fast path", "no fast path"])
+def test_answers(fast_path: bool) -> None:
+    with fuzz_responses.fuzzed_gate(fast_path=fast_path) as (gate, ollama):
+        fuzz_responses.run(gate, ollama, 80, start=20261126)
