@@ -185,7 +185,7 @@ class Gate:
 
     def running(self) -> None:
         asyncio_utils.create_task(
-            self.connections.sweep(lambda: self.lifecycle.settings.idle_timeout), name="gate sweep", keep_ref=True
+            self.connections.sweep(lambda: self.lifecycle.settings), name="gate sweep", keep_ref=True
         )
         asyncio_utils.create_task(self.monitor.publish(), name="gate workers", keep_ref=True)
         asyncio_utils.create_task(self.config.watch(ctx.options), name="gate keys", keep_ref=True)

@@ -21,6 +21,7 @@ from mitmproxy.proxy.server import ConnectionHandler
 from mitmproxy.utils import asyncio_utils
 
 from ..exchange import Exchange
+from ..settings import Settings
 from .transport import bytes_taken, pause_reading, resume_reading, transport_of, unsent
 
 logger = logging.getLogger(__name__)
@@ -296,15 +297,15 @@ class Connections:
         peer.close_now()
         self.warn_rate_limited("connections without a request were closed to make room for new ones")
 
-    async def sweep(self, idle_timeout: Callable[[], float]) -> None:
-        """End connections whose deadline has passed, and those that take nothing for so many seconds.
+    async def sweep(self, settings: Callable[[], Settings]) -> None:
+        """End connections whose deadline has passed, and those that take nothing while they may not be idle for longer.
 
         Runs until cancelled.
         """
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             now = time.monotonic()
-            patience = idle_timeout()
+            patience = settings().idle_timeout
             for peer in self:
                 try:
                     peer.check_connects(now)

@@ -70,6 +70,7 @@ from .fast_path import FastPaths, find_fast_path
 from .hook_dispatch import FLOW_HOOKS, FlowHook, HookDispatcher
 from .http1 import BoundedHttp1Client, BoundedHttp1Server
 from .http2 import BoundedHttp2Server, EventHandled
+from .transport import hung_up
 
 HELD_BLOCK = 256 * 1024
 """Bytes of a held body that go upstream in one event."""
@@ -377,8 +378,10 @@ class GateStream(HttpStream):
     @property
     def abandoned(self) -> bool:
         """Tell whether the client left, or cancelled the request, while the request waited for something."""
-        queue = self._paused_event_queue
-        return self.parent.peer.closed or any(isinstance(event, RequestProtocolError) for event in queue)
+        peer, queue = self.parent.peer, self._paused_event_queue
+        if peer.closed or any(isinstance(event, RequestProtocolError) for event in queue):
+            return True
+        return self in peer.read_holds.get(peer.client, ()) and hung_up(peer.handler, peer.client)
 
     def make_server_connection(self) -> layer.CommandGenerator[bool]:
         """Get a connection to the upstream; nothing else does. Raises PermissionError without an admission."""

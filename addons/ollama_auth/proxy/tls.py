@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from mitmproxy.connection import ConnectionState
-from mitmproxy.net import tls as tls_parser
+from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import tls
@@ -49,7 +49,7 @@ class ClientTls(tls.ClientTLSLayer):
         while len(self.recv_buffer) >= self.hello_records + 5:
             start = self.hello_records + 5
             end = start + int.from_bytes(self.recv_buffer[start - 2 : start])
-            if end == start or not tls_parser.starts_like_tls_record(bytes(self.recv_buffer[start - 5 : start])):
+            if end == start or not starts_like_tls_record(bytes(self.recv_buffer[start - 5 : start])):
                 return True
             if len(self.recv_buffer) < end:
                 return False

@@ -4,6 +4,7 @@ The only module that replaces or reads private parts of asyncio; tests/unit/prox
 """
 
 import asyncio
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -56,6 +57,16 @@ def unsent(transport: asyncio.Transport | None) -> int:
     return 0
 
 
+def hung_up(handler: ConnectionHandler, connection: Connection) -> bool:
+    """Tell whether a peer whose data is not read has closed its side; False where the system (not Linux) can't tell."""
+    with suppress(AttributeError, OSError, ValueError):
+        if transport := transport_of(handler, connection):
+            poll = select.poll()
+            poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+            return bool(poll.poll(0))
+    return False
+
+
 def bytes_taken(transport: asyncio.Transport) -> int:
     """Return a number that grows whenever the peer takes something.
 
@@ -94,6 +105,11 @@ class BulkProtocol(asyncio.StreamReaderProtocol):
         """Do as StreamReaderProtocol.pause_writing."""
         self.pauses += 1
         super().pause_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Do as StreamReaderProtocol.connection_lost, and end reference cycles of the reader."""
+        super().connection_lost(exc)
+        self.bulk.fast_path = self.bulk.target = None
 
     def data_received(self, data: bytes) -> None:
         """Do as StreamReaderProtocol.data_received."""

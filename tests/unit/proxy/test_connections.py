@@ -23,6 +23,7 @@ from ollama_auth.proxy.connections import (
     Expire,
     network,
 )
+from ollama_auth.settings import UNCONFIGURED
 
 MADE_ROOM = "connections without a request were closed to make room for new ones"
 
@@ -333,7 +334,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 async def swept(found: Connections) -> None:
     """A few looks at the deadlines, and what they set going."""
-    sweep = asyncio.create_task(found.sweep(lambda: 60))
+    sweep = asyncio.create_task(found.sweep(lambda: UNCONFIGURED))
     for _ in range(10):
         await asyncio.sleep(0)
     sweep.cancel()
@@ -455,6 +456,59 @@ def test_evictions_are_logged(clock: Clock, caplog: pytest.LogCaptureFixture) ->
     for _ in range(100):
         assert found.add(peer_from(), 2, 0)
     assert caplog.messages == [MADE_ROOM]
+
+
+# Clients that take nothing.
+
+
+def waiting(peer: ClientConnection, unsent: int) -> FakeTransport:
+    """Its transport, with so many bytes that the client has not taken."""
+    transport = transport_of(peer)
+    transport.unsent = unsent
+    return transport
+
+
+async def test_who_takes_nothing_is_ended_after_the_idle_timeout(clock: Clock) -> None:
+    found = filled(peer := peer_from(busy=True), other := peer_from(busy=True))
+    peer.deadline = other.deadline = None
+    transport, taking = waiting(peer, 1000), waiting(other, 1000)
+    await swept(found)
+    clock.now += UNCONFIGURED.idle_timeout - 1
+    taking.unsent -= 1
+    await swept(found)
+    assert not transport.aborted
+    clock.now += 2
+    await swept(found)
+    assert (transport.aborted, taking.aborted) == (True, False)
+
+
+async def test_what_a_closed_connection_has_still_to_send_counts(clock: Clock) -> None:
+    """Until it is sent, or its client has taken nothing for too long."""
+    found = filled(peer := peer_from(), other := peer_from())
+    one, two = waiting(peer, 1000), waiting(other, 1000)
+    found.remove(peer.client.id)
+    found.remove(other.client.id)
+    await swept(found)
+    assert not found.add(peer_from(), 2, 0)
+    assert not found.add(peer_from(), 9, 2)
+    one.unsent = 0
+    await swept(found)
+    assert found.add(peer_from(busy=True), 2, 0)
+    clock.now += UNCONFIGURED.idle_timeout + 1
+    await swept(found)
+    assert two.aborted
+    assert found.add(peer_from(), 2, 0)
+
+
+async def test_a_client_that_takes_nothing_makes_room(clock: Clock) -> None:
+    """One that takes something does not, though no request of it is running."""
+    found = filled(peer := peer_from())
+    transport = waiting(peer, 1000)
+    await swept(found)
+    assert not found.add(peer_from(), 1, 0)
+    clock.now += EXPIRY_GRACE_SECONDS + 1
+    assert found.add(peer_from(), 1, 0)
+    assert transport.aborted
 
 
 # Pausing a peer.
