@@ -31,7 +31,7 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.utils import asyncio_utils, human
 
 from . import process, settings
-from .exchange import Exchange
+from .exchange import Exchange, new_id
 from .http.responses import RETRY_SECONDS, error, render, retry_after
 from .lifecycle import RequestLifecycle
 from .mitmweb.flows import COLUMNS, FlowViews
@@ -271,7 +271,8 @@ class Gate:
         if not self.connections.add(peer, most, limits.max_connections_per_client):
             self.connections.warn_rate_limited("a connection was refused: all others are at work")
             if not ctx.options.certs:
-                full = error(503, "too many connections; try again later", Dialect.OLLAMA, retry_after(RETRY_SECONDS))
+                message = "too many connections; try again later"
+                full = error(new_id(), 503, message, Dialect.OLLAMA, retry_after(RETRY_SECONDS))
                 handler.transports[client].writer.write(render(full))
             return
         take_apart_at_end(handler)
@@ -289,7 +290,7 @@ class Gate:
             return
         encrypted = nextlayer.data_client()[:1] == bytes([TLS_RECORD])
         if encrypted != bool(ctx.options.certs):
-            plain = render(error(400, "this server speaks HTTPS; write https:// for http://"))
+            plain = render(error(new_id(), 400, "this server speaks HTTPS; write https:// for http://"))
             nextlayer.layer = CloseConnectionLayer(context, TLS_ALERT if encrypted else plain)
             return
         context.options = cast(options.Options, self.hooks.options)

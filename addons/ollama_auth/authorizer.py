@@ -20,11 +20,11 @@ from .auth.throttle import ReplayCache, Throttle
 from .errors import RefusedError
 from .exchange import Exchange, Refusal, UpstreamRequest, new_id
 from .http import cors, responses
-from .http.head import Fields, Head, values
-from .http.request_rules import METHODS, Address, check_request, origin_form
-from .http.responses import retry_after, unauthorized
+from .http.head import Fields, Head, check_text, values
+from .http.request_rules import METHODS, Address, check_request, from_browser, origin_form, wants_websocket
+from .http.responses import DO_NOT_RETRY, USED_UP, Answer, retry_after
 from .ollama_api.request_models import Asked, BodyError, BodyReader
-from .ollama_api.routes import Route, route
+from .ollama_api.routes import Route, decoded_path, route
 from .settings import Settings
 
 GUESSES = ("unknown", "bad signature")
@@ -68,12 +68,14 @@ class Authorizer:
         `client` is the address that it came from, `server` the address and port that it came to.
         """
         holds = self.settings.ring.holds
-        target = origin_form(head.target, server)
+        target = origin_form(head.target, server) or head.target
         exchange = Exchange(client, shown_method(head.method))
         exchange.id = request_id(head.fields, holds)
-        exchange.route = route(head.method, head.target if target is None else target)
-        exchange.path = redaction.mask_path(exchange.route.path, holds)
+        exchange.route = route(head.method, target)
+        exchange.state.decoded_path = decoded_path(target)
+        exchange.path = redaction.mask_path(exchange.state.decoded_path, holds)
         exchange.state.cors = cors.response_fields(head.fields, self.settings.cors_origins)
+        exchange.state.offers_basic = not from_browser(head.fields)
         return exchange
 
     def authorize(self, head: Head, exchange: Exchange, network: str, server: Address | None) -> Decision:
@@ -82,7 +84,8 @@ class Authorizer:
         `network` is what wrong credentials are counted by.
         """
         if answer := cors.preflight(head.method, head.fields, self.settings.cors_origins):
-            return Decision(Refusal("preflight", answer, keep_alive=True))
+            named = Answer(answer.status, (*responses.id_fields(exchange.id, exchange.dialect), *answer.fields), b"")
+            return Decision(Refusal("preflight", named, keep_alive=True))
         key: str | None = None
         stripped: tuple[str, ...] = ()
         try:
@@ -91,7 +94,7 @@ class Authorizer:
             stripped = forwarding.split(head.fields, self.settings.forward_headers)[1]
             identity = self._identify(head, target, exchange.route, network)
             key = identity.principal.name
-            _raise(policy.check_route(identity.principal, exchange.route, clock.wall()))
+            self._check_route(head, identity.principal, exchange.route)
             body = self._check_body(head, identity.principal, exchange.route)
             upstream, removed = self._forward(head, target, exchange.route, identity, body)
             reader = self._body_reader(upstream, exchange.route) if upstream.inspects_body else None
@@ -109,19 +112,27 @@ class Authorizer:
             raise CredentialError("unknown", "the key is not known here any more")
         _raise(policy.check_route(principal, found, clock.wall()))
         unread = policy.needs_models(principal, found) and asked is None
-        if unread or (policy.listing_filtered(principal, found) and not request.filters_listing):
-            raise RefusedError("model", 403, "the models of this key were changed meanwhile: send the request again")
+        if unread or (policy.response_filtered(principal, found) and not request.filters_response):
+            changed = RefusedError("model", 403, "this key was changed meanwhile: send the request again")
+            changed.worth_retrying = True
+            raise changed
         if asked:
             _raise(policy.check_asked(principal, asked))
 
     @staticmethod
     def refuse(exchange: Exchange, error: RefusedError) -> Refusal:
         """Word a refusal for the API that the request was made to."""
-        fields = ((b"x-request-id", exchange.id.encode()), *exchange.state.cors, *error.fields)
+        fields, code = (*exchange.state.cors, *error.fields), None
+        if error.status in (401, 403) and not error.worth_retrying:
+            fields = (DO_NOT_RETRY, *fields)
         if error.status == 401:
             sent = error.reason != "missing"
-            return Refusal(error.reason, unauthorized(error.message, exchange.dialect, *fields, sent=sent))
-        return Refusal(error.reason, responses.error(error.status, error.message, exchange.dialect, *fields))
+            fields = (*responses.challenges(sent=sent, basic=exchange.state.offers_basic), *fields)
+            code = "invalid_api_key"
+        elif error.reason == "tokens_per_day":
+            code = USED_UP
+        answer = responses.error(exchange.id, error.status, error.message, exchange.dialect, *fields, code=code)
+        return Refusal(error.reason, answer)
 
     # The stages of `authorize`.
 
@@ -143,6 +154,15 @@ class Authorizer:
             raise throttled(wait)
         throttle.succeeded(network, identity.principal.name)
         return identity
+
+    @staticmethod
+    def _check_route(head: Head, principal: Principal, found: Route) -> None:
+        denial = policy.check_route(principal, found, clock.wall())
+        if wants_websocket(head) and not (denial and denial.status == 401):
+            # RFC 9110 section 15.5.22. Codex then sends the same over HTTP at once, and after any other answer later.
+            spoken = (b"connection", b"Upgrade"), (b"upgrade", b"HTTP/1.1")
+            raise RefusedError("websocket", 426, "there are no WebSockets here: send the request over HTTP", *spoken)
+        _raise(denial)
 
     def _check_body(self, head: Head, principal: Principal, found: Route) -> tuple[int | None, bool]:
         """Return (most bytes of the body or None, whether it is inspected)."""
@@ -167,9 +187,10 @@ class Authorizer:
         except ValueError:
             message = "the key is in the path of the URL: take it for known to others"
             raise RefusedError(KEY_IN_PATH, 400, message) from None
-        filtered = policy.listing_filtered(principal, found)
+        filtered = policy.response_filtered(principal, found)
         allowed = self.settings.forward_headers - {b"accept-encoding"} if filtered else self.settings.forward_headers
         fields = redaction.without(forwarding.split(head.fields, allowed)[0], secret)
+        check_text(fields)
         shared = self.settings.limits_storage is not None and found.route_class in policy.REPLAY_HURTS
         single_use = signature.value if signature and shared else None
         return UpstreamRequest(principal, target, fields, *body, filtered, single_use, identity), removed
@@ -184,7 +205,7 @@ class Authorizer:
 
 def _raise(denial: Denial | None) -> None:
     if denial:
-        raise RefusedError(denial.reason, denial.status, denial.message)
+        raise RefusedError(denial.reason, denial.status, denial.message, *denial.fields)
 
 
 def request_id(fields: Fields, known: KeyLookup) -> str:

@@ -50,8 +50,8 @@ class UpstreamRequest:
     """Bytes; None is no limit."""
     inspects_body: bool = False
     """The body may name a model that the principal may not use: it is read whole before any of it goes upstream."""
-    filters_listing: bool = False
-    """Models that the principal may not use are taken out of the response."""
+    filters_response: bool = False
+    """What the principal may not see is taken out of the response: models, or the operator's account."""
     single_use_signature: bytes | None = None
     """A signature that no other gate may have seen before."""
     identity: Identity | None = field(default=None, repr=False)
@@ -98,6 +98,8 @@ def new_id() -> str:
 class RequestState:
     """What was decided about a request, as far as it is needed until the request ends. Not for logs."""
 
+    decoded_path: bytes = b""
+    """The path that was sent; that of the route may have fewer slashes."""
     upstream_request: UpstreamRequest | None = None
     body_reader: BodyReader | None = None
     """Reads the body as it comes, if the body is inspected."""
@@ -105,6 +107,8 @@ class RequestState:
     """What its body asks for, if the body was inspected."""
     cors: Fields = ()
     """Fields of every response to it, for browsers."""
+    offers_basic: bool = False
+    """A 401 may ask for a password: the client is no browser."""
     limit_fields: Fields = ()
     """Fields of its response about limits."""
     lease: str = field(default_factory=lambda: secrets.token_hex(16))

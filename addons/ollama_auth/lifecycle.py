@@ -16,20 +16,22 @@ from mitmproxy.utils import asyncio_utils
 
 from .auth import policy
 from .auth.held_bodies import HeldBodies, HeldBody
+from .auth.keys import Principal, Scope
 from .auth.limits import Exceeded, Limiter, StorageUnavailableError
 from .auth.redaction import MASKED_PATH, MAX_SEARCHED, mask_path
 from .auth.throttle import REPLAY_GRACE
 from .authorizer import KEY_IN_PATH, Authorizer, Decision, replayed, shown_method
 from .bounded_copy import Recording, keeping
 from .errors import RefusedError
-from .exchange import Admission, Exchange, Refusal, UpstreamRequest, Verdict
+from .exchange import Admission, Exchange, Refusal, UpstreamRequest, Verdict, new_id
 from .http import cors, responses
 from .http.head import Fields, Head, HeadError
-from .http.responses import RETRY_SECONDS, Answer, retry_after
+from .http.responses import DO_NOT_RETRY, RETRY_SECONDS, Answer, retry_after
 from .mitmweb.flows import FlowViews
 from .ollama_api import listings
+from .ollama_api.listings import is_account
 from .ollama_api.request_models import BodyError
-from .ollama_api.routes import Dialect, RouteClass
+from .ollama_api.routes import Dialect, Route, RouteClass
 from .ollama_api.usage import UsageReader
 from .proxy.connections import ClientConnection, Connections
 from .proxy.events import Reservation
@@ -41,6 +43,8 @@ from .telemetry.monitor import Monitor
 logger = logging.getLogger(__name__)
 
 
+MOST_WAITED = 60
+"""Seconds of Retry-After that the libraries wait; after more they ask again and again, or wait for hours."""
 BYTES_PER_TOKEN = 4
 """Of English text, roughly: an estimate for a prompt whose tokens Ollama did not report."""
 
@@ -98,7 +102,7 @@ class RequestLifecycle:
         except RefusedError as error:
             verdict = Authorizer.refuse(exchange, error)
         except Exception as error:
-            verdict = Refusal("error", self.internal_error(error))
+            verdict = Refusal("error", self.internal_error(error, exchange))
         if isinstance(verdict, Refusal):
             exchange.reason, exchange.status = verdict.reason, verdict.answer.status
         else:
@@ -109,8 +113,8 @@ class RequestLifecycle:
         """Record a decision."""
         exchange.key, exchange.stripped, exchange.suppress_log = decision.key, decision.stripped, decision.suppress_log
         peer.authenticated_before |= exchange.identified
-        if exchange.identified and exchange.route:
-            exchange.path = mask_path(exchange.route.path, self.settings.ring.holds, MAX_SEARCHED)
+        if exchange.identified:
+            exchange.path = mask_path(exchange.state.decoded_path, self.settings.ring.holds, MAX_SEARCHED)
         if isinstance(decision.verdict, Refusal):
             if decision.verdict.reason == KEY_IN_PATH:
                 exchange.path = MASKED_PATH
@@ -168,7 +172,7 @@ class RequestLifecycle:
         except RefusedError as error:
             return Authorizer.refuse(exchange, error)
         except Exception as error:
-            return Refusal("error", self.internal_error(error))
+            return Refusal("error", self.internal_error(error, exchange))
 
     async def reserve(self, reservation: Reservation) -> None:
         """Take the lease of an UpstreamRequest; a storage may have to be asked. Without a verdict it is refused.
@@ -206,6 +210,8 @@ class RequestLifecycle:
             exchange.state.limit_fields = limit_fields(granted.name, granted.limit, 0, granted.retry_after)
             message = f"the limit of this key is used up: {granted.name} is {granted.limit}"
             fields = (retry_after(granted.retry_after), *exchange.state.limit_fields)
+            if granted.name == "tokens_per_day" and granted.retry_after > MOST_WAITED:
+                fields = (DO_NOT_RETRY, *fields)
             raise RefusedError(granted.name, 429, message, *fields)
         exchange.state.limiter, exchange.state.holds_lease = limiter, True
         if granted.requests:
@@ -223,15 +229,14 @@ class RequestLifecycle:
         return Admission(request)
 
     def _not_ready(self, exchange: Exchange) -> Refusal:
-        fields = (b"x-request-id", exchange.id.encode()), retry_after(RETRY_SECONDS)
-        return Refusal("closed", responses.error(503, "the gateway is not ready", Dialect.OLLAMA, *fields))
+        again = retry_after(RETRY_SECONDS)
+        return Refusal("closed", responses.error(exchange.id, 503, "the gateway is not ready", exchange.dialect, again))
 
-    def refuse_malformed(self, error: HeadError, peer: ClientConnection | None) -> Answer:
+    def refuse_malformed(self, error: HeadError, peer: ClientConnection) -> Answer:
         """Log a head that could not be parsed, and return the answer to it."""
-        if peer:
-            exchange = Exchange(peer.address, status=error.status, reason="malformed")
-            self.finish(exchange, peer)
-        return responses.error(error.status, error.message)
+        exchange = Exchange(peer.address, status=error.status, reason="malformed")
+        self.finish(exchange, peer)
+        return responses.error(exchange.id, error.status, error.message)
 
     def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None:
         """Have the body of an admitted request streamed, and show the request in mitmproxy's viewers."""
@@ -252,7 +257,8 @@ class RequestLifecycle:
         fields = cors.strip(flow.response.headers.fields) if self.settings.cors_origins else None
         if fields is not None:
             flow.response.headers.fields = (*fields, *exchange.state.cors)
-        flow.response.headers["X-Request-Id"] = exchange.id
+        for name, value in responses.id_fields(exchange.id, exchange.dialect):
+            flow.response.headers[name.title()] = value
         flow.response.headers.fields += exchange.state.limit_fields
         if self._is_filtered(exchange):
             if exchange.method == "HEAD":
@@ -266,39 +272,52 @@ class RequestLifecycle:
         flow.response.stream = self.flow_views.response_started(exchange, flow)
 
     def rewrite_response(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
-        """Take out of a list what the principal may not use. Return an answer in its place if it can't be read."""
+        """Take out of a response what the principal may not see. Return an answer in its place if it can't be read."""
         request = exchange.state.upstream_request
         if not (self._is_filtered(exchange) and request and flow.response and exchange.route):
             return None
         if exchange.method == "HEAD":
             return None
-        usable = policy.usable(request.principal)
         try:
-            body = listings.filter_listing(exchange.route.path, flow.response.raw_content or b"", usable)
+            body = self._filtered(request.principal, exchange.route, flow.response)
         except BodyError as error:
             exchange.status = None
             return self.failed(exchange, "upstream broken", error.status)
         headers = flow.response.headers
         headers.pop("transfer-encoding", None)
+        headers.pop("content-encoding", None)
         headers["content-length"] = str(len(body))
         flow.response.raw_content = body
         exchange.bytes_out = len(body)
         return None
 
     @staticmethod
+    def _filtered(principal: Principal, route: Route, response: http.Response) -> bytes:
+        content = response.raw_content or b""
+        if is_account(route):
+            response.headers["content-type"] = "application/json"
+            return listings.filter_account(content, response.status_code)
+        if response.status_code == 401:
+            return listings.without_sign_in(content)
+        return listings.filter_listing(route.path, content, policy.usable(principal))
+
+    @staticmethod
     def _is_filtered(exchange: Exchange) -> bool:
-        request = exchange.state.upstream_request
-        return exchange.status == 200 and request is not None and request.filters_listing
+        request, route = exchange.state.upstream_request, exchange.route
+        if request is None or route is None:
+            return False
+        if exchange.status == 401:
+            return not policy.holds(request.principal, Scope.ACCOUNT)
+        return request.filters_response and (exchange.status == 200 or is_account(route))
 
     def failed(self, exchange: Exchange, reason: str, status: int) -> Answer:
         """Record what went wrong after the admission, and return an answer for a client that has seen nothing yet."""
         exchange.reason = exchange.reason or reason
         exchange.status = exchange.status or status or None
-        fields = ((b"x-request-id", exchange.id.encode()), *exchange.state.cors)
         text, extra = FAILURES.get(reason, ("the request failed", ()))
         if reason.startswith("upstream"):
             logger.warning("ollama_auth: %s: %s (request %s)", reason, text, exchange.id)
-        return responses.error(status or 502, text, exchange.dialect, *fields, *extra)
+        return responses.error(exchange.id, status or 502, text, exchange.dialect, *exchange.state.cors, *extra)
 
     def finish(self, exchange: Exchange, peer: ClientConnection | None) -> None:
         """End an exchange: count it, log it, charge it. A second call changes nothing."""
@@ -349,16 +368,19 @@ class RequestLifecycle:
             with suppress(StorageUnavailableError):
                 await limiter.leave(request.principal, exchange.state.lease)
 
-    def internal_error(self, error: Exception) -> Answer:
-        """Log where an exception came from, but not its message, which may hold what a client sent; return a 503."""
+    def internal_error(self, error: Exception, exchange: Exchange | None = None) -> Answer:
+        """Log where an exception came from, but not its message, which may hold what a client sent; return a 503.
+
+        `exchange` is the request at which it happened, if there is one.
+        """
+        request_id, dialect = (exchange.id, exchange.dialect) if exchange else (new_id(), Dialect.OLLAMA)
         trace = error.__traceback__
         while trace and trace.tb_next:
             trace = trace.tb_next
         where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "somewhere"
-        logger.error("ollama_auth: %s at %s: the request was denied", type(error).__name__, where)
-        return responses.error(
-            503, "the gateway failed to decide, so it denies", Dialect.OLLAMA, retry_after(RETRY_SECONDS)
-        )
+        logger.error("ollama_auth: %s at %s: the request was denied (%s)", type(error).__name__, where, request_id)
+        message = "the gateway failed to decide, so it denies"
+        return responses.error(request_id, 503, message, dialect, retry_after(RETRY_SECONDS))
 
 
 def limit_fields(name: str, limit: int, remaining: int, reset: int) -> Fields:

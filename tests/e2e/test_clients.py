@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,12 +129,22 @@ def test_anthropic(gate: Gate) -> None:
             assert "".join(stream.text_stream)
         whole = client.messages.create(model="demo", max_tokens=50, messages=[{"role": "user", "content": "hello"}])
         assert whole.content[0].type == "text"
+        assert whole._request_id
+        assert " 200 " in gate.find(whole._request_id)
 
 
 def test_anthropic_with_a_bearer_token(gate: Gate) -> None:
     import anthropic
 
     with anthropic.Anthropic(base_url=gate.url, auth_token=KEY) as client:
+        assert client.messages.create(model="demo", max_tokens=9, messages=[{"role": "user", "content": "hello"}])
+
+
+def test_anthropic_with_an_empty_key_beside_the_token(gate: Gate) -> None:
+    """Versions before 2 send it where ANTHROPIC_API_KEY is empty, as these pages tell people to set it."""
+    import anthropic
+
+    with anthropic.Anthropic(base_url=gate.url, auth_token=KEY, default_headers={"X-Api-Key": ""}) as client:
         assert client.messages.create(model="demo", max_tokens=9, messages=[{"role": "user", "content": "hello"}])
 
 
@@ -144,6 +156,26 @@ def test_anthropic_with_a_wrong_key(gate: Gate) -> None:
             client.messages.create(model="demo", max_tokens=9, messages=[{"role": "user", "content": "hello"}])
         assert isinstance(refusal.value.body, dict)
         assert refusal.value.body["error"]["type"] == "authentication_error"
+        assert refusal.value.request_id == refusal.value.response.headers["x-request-id"]
+        assert " 401 (unknown)" in gate.find(refusal.value.request_id)
+
+
+@pytest.mark.parametrize("program", ["curl", "wget", "urllib"])
+def test_a_program_that_waits_to_be_asked_for_its_password(gate: Gate, program: str) -> None:
+    """It sends the user and the key only to who says Basic."""
+    url = f"{gate.url}/api/version"
+    commands = {
+        "curl": ["curl", "-sS", "--max-time", "10", "--anyauth", "-u", f"me:{KEY}", url],
+        "wget": ["wget", "-qO-", "--timeout=10", "--tries=1", "--user=me", f"--password={KEY}", url],
+    }
+    if program == "urllib":
+        passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+        passwords.add_password(None, url, "me", KEY)
+        with urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords)).open(url, timeout=10) as said:
+            assert json.load(said)["version"]
+    elif shutil.which(program):
+        done = subprocess.run(commands[program], capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout)["version"]
 
 
 @pytest.mark.ways

@@ -40,6 +40,7 @@ def assert_closed(gate: Gate, upstream: Upstream) -> None:
     with upstream.untouched():
         answers = attempts(gate)
     assert [answer.status for answer in answers] == [UNAVAILABLE] * 4
+    assert all(answer.headers["x-request-id"] for answer in answers)
     assert all(answer.json["error"] for answer in answers)
 
 
@@ -121,6 +122,7 @@ def test_a_stage_that_raises_denies(one_controlled: Controlled, upstream: Upstre
             ask(gate.port, "POST", "/api/chat", BEARER, body=chat()),
         ]
     assert all(answer.status in (401, UNAVAILABLE) for answer in answers)
+    assert all(answer.headers["x-request-id"] in gate.output for answer in answers)
     assert answers[0].status == answers[2].status == UNAVAILABLE, "with the right key it is our fault, and we say so"
     assert "RuntimeError" in gate.output
     assert "sk-ollama" not in gate.output, "a message may hold what a client sent"

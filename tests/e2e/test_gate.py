@@ -33,6 +33,12 @@ LET_IN = {
     "basic without a name": [basic("", KEY)],
     "the same key in both places": [BEARER, f"x-api-key: {KEY}"],
     "the same key as basic and x-api-key": [basic("u", KEY), f"x-api-key: {KEY}"],
+    "an empty x-api-key beside it": [BEARER, "X-Api-Key:"],
+    "an empty x-api-key beside basic": [basic("u", KEY), "X-Api-Key:"],
+    "an empty authorization beside it": ["Authorization:", f"X-Api-Key: {KEY}"],
+    "an empty bearer beside it": ["Authorization: Bearer ", f"X-Api-Key: {KEY}"],
+    "an empty password beside it": [basic("u", ""), f"X-Api-Key: {KEY}"],
+    "an empty one of the same name": ["Authorization:", BEARER],
 }
 
 
@@ -54,6 +60,8 @@ KEPT_OUT: dict[str, tuple[list[str], str]] = {
     "an empty header": (["Authorization:"], "malformed"),
     "an empty bearer": (["Authorization: Bearer"], "malformed"),
     "an empty x-api-key": (["x-api-key:"], "malformed"),
+    "two empty places": (["Authorization:", "x-api-key:"], "malformed"),
+    "an empty place, and a wrong key": (["Authorization: Bearer", "x-api-key: no"], "unknown"),
     "the key alone": ([f"Authorization: {KEY}"], "malformed"),
     "another scheme": ([f"Authorization: Digest {KEY}"], "malformed"),
     "two words": ([BEARER + " " + KEY], "malformed"),
@@ -94,7 +102,7 @@ def test_bytes_that_are_no_text(gate: Gate, upstream: Upstream, raw: bytes) -> N
         upstream.untouched(),
         Wire(gate.port, b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: " + raw + b"\r\n\r\n") as wire,
     ):
-        assert parse(wire.read_all()).status in (400, 401)
+        assert parse(wire.read_all()).status == 401
 
 
 def test_every_path_needs_the_key(gate: Gate, upstream: Upstream) -> None:
@@ -124,6 +132,7 @@ def test_the_challenge(gate: Gate) -> None:
     assert missing.headers["www-authenticate"] == 'Bearer realm="ollama"'
     assert wrong.headers["www-authenticate"] == 'Bearer realm="ollama", error="invalid_token"'
     for answer in (missing, wrong):
+        assert answer.headers["x-should-retry"] == "false"
         assert answer.headers["connection"] == "close"
         assert answer.headers["content-type"] == "application/json"
         assert int(answer.headers["content-length"]) == len(answer.body)
@@ -131,6 +140,23 @@ def test_the_challenge(gate: Gate) -> None:
         assert answer.body.endswith(b"}\n")
         assert not {"server", "via", "x-powered-by"} & answer.headers.keys()
         assert b"mitm" not in answer.raw.lower()
+
+
+BROWSERS = {
+    "one that is old": "User-Agent: Mozilla/5.0 (X11) Gecko/20100101",
+    "its language": "Accept-Language: de",
+    "a page's request": "Origin: https://page.example",
+    "where it comes from": "Referer: https://page.example/",
+    "what it is for": "Sec-Fetch-Mode: navigate",
+}
+
+
+@pytest.mark.parametrize("sign", BROWSERS)
+def test_no_browser_asks_its_user_for_a_password(gate: Gate, sign: str) -> None:
+    """Other programs send one only if they are asked: see test_clients.py. A browser would send it for every page."""
+    for fields in ([BROWSERS[sign]], [BROWSERS[sign], "Authorization: Bearer no"]):
+        assert b"Www-Authenticate: Basic" not in ask(gate.port, "GET", "/", *fields).raw
+    assert b'Www-Authenticate: Basic realm="ollama"\r\n' in ask(gate.port, "GET", "/").raw
 
 
 SHAPES: dict[str, Callable[[str], object]] = {
@@ -172,7 +198,7 @@ def test_the_connection_is_closed(gate: Gate) -> None:
 REFUSED = {
     "CONNECT": (b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n", {400, 405}),
     "TRACE": (b"TRACE / HTTP/1.1\r\nHost: x\r\n", {405}),
-    "a websocket": (b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n", {400}),
+    "a websocket": (b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n", {401, 426}),
     "another server": (b"GET http://example.com/api/tags HTTP/1.1\r\nHost: example.com\r\n", {421}),
     "another port": (b"GET http://127.0.0.1:1/api/tags HTTP/1.1\r\nHost: x\r\n", {421}),
     "another scheme": (b"GET ftp://127.0.0.1/ HTTP/1.1\r\nHost: x\r\n", {421}),
@@ -198,11 +224,61 @@ def test_the_absolute_form_of_this_server(gate: Gate, upstream: Upstream) -> Non
         assert ask(gate.port, "GET", f"http://{here}/api/version", f"Host: {here}").status == 401
 
 
-def test_an_offer_of_h2c_is_ignored(gate: Gate, upstream: Upstream) -> None:
-    """Java's client makes it with every first request; the answer is plain HTTP/1.1."""
-    fields = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA", BEARER)
-    assert ask(gate.port, "GET", "/api/version", *fields).status == 200
-    assert not {name.lower() for name, _ in upstream.last.headers} & {"upgrade", "http2-settings"}
+HARMLESS = {
+    "an offer of h2c, as Java's client makes it": (
+        "Connection: Upgrade, HTTP2-Settings",
+        "Upgrade: h2c",
+        "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA",
+    ),
+    "two offers": ("Connection: upgrade", "Upgrade: h2,h2c"),
+    "an offer of a new TLS": ("Connection: upgrade", "Upgrade: TLS/1.3"),
+    "an empty offer": ("Connection: upgrade", "Upgrade:"),
+    "an offer of nothing": ("Connection: upgrade", "Upgrade: , "),
+    "an offer that is none": ("Connection: upgrade",),
+    "an offer to nobody": ("Upgrade: whatever",),
+    "an empty expectation": ("Expect:",),
+    "an expectation of nothing": ("Expect: ,",),
+    "latin-1": ("X-User-Name: Jos\xe9",),
+    "latin-1 in a cookie": ("Cookie: name=Jos\xe9",),
+    "latin-1 in the id": ("X-Request-Id: Jos\xe9",),
+}
+
+
+@pytest.mark.ways
+@pytest.mark.parametrize("what", HARMLESS)
+def test_harmless(gate: Gate, upstream: Upstream, what: str) -> None:
+    """It is ignored, and does not go upstream."""
+    body = b'{"model":"demo"}'
+    with Wire(gate.port, head("POST", "/api/show", BEARER, *HARMLESS[what], f"Content-Length: {len(body)}")) as wire:
+        wire.send(body)
+        assert wire.read_response().raw.startswith(b"HTTP/1.1 200 "), "and no 100 Continue"
+    assert {name.lower() for name, _ in upstream.last.headers} == {"host", "content-length"}
+
+
+WEBSOCKETS = [
+    ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZQ=="),
+    ("Connection: keep-alive, upgrade", "Upgrade: h2c, WebSocket"),
+]
+
+
+@pytest.mark.parametrize("fields", WEBSOCKETS)
+@pytest.mark.parametrize("path", ["/v1/responses", "/api/chat", "/nowhere"])
+def test_a_websocket(gate: Gate, upstream: Upstream, path: str, fields: list[str]) -> None:
+    """Codex asks for one first, and takes 426 alone for a no."""
+    with upstream.untouched():
+        answer = ask(gate.port, "GET", path, BEARER, *fields)
+        assert (answer.status, answer.headers["upgrade"]) == (426, "HTTP/1.1")
+        assert "(websocket)" in gate.find(answer.headers["x-request-id"])
+        assert ask(gate.port, "GET", path, *fields).status == 401
+        assert ask(gate.port, "GET", path, "Authorization: Bearer no", *fields).status == 401
+
+
+@pytest.mark.parametrize("field", ["User-Agent: Jos\xe9", "Accept: \xff"])
+def test_what_goes_upstream_must_be_text(gate: Gate, upstream: Upstream, field: str) -> None:
+    with upstream.untouched():
+        answer = ask(gate.port, "GET", "/api/tags", BEARER, field)
+    assert answer.status == 400
+    assert "default GET /api/tags 400 (malformed)" in gate.find(answer.headers["x-request-id"])
 
 
 @pytest.mark.ways

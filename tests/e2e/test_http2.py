@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import h2.errors
 import h2.events
@@ -94,6 +95,7 @@ def test_a_plain_client_at_a_tls_gate(tls: Gate, upstream: Upstream) -> None:
         answer = ask(tls.port, "GET", "/api/tags", BEARER)
     assert (answer.status, answer.headers["connection"]) == (400, "close")
     assert "HTTPS" in answer.json["error"]
+    assert answer.headers["x-request-id"]
 
 
 HELLO = b"\x16\x03\x01\x40\x00"
@@ -141,6 +143,7 @@ def test_refused(tls: Gate, upstream: Upstream, cert: Path) -> None:
         headers = client.headers(stream)
         assert headers[":status"] == "401"
         assert headers["www-authenticate"].startswith("Bearer")
+        assert headers["x-should-retry"] == "false"
         assert headers["content-type"] == "application/json"
         assert int(headers["content-length"]) == len(client.body(stream))
         assert not {"connection", "server", "keep-alive"} & headers.keys()
@@ -148,7 +151,41 @@ def test_refused(tls: Gate, upstream: Upstream, cert: Path) -> None:
         client.until_closed()
         goodbye = client.until(h2.events.ConnectionTerminated)
         assert (goodbye.error_code, goodbye.last_stream_id) == (h2.errors.ErrorCodes.NO_ERROR, stream)
-    assert lines[0]["status"] == 401
+    assert (lines[0]["status"], lines[0]["id"]) == (401, headers["x-request-id"])
+
+
+LENIENT: dict[str, list[tuple[Any, Any]]] = {
+    "crumbs of a cookie": [("cookie", f"c{number}=1") for number in range(120)],
+    "an empty expectation": [("expect", "")],
+    "an empty x-api-key": [("x-api-key", "")],
+    "latin-1": [(b"x-user-name", b"Jos\xe9")],
+}
+
+
+@pytest.mark.parametrize("what", LENIENT)
+def test_harmless(tls: Gate, upstream: Upstream, cert: Path, what: str) -> None:
+    with logged(tls) as lines, H2(tls.port, cert) as client:
+        headers = client.headers(client.request("GET", "/api/tags", *LENIENT[what]))
+    assert headers[":status"] == "200"
+    assert lines[0]["id"] == headers["x-request-id"]
+    assert {name.lower() for name, _ in upstream.last.headers} == {"host"}
+
+
+@pytest.mark.parametrize(
+    ("status", "fields"),
+    [
+        (431, [("x", "y")] * 101),
+        (417, [("expect", "200-ok")]),
+        (400, [(b"accept", b"\xff")]),
+    ],
+)
+def test_an_odd_head_has_its_id_too(
+    tls: Gate, upstream: Upstream, cert: Path, status: int, fields: list[tuple[Any, Any]]
+) -> None:
+    with upstream.untouched(), logged(tls) as lines, H2(tls.port, cert, lax=True) as client:
+        headers = client.headers(client.request("GET", "/api/tags", *fields))
+    assert headers[":status"] == str(status)
+    assert lines[0]["id"] == headers["x-request-id"]
 
 
 def test_refused_before_the_body(tls: Gate, upstream: Upstream, cert: Path) -> None:

@@ -126,9 +126,83 @@ def test_the_matrix(named: Gate, upstream: Upstream, form: str, name: str) -> No
 
 
 def test_account_is_for_who_is_named(named: Gate, upstream: Upstream) -> None:
+    """Who it is may be asked by who uses it: see test_upstream_errors.py."""
     with upstream.untouched():
-        assert ask(named.port, "POST", "/api/me", bearer("bob")).status == 403
+        assert ask(named.port, "POST", "/api/me", bearer("alice")).status == 403
+        for method, path in (("POST", "/api/signout"), ("DELETE", "/api/user/keys/x"), ("POST", "//api/signout/")):
+            assert ask(named.port, method, path, bearer("bob")).status == 403
     assert ask(named.port, "POST", "/api/me", BEARER).status == 404, "the stand-in has none, but it was asked"
+
+
+ASKED_OF_OLLAMA = [
+    ("POST", "/v1/messages/count_tokens?beta=true"),
+    ("POST", "/api/chat/"),
+    ("POST", "//api/chat"),
+    ("GET", "//api//tags"),
+    ("GET", "/api/tags%2F"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ASKED_OF_OLLAMA)
+@pytest.mark.parametrize("name", ["alice", "dora"])
+def test_what_ollama_redirects_or_does_not_know(
+    named: Gate, upstream: Upstream, method: str, path: str, name: str
+) -> None:
+    """It answers itself, and the key may ask what it may ask on the path that it redirects to."""
+    body = chat("demo") if method == "POST" else b""
+    answer = ask(named.port, method, path, bearer(name), body=body)
+    direct = ask(upstream.port, method, path, body=body)
+    assert (answer.status, answer.body) == (direct.status, direct.body)
+    assert upstream.last.target == path
+    with upstream.untouched():
+        if method == "POST":
+            assert ask(named.port, method, path, bearer("carol"), body=body).status == 403
+            assert ask(named.port, method, path, bearer("dora"), body=chat("tiny")).status == 403
+            assert ask(named.port, method, path, bearer("alice"), body=chat("m:cloud")).status == 403
+        else:
+            assert ask(named.port, method, path).status == 401
+
+
+MEANT = [
+    ("POST", "/chat/completions", 404, "/v1/chat/completions"),
+    ("POST", "/v1/v1/messages", 404, "/v1/messages"),
+    ("POST", "/v1/api/chat", 404, "/api/chat"),
+    ("GET", "/api/./tags", 404, "/api/tags"),
+    ("POST", "/API/chat", 404, "/api/chat"),
+    ("GET", "/api/chat", 405, "POST"),
+    ("POST", "/api/tags/", 405, "GET, HEAD"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "status", "told"), MEANT)
+@pytest.mark.parametrize("name", ["alice", "dora"])
+def test_a_wrong_path_is_told_the_right_one(
+    named: Gate, upstream: Upstream, method: str, path: str, status: int, told: str, name: str
+) -> None:
+    with upstream.untouched():
+        answer = ask(named.port, method, path, bearer(name), body=chat() if method == "POST" else b"")
+    assert answer.status == status
+    assert told in answer.body.decode()
+    assert "lacks the scope" not in answer.body.decode()
+    assert answer.headers.get("allow") == (told if status == 405 else None)
+    assert "(wrong path)" in named.find(answer.headers["x-request-id"])
+    assert ask(named.port, method, path, bearer("bob")).headers.get("x-should-retry") is None, "Ollama answers"
+
+
+def test_a_web_search_is_refused_with_the_remedy(named: Gate, upstream: Upstream) -> None:
+    """Codex offers it in every request."""
+    body = chat(input="x", tools=[{"type": "function", "name": "f"}, {"type": "web_search"}])
+    with upstream.untouched():
+        answer = ask(named.port, "POST", "/v1/responses", bearer("alice"), body=body)
+    assert (answer.status, answer.headers["x-should-retry"]) == (403, "false")
+    assert "turn that tool off" in answer.json["error"]["message"]
+
+
+def test_a_websocket_of_who_may_not_do_it_anyway(named: Gate, upstream: Upstream) -> None:
+    fields = ("Connection: Upgrade", "Upgrade: websocket")
+    with upstream.untouched():
+        assert ask(named.port, "GET", "/v1/responses", bearer("carol"), *fields).status == 426
+        assert ask(named.port, "GET", "/v1/responses", bearer("late"), *fields).status == 401
 
 
 def test_a_denial_in_the_words_of_the_client(named: Gate) -> None:
@@ -356,7 +430,9 @@ def test_concurrent_requests_are_released_whatever_ends_them(named: Gate, upstre
 
 @pytest.mark.parametrize("path", ["/api/chat", "/v1/messages"])
 def test_tokens_a_day(upstream: Upstream, tmp_path: Path, path: str) -> None:
-    """A request may go over; the next one is refused."""
+    """A request may go over; the next one is refused, and not repeated by a library."""
+    import openai
+
     file = tmp_path / "keys.toml"
     file.write_text(entry("tokens", tokens_per_day=10, scopes=["all"]))
     with Gate(upstream.url, *PATIENT, key=None, env={"OLLAMA_KEYS_FILE": str(file)}) as gate:
@@ -368,6 +444,15 @@ def test_tokens_a_day(upstream: Upstream, tmp_path: Path, path: str) -> None:
         assert "tokens_per_day" in over.body.decode()
         assert int(over.headers["retry-after"]) > 60
         assert over.headers["ratelimit-policy"] == '"tokens";q=10;w=86400'
+        assert over.headers["x-should-retry"] == "false"
+        with (
+            openai.OpenAI(base_url=f"{gate.url}/v1", api_key=secret("tokens")) as client,
+            pytest.raises(openai.RateLimitError) as refusal,
+        ):
+            client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "x"}])
+        assert (refusal.value.code, refusal.value.type) == ("insufficient_quota", "insufficient_quota")
+        gate.find(refusal.value.request_id or "no id")
+        assert gate.output.count("POST /v1/chat/completions 429 (tokens_per_day)") == 1, "it was not repeated"
 
 
 # The stock CLI.

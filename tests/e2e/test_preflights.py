@@ -40,13 +40,16 @@ def cert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_keeps_the_connection_open(page_gate: Gate, upstream: Upstream) -> None:
+    ids: list[str] = []
     with logged(page_gate, 4) as lines, Wire(page_gate.port) as wire:
         for _ in range(2):
             preflight = wire.send(PREFLIGHT).read_response()
             assert preflight.status == 204
             assert not {"connection", "content-length", "transfer-encoding"} & preflight.headers.keys()
+            ids.append(preflight.headers["x-request-id"])
             assert wire.send(CHAT).read_response().status == 200
     assert [line["status"] for line in lines] == [204, 200, 204, 200]
+    assert [line["id"] for line in lines if line["status"] == 204] == ids
     assert [line.get("reason") for line in lines] == ["preflight", None, "preflight", None]
 
 

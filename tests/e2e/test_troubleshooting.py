@@ -78,6 +78,12 @@ def refusals(seen: Seen, upstream: Upstream, folder: Path) -> None:
         for path in ("/v1/v1/chat/completions", "/v1/v1/messages", "/v1/api/chat", "/chat/completions"):
             seen.ask(gate.port, "POST", path, BEARER, body=chat())
             seen.ask(gate.port, "POST", path, bearer("alice"), body=chat())
+        seen.ask(gate.port, "GET", "/api/chat", bearer("carol"))
+        seen.ask(gate.port, "GET", "/nowhere", bearer("carol"))
+        search = chat("llama3.2", tools=[{"type": "web_search"}])
+        answer = ask(gate.port, "POST", "/v1/responses", bearer("alice"), body=search)
+        in_ollamas_format = {"error": answer.json["error"]["message"]}
+        seen.all.append((answer.status, json.dumps(in_ollamas_format, separators=(",", ":"))))
         seen.ask(gate.port, "POST", "/api/chat", BEARER, body=chat("nope"))
         seen.ask(gate.port, "GET", "http://elsewhere.example/api/tags", BEARER)
         seen.ask(gate.port, "GET", f"/{'a' * 8200}", BEARER)

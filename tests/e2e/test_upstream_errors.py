@@ -1,5 +1,7 @@
 """Whatever Ollama does, the client is told so in its own words, and nothing is sent twice that may not be."""
 
+import gzip
+import json
 import socket
 import threading
 import time
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.harness.base import BEARER, PATIENCE, wait_until
+from tests.harness.credentials import bearer, entry
 from tests.harness.gate import Controlled, Gate, assert_sound, logged
 from tests.harness.upstream import Script, Scripted
 from tests.harness.wire import Line, Response, Wire, ask, chat, head, parse
@@ -28,8 +31,12 @@ def upstream() -> Iterator[Scripted]:
 
 
 @pytest.fixture(scope="module")
-def gate(upstream: Scripted) -> Iterator[Gate]:
-    with Gate(upstream.url, "--set", "ollama_access_log=-", "--set", "ollama_connect_timeout=1") as gate:
+def gate(upstream: Scripted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+    file = tmp_path_factory.mktemp("keys") / "keys.toml"
+    scopes = {"pusher": ["push"], "cloudy": ["cloud", "infer"], "all": ["all"], "owner": ["all", "account"]}
+    file.write_text("\n".join(entry(name, scopes=held) for name, held in scopes.items()))
+    args = ("--set", "ollama_access_log=-", "--set", "ollama_connect_timeout=1")
+    with Gate(upstream.url, *args, env={"OLLAMA_KEYS_FILE": str(file)}) as gate:
         yield gate
         assert_sound(gate)
 
@@ -383,6 +390,93 @@ def test_a_refusal_from_ollama_that_closes(gate: Gate, upstream: Scripted) -> No
     with upstream.plays(lambda peer: peer.head() and peer.send(no)), logged(gate), Wire(gate.port, begun) as wire:
         answer = parse(wire.read_all())
     assert (answer.status, answer.body) == (400, b"no")
+
+
+LENGTHS = {
+    "twice": (b"Content-Length: 2\r\nContent-Length: 2", 200),
+    "twice in one": (b"Content-Length: 2, 2", 200),
+    "three times": (b"content-length:2\r\nContent-Length: 2,2", 200),
+    "two": (b"Content-Length: 2\r\nContent-Length: 3", 502),
+    "two in one": (b"Content-Length: 2, 3", 502),
+    "one and nothing": (b"Content-Length: 2,", 502),
+    "in two spellings": (b"Content-Length: 2\r\nContent-Length: 02", 502),
+    "none": (b"Content-Length: x, x", 502),
+    "and chunks": (b"Content-Length: 2\r\nContent-Length: 2\r\nTransfer-Encoding: chunked", 502),
+}
+
+
+@pytest.mark.parametrize("what", LENGTHS)
+def test_a_length_that_is_sent_more_than_once(gate: Gate, upstream: Scripted, what: str) -> None:
+    """RFC 9112 section 6.3: equal ones are one, which is what the client gets."""
+    fields, status = LENGTHS[what]
+    with upstream.plays(answers(b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n\r\nok")), logged(gate):
+        answer = get(gate)
+    assert answer.status == status
+    if status == 200:
+        assert answer.raw.lower().count(b"content-length") == 1
+        assert (answer.headers["content-length"], answer.body) == ("2", b"ok")
+
+
+# The operator's account.
+
+ACCOUNT = {"id": "1-2", "name": "op", "plan": "pro", "email": "op@example.com", "avatarurl": "https://a", "Email": "x"}
+SIGN_IN = {"error": "unauthorized", "signin_url": "https://ollama.com/connect?name=host&key=c3NoLWVk"}
+
+
+def answered(status: bytes, body: bytes, *fields: bytes) -> Script:
+    head = b"\r\n".join([b"HTTP/1.1 " + status, b"Content-Length: %d" % len(body), *fields])
+    return answers(head + b"\r\n\r\n" + body)
+
+
+ME: dict[str, tuple[bytes, bytes, tuple[bytes, ...], int, object]] = {
+    "signed in": (
+        b"200 OK",
+        json.dumps(ACCOUNT).encode(),
+        (),
+        200,
+        {"id": "1-2", "name": "op", "plan": "pro"},
+    ),
+    "not signed in": (b"401 Unauthorized", json.dumps(SIGN_IN).encode(), (), 401, {"error": "unauthorized"}),
+    "off": (b"503 Service Unavailable", b'{"error":"account unavailable"}', (), 503, {"error": "account unavailable"}),
+    "an old Ollama": (b"404 Not Found", b"404 page not found", (), 404, {"error": "Ollama answered 404"}),
+    "compressed": (b"401 X", gzip.compress(b"{}"), (b"Content-Encoding: gzip",), 401, {"error": "Ollama answered 401"}),
+    "no JSON": (b"200 OK", b"op@example.com", (), 502, None),
+    "no object": (b"200 OK", b'["op@example.com"]', (), 502, None),
+    "not the types": (b"200 OK", b'{"name":{"email":"op@example.com"}}', (), 200, {"error": "Ollama answered 200"}),
+}
+
+
+@pytest.mark.parametrize("what", ME)
+@pytest.mark.parametrize("name", ["pusher", "cloudy", "all"])
+def test_who_pushes_may_ask_whose_account_it_is(gate: Gate, upstream: Scripted, what: str, name: str) -> None:
+    """The stock CLI does so before it pushes. Not told: the mail address, and the link to sign in."""
+    status, body, fields, expected, shown = ME[what]
+    with upstream.plays(answered(status, body, *fields)), logged(gate) as lines:
+        answer = ask(gate.port, "POST", "/api/me", bearer(name), "Accept-Encoding: gzip")
+    assert answer.status == lines[0]["status"] == expected
+    assert int(answer.headers["content-length"]) == len(answer.body)
+    assert "content-encoding" not in answer.headers
+    assert b"op@example.com" not in answer.body
+    if shown:
+        assert answer.json == shown
+    with upstream.plays(answered(status, body, *fields)), logged(gate):
+        assert ask(gate.port, "POST", "/api/me", bearer("owner")).body == body, "who holds the scope account sees all"
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/api/push"])
+def test_the_link_to_sign_in_is_for_the_operator(gate: Gate, upstream: Scripted, path: str) -> None:
+    """Ollama adds it to its 401 for cloud models, and whoever has it makes this Ollama theirs."""
+    body = json.dumps(SIGN_IN).encode()
+    whole = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with upstream.plays(lambda peer: peer.read_until(b"}") and peer.send(whole) and peer.read_all()), logged(gate, 2):
+        answer = ask(gate.port, "POST", path, bearer("all"), body=b'{"model":"m:cloud"}')
+        assert (answer.status, answer.json) == (401, {"error": "unauthorized"})
+        assert ask(gate.port, "POST", path, bearer("owner"), body=b'{"model":"m:cloud"}').json == SIGN_IN
+
+
+def test_another_401_of_ollama_passes_as_it_is(gate: Gate, upstream: Scripted) -> None:
+    with upstream.plays(answered(b"401 Unauthorized", b"no")), logged(gate):
+        assert ask(gate.port, "GET", "/api/tags", bearer("all")).body == b"no"
 
 
 def test_a_304_that_speaks_of_chunks(gate: Gate, upstream: Scripted) -> None:

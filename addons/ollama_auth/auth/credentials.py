@@ -16,7 +16,9 @@ MAX_SECRET = 512
 """Bytes; far more than any key has, far less than would cost anything."""
 MAX_FIELD = 2048
 
-_VISIBLE = re.compile(rb"[!-~]+")
+MALFORMED = "the key is empty, too long, or has white space or other characters in it"
+
+_VISIBLE = re.compile(rb"[!-~]*")
 
 
 class CredentialError(RefusedError):
@@ -29,24 +31,30 @@ class CredentialError(RefusedError):
 def parse(fields: Fields) -> bytes:
     """Return the secret that a request presents, as bytes of visible ASCII. Raises CredentialError.
 
-    Some SDKs send the key in both fields: that is one credential if both hold the same.
+    Some SDKs send the key in both fields: that is one credential if both hold the same. Others send an empty one beside
+    it, from a variable that is empty: that is none.
     """
     authorization = _single(fields, b"authorization")
     api_key = _single(fields, b"x-api-key")
-    secrets = [_authorization(authorization)] if authorization is not None else []
-    secrets += [_checked(api_key)] if api_key is not None else []
-    if not secrets:
+    sent = [_authorization(authorization)] if authorization is not None else []
+    sent += [_checked(api_key)] if api_key is not None else []
+    secrets = [secret for secret in sent if secret]
+    if not sent:
         raise CredentialError("missing", "send the key as `Authorization: Bearer <key>`")
+    if not secrets:
+        raise CredentialError("malformed", MALFORMED)
     if len(secrets) == 2 and not hmac.compare_digest(secrets[0], secrets[1]):
         raise CredentialError("duplicate", "Authorization and x-api-key hold different keys; send one")
     return secrets[0]
 
 
 def _single(fields: Fields, name: bytes) -> bytes | None:
-    found = values(fields, name)
+    """The one value of a field that is not empty; empty if all are, None if there is none."""
+    sent = values(fields, name)
+    found = [value for value in sent if value]
     if len(found) > 1:
         raise CredentialError("duplicate", f"the {name.decode()} header was sent more than once")
-    return found[0] if found else None
+    return found[0] if found else b"" if sent else None
 
 
 def _authorization(value: bytes) -> bytes:
@@ -54,6 +62,8 @@ def _authorization(value: bytes) -> bytes:
         raise CredentialError("malformed", "the credential is too long")
     scheme, _, rest = value.partition(b" ")
     match scheme.lower():
+        case b"":
+            return _checked(value)
         case b"bearer":
             return _checked(rest.lstrip(b" "))
         case b"basic":
@@ -63,6 +73,8 @@ def _authorization(value: bytes) -> bytes:
 
 
 def _basic(token: bytes) -> bytes:
+    if not token:
+        return token
     try:
         _, colon, password = base64.b64decode(token, validate=True).partition(b":")
     except (binascii.Error, ValueError):
@@ -73,6 +85,7 @@ def _basic(token: bytes) -> bytes:
 
 
 def _checked(secret: bytes) -> bytes:
-    if not 0 < len(secret) <= MAX_SECRET or not _VISIBLE.fullmatch(secret):
-        raise CredentialError("malformed", "the key is empty, too long, or has white space or other characters in it")
+    """Return a secret, which may be empty."""
+    if len(secret) > MAX_SECRET or not _VISIBLE.fullmatch(secret):
+        raise CredentialError("malformed", MALFORMED)
     return secret

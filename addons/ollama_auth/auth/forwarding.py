@@ -7,7 +7,7 @@ on the list is not forwarded.
 from collections.abc import Collection
 
 from ..errors import OllamaAuthError
-from ..http.head import TOKEN, Fields, connection_options
+from ..http.head import TOKEN, Fields, listed
 from .redaction import mask_name
 
 FORWARDED = frozenset({
@@ -55,7 +55,7 @@ def split(fields: Fields, allowed: Collection[bytes]) -> tuple[Fields, tuple[str
     kept: list[tuple[bytes, bytes]] = []
     stripped: dict[str, None] = {}
     # RFC 9110 section 7.6.1. A client must not be able to strip the fields that frame its body.
-    ends_here = connection_options(fields) - {name.encode() for name in _FRAMING}
+    ends_here = listed(fields, b"connection") - {name.encode() for name in _FRAMING}
     for name, value in fields:
         lower = name.lower()
         if lower in allowed and lower not in ends_here:

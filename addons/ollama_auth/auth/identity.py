@@ -28,9 +28,9 @@ def identify(head: Head, target: bytes, ring: KeyRing, now: float, window: float
     `target` is the request target in origin form; `now` is in seconds since 1970, and a signature may be `window`
     seconds away from it.
     """
-    authorization = values(head.fields, b"authorization")
+    authorization = [value for value in values(head.fields, b"authorization") if value]
     signature = cli_signature.parse(authorization[0]) if len(authorization) == 1 else None
-    if signature and values(head.fields, b"x-api-key"):
+    if signature and any(values(head.fields, b"x-api-key")):
         raise CredentialError("duplicate", "a signed request holds no other key")
     secret = authorization[0] if signature else credentials.parse(head.fields)
     principal = ring.find_ssh(signature.key) if signature else ring.find(secret)

@@ -15,7 +15,7 @@ from .responses import Answer
 ANY, OPAQUE = "*", "null"
 """Every origin, and the one of sandboxed frames and files, which `*` does not include here."""
 
-EXPOSED = b"X-Request-Id, Retry-After, RateLimit, RateLimit-Policy"
+EXPOSED = b"X-Request-Id, Request-Id, Retry-After, X-Should-Retry, RateLimit, RateLimit-Policy"
 """Response fields that a page may read besides those of the Fetch standard's safelist."""
 
 # RFC 6454 section 6.2, as a browser writes it: a scheme, a host in lower case, a port that is not the default one.

@@ -102,24 +102,23 @@ def bare(data: bytes) -> bool:
 
 def parse_head(raw: bytes, bounds: Bounds) -> Head:
     """Parse a head as `take_head` cuts it. Raises HeadError."""
-    if not raw.isascii():
-        _check_utf8(raw, "the request head")
     line, *lines = raw.split(b"\r\n")
     method, target, version = _request_line(line, bounds)
     if len(lines) > bounds.fields:
         raise HeadError(431, f"the request has more than {bounds.fields} header fields")
     fields = tuple(map(_field, lines))
     _check_host(fields, required=version == b"HTTP/1.1")
-    close = version == b"HTTP/1.0" or b"close" in connection_options(fields)
+    close = version == b"HTTP/1.0" or b"close" in listed(fields, b"connection")
     return Head(method, target, version, fields, _body(fields, version), close)
 
 
 def check_fields(fields: Fields, target: bytes, bounds: Bounds, *, ended: bool = False) -> None:
     """Apply the same rules to an HTTP/2 head, which its own library has parsed. `ended`: no body follows it.
 
-    Raises HeadError.
+    The parts of a Cookie field that was split count as one field (RFC 9113 section 8.2.3). Raises HeadError.
     """
-    if len(fields) > bounds.fields or sum(len(n) + len(v) + 4 for n, v in fields) > bounds.head:
+    crumbs = len(values(fields, b"cookie"))
+    if len(fields) - max(0, crumbs - 1) > bounds.fields or sum(len(n) + len(v) + 4 for n, v in fields) > bounds.head:
         raise HeadError(431, f"the request has more than {bounds.fields} header fields or {bounds.head} bytes of them")
     _check_target(target, bounds)
     for name, value in fields:
@@ -167,15 +166,18 @@ def _check_field(name: bytes, value: bytes) -> None:
         raise HeadError(400, "a header field has a malformed name")
     if _CONTROL.search(value):
         raise HeadError(400, "a header field has a control character in it")
-    if not value.isascii():
-        _check_utf8(value, "a header field")
 
 
-def _check_utf8(data: bytes, what: str) -> None:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        raise HeadError(400, f"{what} has bytes that are not UTF-8") from None
+def check_text(fields: Fields) -> None:
+    """Refuse fields that are not UTF-8: two readers may take other bytes differently (RFC 9110 section 5.5).
+
+    For the fields that go upstream; of the others only ASCII is ever read. Raises HeadError.
+    """
+    for name, value in fields:
+        try:
+            value.decode()
+        except UnicodeDecodeError:
+            raise HeadError(400, f"the header field {name.decode()} has bytes that are not UTF-8") from None
 
 
 def values(fields: Fields, name: bytes) -> list[bytes]:
@@ -183,9 +185,10 @@ def values(fields: Fields, name: bytes) -> list[bytes]:
     return [value for field, value in fields if field.lower() == name]
 
 
-def connection_options(fields: Fields) -> set[bytes]:
-    """The options that the Connection fields list, in lower case."""
-    return {token.strip().lower() for value in values(fields, b"connection") for token in value.split(b",")}
+def listed(fields: Fields, name: bytes) -> set[bytes]:
+    """What the fields of that name list, in lower case and without empty elements (RFC 9110 section 5.6.1)."""
+    items = {item.strip(b" \t").lower() for value in values(fields, name) for item in value.split(b",")}
+    return items - {b""}
 
 
 def _check_host(fields: Fields, required: bool) -> None:

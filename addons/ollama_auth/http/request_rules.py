@@ -1,10 +1,12 @@
 """Rules that hold for every request, with or without a credential (RFC 9110, RFC 9112). Pure."""
 
-from .head import Bounds, Head, HeadError, check_fields, values
+from .head import Bounds, Fields, Head, HeadError, check_fields, listed, values
 
 type Address = tuple[str, int]
 """(IP address, port)."""
 METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS")
+
+_OF_BROWSERS = frozenset({b"accept-language", b"origin", b"referer", b"sec-fetch-mode", b"sec-fetch-site"})
 
 
 def check_request(head: Head, server: Address | None, bounds: Bounds) -> bytes:
@@ -14,10 +16,7 @@ def check_request(head: Head, server: Address | None, bounds: Bounds) -> bytes:
     """
     if head.method not in METHODS:
         raise HeadError(405, "this method is not served here", (b"allow", b", ".join(METHODS)))
-    if {value.strip().lower() for value in values(head.fields, b"upgrade")} - {b"h2c"}:
-        # Java's client offers h2c with its first request. A server may ignore that: RFC 9113 section 3.1.
-        raise HeadError(400, "this server upgrades to no other protocol")
-    if {value.lower() for value in values(head.fields, b"expect")} - {b"100-continue"}:
+    if listed(head.fields, b"expect") - {b"100-continue"}:
         raise HeadError(417, "the only expectation met here is 100-continue")
     if head.version == b"HTTP/2.0":  # An HTTP/1 head was checked by parse_head().
         check_fields(head.fields, head.target, bounds, ended=head.body == 0)
@@ -25,6 +24,19 @@ def check_request(head: Head, server: Address | None, bounds: Bounds) -> bytes:
     if target is None:
         raise HeadError(421, "this is not a proxy: send the path alone as the request target")
     return target
+
+
+def wants_websocket(head: Head) -> bool:
+    """Tell whether the client asks for a WebSocket. Every other Upgrade is ignored, which a server may do (RFC 9110
+    section 7.8): Java's client offers h2c with its first request, and proxies send an empty one."""
+    return head.version == b"HTTP/1.1" and b"websocket" in listed(head.fields, b"upgrade")
+
+
+def from_browser(fields: Fields) -> bool:
+    """Tell whether a request looks like a browser's, which would ask its user for a password if it was told to, and
+    then send that with the requests of every page."""
+    agent = b" ".join(values(fields, b"user-agent"))
+    return b"mozilla/" in agent.lower() or any(name.lower() in _OF_BROWSERS for name, _ in fields)
 
 
 def origin_form(target: bytes, server: Address | None) -> bytes | None:

@@ -16,6 +16,11 @@ REALM = "ollama"
 RETRY_SECONDS = 5
 """For Retry-After, where nothing better is known."""
 
+DO_NOT_RETRY = (b"x-should-retry", b"false")
+"""OpenAI's and Anthropic's libraries, and programs built on them, repeat many failed requests unless told not to."""
+USED_UP = "insufficient_quota"
+"""OpenAI's code and type of an error that no waiting for Retry-After will mend; Codex waits for hours otherwise."""
+
 # OpenAI's and Anthropic's documented error types.
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _ANTHROPIC_TYPES = {**_OPENAI_TYPES, 413: "request_too_large", 503: "overloaded_error"}
@@ -39,8 +44,20 @@ class Answer:
         return HTTPStatus(self.status).phrase
 
 
+def id_fields(request_id: str, dialect: Dialect) -> Fields:
+    """The fields by which a client can name a request: every response has them. Anthropic's libraries read the second
+    one."""
+    names = (b"x-request-id", b"request-id") if dialect is Dialect.ANTHROPIC else (b"x-request-id",)
+    return tuple((name, request_id.encode()) for name in names)
+
+
 def error(
-    status: int, message: str, dialect: Dialect = Dialect.OLLAMA, *extra: tuple[bytes, bytes], code: str | None = None
+    request_id: str,
+    status: int,
+    message: str,
+    dialect: Dialect = Dialect.OLLAMA,
+    *extra: tuple[bytes, bytes],
+    code: str | None = None,
 ) -> Answer:
     """An error in the format of `dialect`, with `extra` fields; `code` is OpenAI's short machine-readable reason."""
     body = json.dumps(_shape(status, message, dialect, code), separators=(",", ":")).encode() + b"\n"
@@ -48,15 +65,18 @@ def error(
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
         (b"cache-control", b"no-store"),
+        *id_fields(request_id, dialect),
         *extra,
     )
     return Answer(status, fields, body)
 
 
-def unauthorized(message: str, dialect: Dialect, *extra: tuple[bytes, bytes], sent: bool) -> Answer:
-    """401 with the challenge of RFC 6750 section 3: `invalid_token` only where a credential was sent."""
-    challenge = f'Bearer realm="{REALM}"' + (', error="invalid_token"' if sent else "")
-    return error(401, message, dialect, (b"www-authenticate", challenge.encode()), *extra, code="invalid_api_key")
+def challenges(*, sent: bool, basic: bool) -> Fields:
+    """The challenge of RFC 6750 section 3, `invalid_token` only where a credential was sent; before it, if `basic`,
+    that of RFC 7617, without which wget and `curl --anyauth` keep their password to themselves."""
+    bearer = f'Bearer realm="{REALM}"' + (', error="invalid_token"' if sent else "")
+    offered = [f'Basic realm="{REALM}"', bearer] if basic else [bearer]
+    return tuple((b"www-authenticate", challenge.encode()) for challenge in offered)
 
 
 def retry_after(seconds: int) -> tuple[bytes, bytes]:
@@ -76,7 +96,7 @@ def _shape(status: int, message: str, dialect: Dialect, code: str | None) -> dic
     other = "invalid_request_error" if status < 500 else "api_error"
     match dialect:
         case Dialect.OPENAI:
-            kind = _OPENAI_TYPES.get(status, other)
+            kind = USED_UP if code == USED_UP else _OPENAI_TYPES.get(status, other)
             return {"error": {"message": message, "type": kind, "param": None, "code": code}}
         case Dialect.ANTHROPIC:
             return {"type": "error", "error": {"type": _ANTHROPIC_TYPES.get(status, other), "message": message}}

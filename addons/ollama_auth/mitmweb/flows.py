@@ -211,7 +211,9 @@ class FlowViews:
         if flow.is_replay != "request":
             self._drop_old(flow)
         elif "ollama_reason" in flow.metadata:
-            refusal = error(403, "the gate refused this request, so it is not sent again")
+            refusal = error(
+                flow.metadata.get("ollama_id", flow.id), 403, "the gate refused this request, so it is not sent again"
+            )
             flow.response = http.Response.make(refusal.status, refusal.body, http.Headers(refusal.fields))
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:

@@ -1,4 +1,4 @@
-"""Lists of models in Ollama's answers, reduced to the models that a key may use. Pure."""
+"""Answers of Ollama, reduced to what a key may see: lists of models, and the operator's account. Pure."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -13,6 +13,38 @@ _LISTINGS = {
     b"/api/ps": ("models", ("name", "model")),
     b"/v1/models": ("data", ("id",)),
 }
+
+
+_SHOWN_OF_ACCOUNT = ("id", "name", "plan", "error")
+"""Whose models `ollama push` may push, and whether somebody is signed in. Not: the mail address, other names, and the
+link with which whoever has it signs this Ollama in or out."""
+
+
+def is_account(route: Route) -> bool:
+    """Whether the answer of a route tells about the operator's account at ollama.com."""
+    return route.route_class is RouteClass.ACCOUNT and route.path == b"/api/me"
+
+
+def filter_account(body: bytes, status: int) -> bytes:
+    """Return an answer about the operator's account without what is private.
+
+    If it can't be read it is an error of that status without details, or, where it should have been read, BodyError.
+    """
+    if not body:
+        return body
+    shown = {}
+    try:
+        answer = json.loads(body.decode(), parse_constant=reject_constant)
+        shown = {key: answer[key] for key in _SHOWN_OF_ACCOUNT if isinstance(answer.get(key), str)}
+    except (ValueError, AttributeError, RecursionError):
+        if status < 300:
+            raise BodyError(502, "Ollama's answer about its account could not be read") from None
+    return json.dumps(shown or {"error": f"Ollama answered {status}"}, separators=(",", ":")).encode()
+
+
+def without_sign_in(body: bytes) -> bytes:
+    """Return a 401 of Ollama, as for a cloud model while nobody is signed in, without the link to sign it in."""
+    return filter_account(body, 401) if b"signin" in body.lower() else body
 
 
 def is_listing(route: Route) -> bool:

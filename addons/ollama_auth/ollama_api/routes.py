@@ -4,6 +4,8 @@ Ollama routes on the percent-decoded, case-sensitive path (seen: /api/%74ags is 
 To add a route, add its line here; a route that answers with a model's output needs one whole row.
 """
 
+import posixpath
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import unquote_to_bytes
@@ -117,6 +119,8 @@ _ROUTES = {
     **_routes(_INFER, "POST /v1/chat/completions /v1/completions", models.MODEL, usage.OPENAI, formats.OPENAI),
     **_routes(_INFER, "POST /v1/responses", models.MODEL_AND_TOOLS, usage.RESPONSES, formats.RESPONSES),
     **_routes(_INFER, "POST /v1/messages", models.MODEL_AND_TOOLS, usage.MESSAGES, formats.MESSAGES),
+    # Ollama has no count_tokens yet, which Anthropic's clients ask for; they know what to do with its 404.
+    **_unread(_INFER, "POST /v1/messages/count_tokens", models.MODEL_AND_TOOLS),
     **_routes(_INFER, "POST /v1/audio/transcriptions", models.in_form, NO_USAGE, None),
     **_routes(_EMBED, "POST /api/embed /api/embeddings", models.MODEL, usage.OLLAMA_EMBEDDING, None),
     **_routes(_EMBED, "POST /v1/embeddings", models.MODEL, usage.OPENAI_EMBEDDING, None),
@@ -141,12 +145,50 @@ PATH_WORDS = frozenset(word for _, path in _ROUTES for word in path.split(b"/"))
 """What paths of Ollama's API consist of, with the empty word."""
 
 
+_SLASHES = re.compile(rb"/{2,}")
+
+
+def decoded_path(target: bytes) -> bytes:
+    """Return the path of a request target in origin form as Ollama decodes it."""
+    return unquote_to_bytes(target.partition(b"?")[0])
+
+
 def route(method: bytes, target: bytes) -> Route:
-    """Find the route of a request by its method and its request target in origin form, query and all."""
-    path = unquote_to_bytes(target.partition(b"?")[0])
+    """Find the route of a request by its method and its request target in origin form, query and all.
+
+    Ollama redirects a path with slashes too many to the one without them (seen: 307, and 301 for GET), so it is judged
+    as that one, which is also what anything in between would make of it.
+    """
+    path = decoded_path(target)
+    found = _find(method, path) or _find(method, _without_slashes(path))
+    return found or Route(RouteClass.UNKNOWN, dialect(_SLASHES.sub(b"/", path)), path)
+
+
+def methods(path: bytes) -> list[bytes]:
+    """The methods that a path is served with; none for a path that is not known."""
+    return [
+        method for method in dict.fromkeys(method for method, _ in _ROUTES) if _find(method, _without_slashes(path))
+    ]
+
+
+def similar_paths(path: bytes) -> list[bytes]:
+    """The paths that an unknown one may stand for: with a part of the address too many or too few, or in capitals."""
+    asked = posixpath.normpath(_without_slashes(path)).lower()
+    if not asked.startswith(b"/") or asked == b"/":
+        return []
+    known = dict.fromkeys(path for _, path in _ROUTES if path != b"/" and b"*" not in path)
+    return [one for one in known if asked.endswith(one) or one.endswith(asked)]
+
+
+def _without_slashes(path: bytes) -> bytes:
+    """Return a path without empty segments, and without the slash at its end."""
+    return _SLASHES.sub(b"/", path).rstrip(b"/") or path[:1]
+
+
+def _find(method: bytes, path: bytes) -> Route | None:
     if found := _ROUTES.get((method, path)):
         return found
     parent, _, last = path.rpartition(b"/")
     if last and (found := _ROUTES.get((method, parent + b"/*"))):
         return Route(found.route_class, found.dialect, path, found.models)  # Answers of these routes are not read.
-    return Route(RouteClass.UNKNOWN, dialect(path), path)
+    return None

@@ -24,9 +24,9 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server, make_body_reader
 
-from ..exchange import Refusal
+from ..exchange import Exchange, Refusal
 from ..http.head import CHUNKED, Head, HeadError, bare, parse_head, take_head
-from ..http.responses import Answer, render
+from ..http.responses import Answer, error, render
 from .connections import ClientConnection, Drain, Expire, Resume
 from .events import MALFORMED_BODY, ClosedBeforeResponse, Commands, Failure, Lifecycle, ParsedRequestHeaders, Refuse
 
@@ -215,9 +215,9 @@ class BoundedHttp1Server(Body, Http1Server):
         if isinstance(event, events.ConnectionClosed):
             yield from super().broken_body(event)
             return
-        answer = self.lifecycle.refuse_malformed(HeadError(400, "the chunked framing of the body is broken"), None)
-        error = RequestProtocolError(self.stream_id, MALFORMED_BODY, ErrorCode.GENERIC_CLIENT_ERROR)
-        yield ReceiveHttp(error)
+        running = next(iter(self.peer.exchanges.values()), None) or Exchange(self.peer.address)
+        answer = error(running.id, 400, "the chunked framing of the body is broken", running.dialect)
+        yield ReceiveHttp(RequestProtocolError(self.stream_id, MALFORMED_BODY, ErrorCode.GENERIC_CLIENT_ERROR))
         yield from self.close() if self.response else self.send_final_answer(answer)
 
     # Answering.
@@ -448,12 +448,16 @@ def request_of(head: Head) -> http.Request:
 def response_of(lines: list[bytes]) -> http.Response:
     """Return mitmproxy's Response for the lines of a head. Raises ValueError."""
     version, status, reason = _read_response_line(lines[0])
+    headers = _read_headers(lines[1:])
+    lengths = headers.get("Content-Length", "").split(",")
+    if len(lengths) > 1 and len(same := {length.strip(" \t") for length in lengths}) == 1:
+        headers["Content-Length"] = same.pop()  # One length, sent more than once: RFC 9112 section 6.3.
     response = http.Response.__new__(http.Response)
     response.data = ResponseData(
         http_version=version,
         status_code=status,
         reason=reason,
-        headers=_read_headers(lines[1:]),
+        headers=headers,
         content=None,
         trailers=None,
         timestamp_start=time.time(),

@@ -52,7 +52,7 @@ from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook, HttpRespo
 from mitmproxy.proxy.layers.http._http2 import Http2Client
 
 from ..exchange import Admission, Exchange, Refusal, UpstreamRequest
-from ..http.head import CHUNKED, Head, values
+from ..http.head import CHUNKED, Head, listed
 from ..mitmweb.flows import address_request, refused_flow
 from .connections import CONNECT_TIMEOUT, BodyTimeout, ClientConnection, Drain, Expire, Resume
 from .events import (
@@ -136,7 +136,7 @@ class GateLayer(HttpLayer):
         """Fail closed: answer the client if no answer has begun, and close all connections."""
         self._handle_event = ignore_event  # type: ignore[assignment,method-assign]
         self.fast_paths.by_source.clear()
-        answer = self.lifecycle.internal_error(error)
+        answer = self.lifecycle.internal_error(error, next(iter(self.peer.exchanges.values()), None))
         protocol = self.connections.get(self.context.client)
         if isinstance(protocol, BoundedHttp1Server):  # In HTTP/2 it is not known which stream the answer would be for.
             yield from protocol.answer_crash(answer)
@@ -268,7 +268,7 @@ class GateStream(HttpStream):
         else:
             self.head = head_of(event)
             self.exchange, verdict = self.lifecycle.authorize(self.head, self.parent.peer)
-        self.continued = self.head.version == b"HTTP/1.0" or not values(self.head.fields, b"expect")
+        self.continued = self.head.version == b"HTTP/1.0" or not listed(self.head.fields, b"expect")
         if isinstance(verdict, UpstreamRequest) and verdict.needs_lease:
             reservation = Reservation(self.exchange, self.parent.peer)  # Before the body, so that it counts first.
             yield OllamaReserveHook(reservation)
@@ -276,7 +276,7 @@ class GateStream(HttpStream):
                 self._abandon()
                 return
             verdict = reservation.verdict or Refusal(
-                "error", self.lifecycle.internal_error(PermissionError("no verdict"))
+                "error", self.lifecycle.internal_error(PermissionError("no verdict"), self.exchange)
             )
         if not isinstance(verdict, UpstreamRequest):
             yield from self._apply_verdict(verdict)

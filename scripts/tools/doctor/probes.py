@@ -93,8 +93,9 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def is_gate(response: Response) -> bool:
     """Whether this is the 401 of a gate."""
-    challenge = response.fields.get("WWW-Authenticate", "")
-    return response.status == 401 and challenge.startswith(f'Bearer realm="{responses.REALM}"')
+    challenges = response.fields.get_all("WWW-Authenticate") or ()
+    ours = f'Bearer realm="{responses.REALM}"'
+    return response.status == 401 and any(challenge.startswith(ours) for challenge in challenges)
 
 
 def clock(date: str | None, ours: float) -> Iterator[Finding]:

@@ -134,12 +134,27 @@ def test_an_api_key_that_is_malformed(value: bytes) -> None:
     assert refusal(((b"x-api-key", value),)).reason == "malformed"
 
 
-@pytest.mark.parametrize("bad", [b"", b"Bearer", b"Token x", b"Bearer \xff"])
+@pytest.mark.parametrize("empty", [b"", b"Bearer", b"Bearer ", b"basic", basic(b":"), basic(b"user:")])
+def test_an_empty_authorization_beside_the_key_is_none(empty: bytes) -> None:
+    assert parse((*authorization(empty), (b"x-api-key", KEY))) == KEY
+    assert parse(((b"X-Api-Key", KEY), *authorization(empty))) == KEY
+    assert refusal((*authorization(empty), (b"x-api-key", b""))).reason == "malformed"
+
+
+def test_an_empty_field_beside_the_key_is_none() -> None:
+    """In its own place, too."""
+    assert parse(((b"x-api-key", b""), *authorization(b"Bearer " + KEY))) == KEY
+    assert parse(((b"x-api-key", b""), (b"x-api-key", KEY))) == KEY
+    assert parse((*authorization(b""), *authorization(b"Bearer " + KEY))) == KEY
+    assert refusal((*authorization(b""), *authorization(b""))).reason == "malformed"
+
+
+@pytest.mark.parametrize("bad", [KEY, b"Token x", b"Bearer \xff", b"Basic !", b"Basic " + KEY])
 def test_a_malformed_authorization_is_not_made_good_by_the_key_in_the_other_place(bad: bytes) -> None:
     assert refusal((*authorization(bad), (b"x-api-key", KEY))).reason == "malformed"
 
 
-@pytest.mark.parametrize("bad", [b"", b"\xff", b"two words"])
+@pytest.mark.parametrize("bad", [b"\xff", b"two words"])
 def test_a_malformed_api_key_is_not_made_good_by_the_key_in_the_other_place(bad: bytes) -> None:
     assert refusal(((b"x-api-key", bad), *authorization(b"Bearer " + KEY))).reason == "malformed"
 
@@ -149,7 +164,7 @@ def test_a_malformed_api_key_is_not_made_good_by_the_key_in_the_other_place(bad:
     [
         (*authorization(b"Bearer " + KEY), *authorization(b"Bearer " + KEY)),
         (*authorization(b"Bearer " + OTHER), (b"aUTHORIZATION", b"Bearer " + KEY)),
-        (*authorization(b""), *authorization(b"Bearer " + KEY)),
+        (*authorization(b"Bearer"), *authorization(b"Bearer " + KEY)),
         ((b"x-api-key", KEY), (b"X-API-Key", KEY)),
         (*authorization(b"Bearer " + KEY), (b"x-api-key", KEY), (b"x-api-key", KEY)),
         (*authorization(b"Bearer " + KEY), (b"x-api-key", OTHER)),

@@ -17,6 +17,7 @@ from ollama_auth.auth.policy import (
     holds,
     listing_filtered,
     needs_models,
+    response_filtered,
     usable,
 )
 from ollama_auth.ollama_api.request_models import Asked
@@ -25,7 +26,7 @@ from ollama_auth.ollama_api.routes import _ROUTES, Route, RouteClass, route
 NOW = 1_800_000_000.0
 ROUTES = [route(method, path) for method, path in _ROUTES] + [
     route(b"GET", b"/anything"),
-    route(b"POST", b"/v1/messages/count_tokens"),
+    route(b"POST", b"/v1/messages/unheard_of"),
     route(b"PUT", b"/api/chat"),
     route(b"OPTIONS", b"/api/chat"),
 ]
@@ -54,17 +55,24 @@ routes = st.sampled_from(ROUTES)
 # Routes and scopes.
 
 
+def enough(asked: Route) -> set[Scope]:
+    """The scopes any of which opens a route."""
+    whose = asked.path == b"/api/me" and asked.route_class is RouteClass.ACCOUNT
+    return {Scope.PUSH, Scope.CLOUD, Scope.ACCOUNT} if whose else {NEEDS[asked.route_class]}
+
+
 @pytest.mark.parametrize("asked", ROUTES, ids=lambda asked: asked.path.decode())
 @pytest.mark.parametrize("scope", Scope)
 def test_one_scope_opens_its_routes_and_no_others(scope: Scope, asked: Route) -> None:
     denial = check_route(somebody(scope), asked, NOW)
-    needed = NEEDS[asked.route_class]
-    if scope is needed or (scope is Scope.ALL and needed is not Scope.ACCOUNT):
+    if scope in enough(asked) or (scope is Scope.ALL and enough(asked) != {Scope.ACCOUNT}):
         assert denial is None
+    elif asked.route_class is RouteClass.UNKNOWN and asked.path == b"/api/chat":
+        assert (denial and denial.status, denial and denial.fields) == (405, ((b"allow", b"POST"),))
     else:
         assert denial
         assert (denial.status, denial.reason) == (403, "scope")
-        assert f"the scope {needed}," in denial.message
+        assert all(one in denial.message.partition(",")[0] for one in enough(asked))
 
 
 @pytest.mark.parametrize("asked", ROUTES, ids=lambda asked: asked.path.decode())
@@ -114,6 +122,39 @@ def test_an_unknown_path_is_not_for_a_key_of_some_models() -> None:
     assert (denial.status, denial.reason) == (403, "model")
 
 
+@pytest.mark.parametrize("who", [somebody(Scope.LIST), somebody(Scope.ALL, models=("m",))])
+@pytest.mark.parametrize(
+    ("method", "path", "status", "told"),
+    [
+        (b"GET", b"/api/chat", 405, "with POST"),
+        (b"POST", b"/v1/models/m", 405, "with GET, HEAD"),
+        (b"POST", b"/v1/v1/chat/completions", 404, "mean /v1/chat/completions?"),
+        (b"POST", b"/chat/completions", 404, "mean /v1/chat/completions?"),
+        (b"POST", b"/API/CHAT", 404, "mean /api/chat?"),
+        (b"POST", b"/embeddings", 404, "mean /api/embeddings or /v1/embeddings?"),
+    ],
+)
+def test_a_wrong_address_is_told_the_right_one(
+    who: Principal, method: bytes, path: bytes, status: int, told: str
+) -> None:
+    denial = check_route(who, route(method, path), NOW)
+    assert denial
+    assert (denial.status, denial.reason) == (status, "wrong path")
+    assert told in denial.message
+    assert check_route(somebody(Scope.ALL), route(method, path), NOW) is None, "Ollama answers itself"
+
+
+def test_whose_account_it_is_may_be_asked_by_who_uses_it() -> None:
+    """Of the answer they see what they need; signing out is another matter."""
+    me, sign_out = route(b"POST", b"/api/me"), route(b"POST", b"/api/signout")
+    for scope in (Scope.PUSH, Scope.CLOUD, Scope.ALL):
+        assert check_route(somebody(scope), me, NOW) is None
+        assert response_filtered(somebody(scope), me)
+        assert check_route(somebody(scope), sign_out, NOW)
+        assert check_route(somebody(scope), route(b"GET", b"/api/me"), NOW) is None or scope is not Scope.ALL
+    assert not response_filtered(somebody(Scope.ACCOUNT), me)
+
+
 def test_where_a_replay_hurts() -> None:
     hurting = {NEEDS[found] for found in REPLAY_HURTS}
     assert hurting == {Scope.WRITE, Scope.DELETE, Scope.PUSH, Scope.ACCOUNT, Scope.ALL}
@@ -125,7 +166,7 @@ def test_where_a_replay_hurts() -> None:
 TAKING = {
     b"/api/generate", b"/api/chat", b"/api/embed", b"/api/embeddings", b"/api/show", b"/api/pull", b"/api/push",
     b"/api/create", b"/api/copy", b"/api/delete", b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings",
-    b"/v1/responses", b"/v1/messages", b"/v1/audio/transcriptions", b"/v1/models/*",
+    b"/v1/responses", b"/v1/messages", b"/v1/messages/count_tokens", b"/v1/audio/transcriptions", b"/v1/models/*",
 }  # fmt: skip
 LISTINGS = {b"/api/tags", b"/api/ps", b"/v1/models"}
 
@@ -237,7 +278,7 @@ def admitted(who: Principal, where: Route, asked: Asked) -> bool:
 
 def rule(who: Principal, where: Route, asked: Asked) -> bool:
     held = set(who.scopes) | (EVERYTHING - {Scope.ACCOUNT} if Scope.ALL in who.scopes else set())
-    needed = {NEEDS[where.route_class]}
+    needed: set[Scope] = set()
     model_named = where.path in TAKING and where.route_class is not RouteClass.UNKNOWN
     if model_named:
         needed |= {Scope.CLOUD} if asked.searches or any("cloud" in name for name in asked.names) else set()
@@ -245,7 +286,7 @@ def rule(who: Principal, where: Route, asked: Asked) -> bool:
     listed = who.models is None or (
         where.route_class is not RouteClass.UNKNOWN and not (model_named and asked.names != ("m:latest",))
     )
-    return who.expires is None and needed <= held and listed
+    return who.expires is None and needed <= held and bool(enough(where) & held) and listed
 
 
 @pytest.mark.parametrize("where", ROUTES, ids=lambda where: where.path.decode())

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth.ollama_api.listings import filter_listing, is_listing
+from ollama_auth.ollama_api.listings import filter_account, filter_listing, is_listing, without_sign_in
 from ollama_auth.ollama_api.request_models import BodyError
 from ollama_auth.ollama_api.routes import _ROUTES, route
 
@@ -74,6 +74,30 @@ values = st.recursive(
 def test_any_answer_is_a_listing_or_refused(body: bytes, path: bytes) -> None:
     with pytest.raises(BodyError):
         filter_listing(path, body, lambda name: True)
+
+
+@given(
+    st.binary(max_size=50)
+    | values.map(json.dumps).map(str.encode)
+    | st.dictionaries(st.sampled_from(["id", "name", "email", "error", "signin_url"]), values)
+    .map(json.dumps)
+    .map(str.encode),
+    st.sampled_from([200, 401, 503]),
+)
+def test_any_answer_about_the_account_is_reduced_or_refused(body: bytes, status: int) -> None:
+    try:
+        shown = filter_account(body, status)
+    except BodyError:
+        assert status == 200
+        return
+    assert shown == body == b"" or set(json.loads(shown)) <= {"id", "name", "plan", "error"}
+
+
+def test_a_401_without_a_link_stays_as_it_is() -> None:
+    assert without_sign_in(b'{"error": {"message": "x"}}') == b'{"error": {"message": "x"}}'
+    assert without_sign_in(b'{"error":"no","SignIn_URL":"https://x"}') == b'{"error":"no"}'
+    assert without_sign_in(b'{"error":{"signin_url":"https://x"}}') == b'{"error":"Ollama answered 401"}'
+    assert without_sign_in(b"see https://ollama.com/signin") == b'{"error":"Ollama answered 401"}'
 
 
 def test_which_answers_are_listings() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth.ollama_api.routes import _ROUTES, Dialect, Route, RouteClass, dialect, route
+from ollama_auth.ollama_api.routes import _ROUTES, Dialect, Route, RouteClass, dialect, methods, route, similar_paths
 from ollama_auth.ollama_api.usage import NO_USAGE
 
 R = RouteClass
@@ -67,10 +67,6 @@ def test_the_class_of_a_request(method: str, path: str, expected: RouteClass) ->
         ("GET", "/api"),
         ("GET", "/api/"),
         ("GET", "/v1"),
-        ("GET", "//"),
-        ("GET", "//api/tags"),
-        ("GET", "/api//tags"),
-        ("GET", "/api/tags/"),
         ("GET", "/api/tags/x"),
         ("GET", "/api/./tags"),
         ("GET", "/api/x/../tags"),
@@ -83,7 +79,6 @@ def test_the_class_of_a_request(method: str, path: str, expected: RouteClass) ->
         ("GET", "/api/tags#x"),
         ("GET", "/api/%2574ags"),
         ("GET", "/api%252Ftags"),
-        ("GET", "/v1/models/"),
         ("GET", "/v1/models/a/b"),
         ("GET", "/v1/models/a%2Fb"),
         ("POST", "/api/blobs/"),
@@ -109,6 +104,67 @@ def test_the_class_of_a_request(method: str, path: str, expected: RouteClass) ->
 )
 def test_everything_else_is_unknown(method: str, target: str) -> None:
     assert class_of(method, target) is RouteClass.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "plain"),
+    [
+        (b"GET", b"//api/tags", b"/api/tags"),
+        (b"GET", b"/api//tags?x", b"/api/tags"),
+        (b"GET", b"/api/tags/", b"/api/tags"),
+        (b"GET", b"/api/tags%2F", b"/api/tags"),
+        (b"POST", b"///api/chat//", b"/api/chat"),
+        (b"POST", b"/v1//messages", b"/v1/messages"),
+        (b"GET", b"/v1/models/", b"/v1/models"),
+        (b"GET", b"/v1/models//m/", b"/v1/models/m"),
+        (b"GET", b"//", b"/"),
+    ],
+)
+def test_slashes_too_many_change_nothing(method: bytes, target: bytes, plain: bytes) -> None:
+    """Ollama redirects them to the path without: what is judged is that."""
+    assert route(method, target) == route(method, plain)
+    assert route(method, target).path == plain
+
+
+@pytest.mark.parametrize(
+    ("path", "served"),
+    [
+        (b"/api/chat", [b"POST"]),
+        (b"//api/chat/", [b"POST"]),
+        (b"/", [b"GET", b"HEAD"]),
+        (b"/v1/models/m", [b"GET", b"HEAD"]),
+        (b"/api/nothing", []),
+        (b"", []),
+    ],
+)
+def test_the_methods_of_a_path(path: bytes, served: list[bytes]) -> None:
+    assert sorted(methods(path)) == served
+
+
+@pytest.mark.parametrize(
+    ("path", "similar"),
+    [
+        (b"/chat/completions", [b"/v1/chat/completions"]),
+        (b"/v1/v1/chat/completions", [b"/v1/chat/completions"]),
+        (b"/v1/api/chat", [b"/api/chat"]),
+        (b"/api/v1/messages", [b"/v1/messages"]),
+        (b"/ollama/api/tags/", [b"/api/tags"]),
+        (b"/API/Chat", [b"/api/chat"]),
+        (b"/api/./chat", [b"/api/chat"]),
+        (b"/api/../api/chat", [b"/api/chat"]),
+        (b"/embeddings", [b"/v1/embeddings", b"/api/embeddings"]),
+        (b"/", []),
+        (b"/api", []),
+        (b"/v1", []),
+        (b"/xapi/chat", []),
+        (b"/api/chatter", []),
+        (b"", []),
+        (b"*", []),
+        (b"/\xff\x00", []),
+    ],
+)
+def test_the_path_that_was_meant(path: bytes, similar: list[bytes]) -> None:
+    assert set(similar_paths(path)) == set(similar)
 
 
 @given(rows, st.text(max_size=8).map(str.encode))
@@ -176,15 +232,18 @@ def test_the_path_is_decoded_once_and_without_its_query() -> None:
 
 
 WITHOUT = {
-    "usage": {b"/v1/audio/transcriptions"},
-    "conversation": {b"/v1/audio/transcriptions", b"/api/embed", b"/api/embeddings", b"/v1/embeddings"},
+    "usage": {b"/v1/audio/transcriptions", b"/v1/messages/count_tokens"},
+    "conversation": {
+        *(b"/v1/audio/transcriptions", b"/v1/messages/count_tokens"),
+        *(b"/api/embed", b"/api/embeddings", b"/v1/embeddings"),
+    },
 }
 """Routes whose answers have no such part."""
 
 
 def test_every_route_that_answers_has_all_of_a_row() -> None:
     rows = [found for found in _ROUTES.values() if found.route_class in (R.INFER, R.EMBED)]
-    assert len(rows) == 10
+    assert len(rows) == 11
     assert all(row.models for row in rows)
     assert {row.path for row in rows if row.usage is NO_USAGE} == WITHOUT["usage"]
     assert {row.path for row in rows if row.conversation is None} == WITHOUT["conversation"]

@@ -48,7 +48,7 @@ class FakeLifecycle:
     draining: bool = False
     read: list[bytes] = field(default_factory=list)
     events: int = 0
-    exchange: Exchange = field(default_factory=lambda: Exchange("127.0.0.1"))
+    exchange: Exchange = field(default_factory=lambda: Exchange("127.0.0.1", id="0"))
 
     def watched(self) -> bool:
         return False
@@ -57,6 +57,7 @@ class FakeLifecycle:
         return True
 
     def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Admission]:
+        peer.exchanges[0] = self.exchange
         self.exchange.state.upstream_request = UpstreamRequest(Principal("anna"), b"/api/tags", ())
         self.exchange.usage = self  # type: ignore[assignment] # It is fed what is read.
         return self.exchange, Admission(self.exchange.state.upstream_request)
@@ -72,14 +73,15 @@ class FakeLifecycle:
 
     def rewrite_response(self, exchange: Exchange, flow: object) -> None: ...
 
-    def finish(self, exchange: Exchange, peer: object) -> None:
+    def finish(self, exchange: Exchange, peer: ClientConnection) -> None:
+        peer.exchanges.clear()
         exchange.ended = 1.0
 
     def failed(self, exchange: Exchange, reason: str, status: int) -> Answer:
         exchange.reason = reason
         return Answer(status, (), b"")
 
-    def internal_error(self, error: Exception) -> Answer:
+    def internal_error(self, error: Exception, exchange: object = None) -> Answer:
         raise error
 
     def feed(self, data: bytes) -> None:
