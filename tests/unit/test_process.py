@@ -110,10 +110,13 @@ def test_a_connection_leaves_nothing(shared_upstream: Upstream, tmp_path: Path) 
         for gate in (plain, tls):
             wait_until(lambda: gate.do(CONNECTIONS) == "0", "the connections to end")  # noqa: B023, at once
         time.sleep(teardown.DELAY + 0.5)
+        for gate in (plain, tls):
+            wait_until(lambda: gate.do(WAITING) == "False", "the connections to be taken apart")  # noqa: B023, at once
         assert [gate.do(PARTS) for gate in (plain, tls)] == ["[]", "[]"]
         assert "Traceback" not in plain.output + tls.output
 
 
+WAITING = "result = any('take_apart' in repr(handle) for handle in ctx.master.event_loop._scheduled)"
 CONNECTIONS = "result = len(ctx.master.addons.get('proxyserver').connections)"
 FULL = "import gc; result = gc.get_stats()[2]['collections']"
 
