@@ -11,6 +11,7 @@ from tests.harness.upstream import Upstream
 from tests.harness.wire import ask
 from tests.tools import fuzz_responses
 from tests.tools.fuzz import run, run_http2
+from tests.tools.soak import soak
 
 pytestmark = pytest.mark.slow
 
@@ -30,3 +31,7 @@ def test_http2(upstream: Upstream, tmp_path: Path) -> None:
 def test_answers(fast_path: bool) -> None:
     with fuzz_responses.fuzzed_gate(fast_path=fast_path) as (gate, ollama):
         fuzz_responses.run(gate, ollama, 80, start=20261126)
+
+
+def test_the_sums_after_a_mixed_load() -> None:
+    assert soak(3, clients=3, tls=True)

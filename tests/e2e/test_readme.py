@@ -104,6 +104,9 @@ CHECKED = {
     "PYTHONPATH=addons:. .venv/bin/python -m tests.tools.floods": "test_pages.py::test_tools_of_the_tests",
     "PYTHONPATH=addons:. .venv/bin/python -m tests.tools.fuzz": "test_pages.py::test_tools_of_the_tests",
     "PYTHONPATH=addons:. .venv/bin/python -m tests.tools.fuzz_responses": "test_pages.py::test_tools_of_the_tests",
+    "PYTHONPATH=addons:. .venv/bin/python -m tests.tools.soak --seconds 600 --tls": (
+        "test_pages.py::test_tools_of_the_tests"
+    ),
     "kubectl -n ollama rollout status deployment/ollama-auth": "test_pages.py::test_kubectl",
 }
 RUN_AS_THEY_ARE = ("curl ", "printf ", ". ./.env.local; curl ", "docker run -d ")
