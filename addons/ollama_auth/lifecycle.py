@@ -129,7 +129,9 @@ class RequestLifecycle:
 
     @property
     def _most_held(self) -> tuple[int, int]:
-        return self.settings.max_held_bodies, self.settings.max_held_bodies_per_key
+        """(of all keys, of one key) in bytes: at least one body of the largest size that is inspected."""
+        one = self.settings.max_inspected_body
+        return max(one, self.settings.max_held_bodies), max(one, self.settings.max_held_bodies_per_key)
 
     def hold(self, exchange: Exchange, data: bytes) -> Refusal | None:
         """Count and read a piece of a body that is kept until all of it was inspected; a refusal if it is too large.
@@ -149,7 +151,7 @@ class RequestLifecycle:
         except RefusedError as error:
             return Authorizer.refuse(exchange, error)
         except Exception as error:
-            return Refusal("error", self.internal_error(error))
+            return Refusal("error", self.internal_error(error, exchange))
         return None
 
     def body_timed_out(self, exchange: Exchange) -> Refusal:

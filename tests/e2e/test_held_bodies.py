@@ -34,6 +34,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     sets = {
         "ollama_access_log": "-",
         "ollama_keys_file": file,
+        "ollama_max_inspected_body": OF_KEY,
         "ollama_max_held_bodies": OF_ALL,
         "ollama_max_held_bodies_per_key": OF_KEY,
     }
@@ -113,7 +114,7 @@ def test_the_concurrent_request_is_free_again(impatient: Gate, upstream: Upstrea
             assert chat_as(impatient, "one", "other").status == 403
         elif end == "too large":
             with started(impatient, "one", 0, bytes(OF_KEY + 1)) as wire:
-                assert wire.read_response().status == 429
+                assert wire.read_response().status == 413
         else:
             with started(impatient, "one", 500, b"{") as wire:
                 assert end == "left" or wire.read_response().status == 408
@@ -197,7 +198,7 @@ def test_http2(shared_upstream: Upstream, options: tuple[str, ...], tmp_path: Pa
             for _ in range(OF_KEY // 10_000 + 1):
                 client.data(third, bytes(10_000))
                 client.flush()
-            assert client.status(third) == 429
+            assert client.status(third) == 413
         last = client.request("POST", "/api/chat", field, body=chat(), key=False)
         assert client.status(last) == 200
         client.body(last)
