@@ -6,10 +6,10 @@ never mistaken for a member. Strings and containers that are not wanted are skip
 `StrictScanner`, for requests, takes JSON alone, and compares names as Go's encoding/json does.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from json.decoder import scanstring  # type: ignore[attr-defined]
 from string import ascii_lowercase, ascii_uppercase
 
 from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
@@ -144,6 +144,8 @@ MAX_NAME = 16
 """Characters of the longest member name that can be wanted."""
 MAX_VALUE = 64 * 1024
 """Bytes of a wanted string, as sent."""
+MAX_NAMED = 4_000
+"""Members, of the objects in which something is wanted, whose names have to be looked at one by one."""
 
 _RUN_DEPTH = 4
 _MAX_NUMBER = 32  # bytes of a number, its runs of digits cut to two
@@ -209,30 +211,55 @@ class Place:
         return cls(_run(_value(_RUN_DEPTH, _other_than(wanted))), items=cls.of_object(wanted))
 
 
-_OBJECT, _ARRAY = Place(_run(_member(_WHOLE, _RUN_DEPTH))), Place(_run(_value(_RUN_DEPTH)))
 _SPACE, _TEXT, _WHOLE_TEXT = re.compile(_WS), re.compile(_CONTENT), re.compile(_WHOLE)
 _CUT_ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?")
 _NAME = re.compile(rb"(%s)%s:" % (_WHOLE, _WS))
 _WORD, _WHOLE_WORD, _DIGITS = re.compile(rb"[-+.0-9A-Za-z]++"), re.compile(_SCALAR), re.compile(rb"([0-9]{2})[0-9]++")
-_STARTS = re.compile(rb"(?:\[%s|\{%s%s%s:%s)++" % (_WS, _WS, _WHOLE, _WS, _WS))
-_ENDS = re.compile(rb"(?:%s[\]}])++" % _WS)
-_BLANK = b" \t\n\r"
-_END_OF = bytes.maketrans(b"[{", b"]}")
+_END_OF = {b"[": b"]", b"{": b"}"}
 _WORDS = {b"true": True, b"false": False, b"null": None}
+
+# What is of no interest and is in no run is read token by token. Such a state is what has to follow, ...
+_FIRST_ITEM, _ITEM, _FIRST_MEMBER, _MEMBER, _COLON, _VALUE, _COMMA = range(7)
+_RUNS = {
+    **dict.fromkeys((_FIRST_ITEM, _ITEM), (_run(_value(_RUN_DEPTH)), _ITEM)),
+    **dict.fromkeys((_FIRST_MEMBER, _MEMBER), (_run(_member(_WHOLE, _RUN_DEPTH)), _MEMBER)),
+}
+# ... and a token is the number of a group. The last one stands for a token that is cut off, or is none.
+_TOKENS = re.compile(
+    rb"%s(?:(\[)|(\{)|(\])|(\})|(,)|(:)|(%s)|((?:%s)(?=[ \t\n\r,\]}]))|([^ \t\n\r]))" % (_WS, _WHOLE, _SCALAR)
+)
+_ARRAY, _OBJECT, _ARRAY_END, _OBJECT_END, _SEPARATOR, _ASSIGNMENT, _QUOTED, _OTHER, _CUT = range(1, 10)
+_OPENING = (0, *b"[{[{")
+_AS_VALUE = {_ARRAY: _FIRST_ITEM, _OBJECT: _FIRST_MEMBER, _QUOTED: _COMMA, _OTHER: _COMMA}
+_NONE = -1
+_FOLLOWS = [
+    [follows.get(token, _NONE) for token in range(_CUT + 1)]
+    for follows in (
+        _AS_VALUE | {_ARRAY_END: _COMMA},
+        _AS_VALUE,
+        {_QUOTED: _COLON, _OBJECT_END: _COMMA},
+        {_QUOTED: _COLON},
+        {_ASSIGNMENT: _VALUE},
+        _AS_VALUE,
+        {_ARRAY_END: _COMMA, _OBJECT_END: _COMMA, _SEPARATOR: _ITEM},
+    )
+]
+"""State -> token -> the next state; after a comma, if it is in an array."""
+_RUN_AGAIN = 256  # bytes that are read token by token before a run is tried again
 
 type Reported = str | bool | None
 """A value: True stands for a number and for a container with something in it, False for an empty one as well."""
 
 
 class NotJsonError(ValueError):
-    """The document is not a JSON object, is nested too deeply, or has a value too long to be read: what is wrong."""
+    """The document is not a JSON object, or not one that can be read: what is wrong with it."""
 
 
 class StrictScanner:
     """Reads the wanted values of one JSON object (RFC 8259), and refuses what is none. What follows it is not read.
 
-    Names are compared without case, as in Go. The work for a piece is bounded by its size; kept is one bit for each
-    open container, and one token. The input has to be UTF-8.
+    Names are compared without case, as in Go. The work for a piece is bounded by its size; kept is a byte for each open
+    container, and one token. The input has to be UTF-8.
     """
 
     def __init__(self, place: Place, report: Callable[[str, str, Reported], None]) -> None:
@@ -246,6 +273,8 @@ class StrictScanner:
         self._places: list[Place] = []  # of the outermost of them, as far as something is wanted in them
         self._target: str | Place | None = None  # of the value that comes next in an object
         self._name = ""  # of that value
+        self._named_values = 0
+        self._next = _FIRST_ITEM  # what has to follow where nothing is wanted
         self._rest = b""  # a token that has not ended
         self._in_text = False  # in a string that has not ended
         self._kept: bytearray | None = None  # the start of it, if it is wanted
@@ -265,22 +294,20 @@ class StrictScanner:
     def _document(self, data: bytes, at: int) -> int:
         if data[at : at + 1] != b"{":
             raise NotJsonError("is not a JSON object")
-        self._places.append(self._root)
-        return self._enter(data, at)
+        return self._enter(data, at, self._root)
 
     def _first_member(self, data: bytes, at: int) -> int:
         return self._leave(data, at) if data[at : at + 1] == b"}" else self._member(data, at)
 
     def _member(self, data: bytes, at: int) -> int:
         self._state = self._member
-        place = self._place or _OBJECT
-        if (end := _end(place.run, data, at)) > at:
+        if (end := _end(self._places[-1].run, data, at)) > at:
             return end
         if found := _NAME.match(data, at):
             self._named(found[1])
             self._state = self._value
             return found.end()
-        return self._string(data, at, self._name_text, wanted=self._place is not None)
+        return self._string(data, at, self._name_text, wanted=True)
 
     def _colon(self, data: bytes, at: int) -> int:
         if data[at : at + 1] != b":":
@@ -293,10 +320,9 @@ class StrictScanner:
 
     def _item(self, data: bytes, at: int) -> int:
         self._state = self._item
-        place = self._place or _ARRAY
-        if (end := _end(place.run, data, at)) > at:
+        if (end := _end(self._places[-1].run, data, at)) > at:
             return end
-        self._target = place.items
+        self._target = self._places[-1].items
         return self._value(data, at)
 
     def _value(self, data: bytes, at: int) -> int:
@@ -313,71 +339,106 @@ class StrictScanner:
     def _comma(self, data: bytes, at: int) -> int:
         if data[at : at + 1] != b",":
             return self._leave(data, at)
-        self._state = self._member if self._open[-1:] == b"{" else self._item
+        self._state = self._member if self._open.endswith(b"{") else self._item
         return at + 1
 
     # Containers.
 
-    @property
-    def _place(self) -> Place | None:
-        """The place of the innermost container; None if nothing is wanted in it."""
-        return self._places[-1] if len(self._places) == len(self._open) else None
-
     def _container(self, data: bytes, at: int) -> int:
         target, opening = self._target, data[at : at + 1]
-        if isinstance(target, str):
+        if isinstance(target, Place):
+            in_array = target is self._places[-1].items
+            return self._enter(data, at, target if in_array == (opening == b"{") else None)
+        if target is not None:
             first = _end(_SPACE, data, at + 1)
             if first == len(data):  # Whether it is empty is not known yet.
                 self._rest = opening
                 return first
             self._report(target, self._name, data[first : first + 1] not in (b"]", b"}"))
-        elif target:
-            if (opening == b"{") == (self._place is not None and self._place.items is target):
-                self._places.append(target)
-        elif found := _STARTS.match(data, at):
-            self._open += _WHOLE_TEXT.sub(b"", found[0]).translate(None, _BLANK + b":")
-            self._check_depth()
-            self._state = self._value if found[0].rstrip(_BLANK).endswith(b":") else self._first_item
-            return found.end()
-        return self._enter(data, at)
+        return self._enter(data, at, None)
 
-    def _enter(self, data: bytes, at: int) -> int:
+    def _enter(self, data: bytes, at: int, place: Place | None) -> int:
+        is_object = data[at : at + 1] == b"{"
         self._open += data[at : at + 1]
-        self._check_depth()
-        self._state = self._first_member if self._open[-1:] == b"{" else self._first_item
+        if place:
+            self._places.append(place)
+            self._state = self._first_member if is_object else self._first_item
+        else:
+            self._next = _FIRST_MEMBER if is_object else _FIRST_ITEM
+            self._state = self._skip
         return at + 1
 
-    def _check_depth(self) -> None:
-        if len(self._open) > MAX_DEPTH:
-            raise NotJsonError("is nested too deeply")
-
     def _leave(self, data: bytes, at: int) -> int:
-        """Leave the containers that end here, of several in one step."""
-        found = _ENDS.match(data, at)
-        ends = found[0].translate(None, _BLANK)[: len(self._open)] if found else b""
-        if not found or ends != self._open[-len(ends) :][::-1].translate(_END_OF):
+        if data[at : at + 1] != _END_OF[bytes(self._open[-1:])]:
             raise NotJsonError("is not JSON")
-        del self._open[-len(ends) :]
-        del self._places[len(self._open) :]
+        del self._open[-1:], self._places[-1:]
         self.closed = not self._open
         self._state = self._comma
-        return found.end()
+        return at + 1
+
+    def _skip(self, data: bytes, at: int) -> int:
+        """Read on in a container in which nothing is wanted."""
+        opened, wanted_depth, following = self._open, len(self._places), self._next
+        if following in _RUNS:
+            run, after = _RUNS[following]
+            if (end := _end(run, data, at)) > at:
+                at, following = end, after
+        again = at + _RUN_AGAIN
+        for found in _TOKENS.finditer(data, at):
+            token = found.lastindex or _CUT
+            before, following = following, _FOLLOWS[following][token]
+            if following < 0:
+                if token != _CUT:
+                    raise NotJsonError("is not JSON")
+                self._next = before
+                return self._skip_cut(data, found.start(_CUT))
+            if token <= _OBJECT:
+                opened.append(_OPENING[token])
+                if len(opened) > MAX_DEPTH:
+                    raise NotJsonError("is nested too deeply")
+            elif token <= _OBJECT_END:
+                if opened.pop() != _OPENING[token]:
+                    raise NotJsonError("is not JSON")
+                if len(opened) == wanted_depth:
+                    self._state = self._comma
+                    return found.end()
+            elif token == _SEPARATOR:
+                if opened[-1] == _OPENING[_OBJECT]:
+                    following = _MEMBER
+                if found.end() > again:
+                    self._next = following
+                    return found.end()
+        self._next = following
+        return len(data)
+
+    def _skip_cut(self, data: bytes, at: int) -> int:
+        """Begin to read a token that is cut off, or is none."""
+        follows = _FOLLOWS[self._next]
+        if data[at : at + 1] == b'"' and follows[_QUOTED] >= 0:
+            self._next = follows[_QUOTED]
+            return self._string(data, at, self._skip_text, wanted=False)
+        if follows[_OTHER] < 0:
+            raise NotJsonError("is not JSON")
+        return self._word(data, at)
 
     # Names and values.
 
     def _named(self, raw: bytes | None) -> None:
         """Note the name of the value that comes next; None stands for one that can't be wanted."""
         self._target = None
-        if raw and self._place and len(raw) <= _MAX_RAW_NAME:
-            self._name = json.loads(raw)
+        self._named_values += 1
+        if self._named_values > MAX_NAMED:
+            raise NotJsonError("has too many members of a kind")
+        if raw and len(raw) <= _MAX_RAW_NAME:
+            self._name = _unescaped(raw)
             if len(self._name) <= MAX_NAME:
-                self._target = self._place.members.get(self._name.translate(_FOLDED))
+                self._target = self._places[-1].members.get(self._name.translate(_FOLDED))
 
     def _found_text(self, raw: bytes) -> None:
         if isinstance(self._target, str):
             if len(raw) > MAX_VALUE:
                 raise NotJsonError("has a value that is too long")
-            self._report(self._target, self._name, json.loads(raw))
+            self._report(self._target, self._name, _unescaped(raw))
         self._state = self._comma
 
     def _word(self, data: bytes, at: int) -> int:
@@ -389,8 +450,8 @@ class StrictScanner:
             if len(self._rest) > _MAX_NUMBER:
                 raise NotJsonError("is not JSON")
             return len(data)
-        if not _WHOLE_WORD.fullmatch(word):
-            raise NotJsonError("is not JSON")
+        if not _WHOLE_WORD.fullmatch(word) or len(self._open) > len(self._places):
+            raise NotJsonError("is not JSON")  # Where nothing is wanted, a whole word would have been a token.
         if isinstance(self._target, str):
             self._report(self._target, self._name, _WORDS.get(word, True))
         self._state = self._comma
@@ -422,6 +483,12 @@ class StrictScanner:
             self._found_text(bytes(self._kept or b""))
         return at
 
+    def _skip_text(self, data: bytes, at: int) -> int:
+        at, ended = self._text(data, at)
+        if ended:
+            self._state = self._skip
+        return at
+
     def _text(self, data: bytes, at: int) -> tuple[int, bool]:
         """Read on in a string; return the offset of what follows, and whether the string has ended."""
         end = _end(_TEXT, data, at)
@@ -435,6 +502,11 @@ class StrictScanner:
             self._rest = data[end:]
             return len(data), False
         return end + ended, ended
+
+
+def _unescaped(raw: bytes) -> str:
+    """The text of a whole string."""
+    return str(scanstring(raw.decode(), 1)[0])
 
 
 def _end(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:

@@ -453,6 +453,15 @@ def test_a_value_that_is_too_long_is_refused() -> None:
     assert names("/api/chat", '{"model":"m","name":"' + "x" * (1 << 17) + '"}') == ("m:latest",)
 
 
+@pytest.mark.parametrize("member", ['"model":"m"', '"\\u0061":1', '"\u00e9":1'])
+def test_members_that_have_to_be_looked_at_are_bounded(member: str) -> None:
+    """Each costs much more than one that is skipped."""
+    for path, start, end in (("/api/chat", "{", ',"model":"m"}'), ("/v1/messages", '{"model":"m","tools":[{', "}]}")):
+        few = start + ",".join([member.replace("model", "type" if "tools" in start else "model")] * 3_000) + end
+        assert names(path, few) == ("m:latest",)
+        assert refusal(path, few.replace(end, f",{few[len(start) : -len(end)]}{end}")).status == 400
+
+
 # Forms.
 
 BOUNDARY = b"----formdata-undici-0123"
