@@ -19,6 +19,8 @@ from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
 READ_BUFFER = 16 * 1024
 """Bytes kept of a connection while mitmproxy is busy, before its peer has to wait. The read that exceeds it is kept as
 well: at most 256 KB."""
+PIECE = 32 * 1024
+"""Bytes of a connection that are handled before others have their turn: to read so much JSON takes up to 30 ms."""
 WRITE_BUFFER = 4 * 1024
 """Bytes that a peer has not taken yet before mitmproxy waits for it."""
 FAST_AFTER = 16 * 1024 * 1024
@@ -127,7 +129,7 @@ class BulkReader(asyncio.StreamReader):
     fast_path: Callable[[bytes], int] | None = None
     """Forwards as much of the start of the data as it can, and returns its length in bytes."""
     target: BulkProtocol | None = None
-    """The connection that the data goes on to, if its peer is a fast one to be read for in one piece."""
+    """The connection that the data goes on to, if all there is may be read in one piece while its peer is fast."""
     _pauses = 0
     _taken = 0  # bytes that went to the target since it was last waited for
     held = False
@@ -192,20 +194,29 @@ class BulkReader(asyncio.StreamReader):
                 continue
             if self._paused and (self.held or self._transport.is_closing()):
                 self._paused = False  # _wait_for_data is not to resume it.
-            with suppress(OSError):  # Also noted as the exception.
+            try:
                 await self._wait_for_data("read")
+            except OSError as error:  # It is noted as the exception, and would refer to this frame.
+                error.__traceback__ = None
         if self._exception is not None:
             if isinstance(self._connection, Server):
                 self._connection.error = str(self._exception) or type(self._exception).__name__
-            raise self._exception
-        size = len(self._buffer) if n < 0 or (self.target and self._target_is_fast(self.target)) else n
-        data = bytes(self._buffer[:size])
-        del self._buffer[:size]
+            raise OSError(str(self._exception))
+        n = min(n, PIECE)
+        if 0 <= n < len(self._buffer) and not (self.target and self._target_is_fast(self.target, n)):
+            data = bytes(self._buffer[:n])
+            del self._buffer[:n]
+        else:
+            data = bytes(self._buffer)
+            self._buffer.clear()
         return data
 
-    def _target_is_fast(self, target: BulkProtocol) -> bool:
-        """Tell whether the peer of the target has read more than buffers of the kernel hold, and was not waited for."""
+    def _target_is_fast(self, target: BulkProtocol, size: int) -> bool:
+        """Tell whether the peer of the target has read more than buffers of the kernel hold, and was not waited for.
+
+        Counts `size` more bytes.
+        """
         if self._pauses != target.pauses:
             self._pauses, self._taken = target.pauses, 0
-        self._taken += len(self._buffer)
+        self._taken += size
         return self._taken > FAST_AFTER
