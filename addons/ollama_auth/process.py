@@ -8,8 +8,8 @@ and *old* ones have survived a middle collection. A collection stops the whole p
 objects it looks at: all of them in a full collection, which took 0.7 s with 4,000 streams. So young and middle
 collections are made small, and what mitmproxy allocated at the start is never looked at again. A full collection is
 never automatic: it is for moments without a request, and only while there are at most FULL_OBJECTS to look at (30 ms on
-two busy cores), or so few clients that hardly anybody waits for it. Little depends on it, because requests leave no
-cycles, and connections are taken to pieces (proxy/teardown.py).
+two busy cores), or so few clients that hardly anybody waits for it, or more than MOST_OBJECTS. Little depends on it,
+because requests leave no cycles, and connections are taken to pieces (proxy/teardown.py).
 """
 
 import asyncio
@@ -62,6 +62,8 @@ BUSY_FULL_THRESHOLD = 100
 """Middle collections after which a full one waits for no idle moment."""
 FULL_OBJECTS = 100_000
 """Most objects that are new since the start, at which a full collection is short enough."""
+MOST_OBJECTS = 2_000_000
+"""The same, at which a gate that is never idle collects nevertheless: its memory must not grow without end."""
 FEW_CLIENTS = 8
 """Client connections that may have to wait for a longer one, in an idle moment."""
 QUIET_CHECKS = 30
@@ -160,8 +162,9 @@ async def collect_when_idle(idle: Callable[[], bool], clients: Callable[[], int]
         _, young, middle = gc.get_count()  # Collections of each age since the last one of the next age.
         if middle < IDLE_FULL_THRESHOLD and young < IDLE_MIDDLE_THRESHOLD:
             continue
-        now_idle, short = idle(), sys.getallocatedblocks() - at_start <= FULL_OBJECTS
-        if middle >= (IDLE_FULL_THRESHOLD if now_idle else BUSY_FULL_THRESHOLD) and (short or quiet > QUIET_CHECKS):
+        now_idle, grown = idle(), sys.getallocatedblocks() - at_start
+        short, due = grown <= FULL_OBJECTS, middle >= (IDLE_FULL_THRESHOLD if now_idle else BUSY_FULL_THRESHOLD)
+        if due and (short or quiet > QUIET_CHECKS) or grown > MOST_OBJECTS:
             gc.collect(2)
             if not short:  # What is left will stay: many keys, or flows that are looked at.
                 gc.freeze()

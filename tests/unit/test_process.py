@@ -158,6 +158,8 @@ async def test_collections_in_idle_moments(monkeypatch: pytest.MonkeyPatch) -> N
     assert await after(process.IDLE_MIDDLE_THRESHOLD - 1, 0, leisure=True) == []
     assert await after(process.IDLE_MIDDLE_THRESHOLD, 0, leisure=True) == [1]
     assert await after(process.IDLE_MIDDLE_THRESHOLD, process.IDLE_FULL_THRESHOLD, leisure=True) == [2]
+    monkeypatch.setattr(process, "MOST_OBJECTS", -(10**9))
+    assert await after(process.IDLE_MIDDLE_THRESHOLD, 1, leisure=False) == [2], "memory does not grow without end"
     tidying.cancel()
 
 
