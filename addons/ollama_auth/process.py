@@ -164,7 +164,7 @@ async def collect_when_idle(idle: Callable[[], bool], clients: Callable[[], int]
             continue
         now_idle, grown = idle(), sys.getallocatedblocks() - at_start
         short, due = grown <= FULL_OBJECTS, middle >= (IDLE_FULL_THRESHOLD if now_idle else BUSY_FULL_THRESHOLD)
-        if due and (short or quiet > QUIET_CHECKS) or grown > MOST_OBJECTS:
+        if (due and (short or quiet > QUIET_CHECKS)) or grown > MOST_OBJECTS:
             gc.collect(2)
             if not short:  # What is left will stay: many keys, or flows that are looked at.
                 gc.freeze()
