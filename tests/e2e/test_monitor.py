@@ -88,7 +88,7 @@ def test_all_is_counted_once(watched: Watched, upstream: Upstream) -> None:
         "ollama_auth_tokens_total{key=default,kind=completion,model=demo}": 2 * tokens,
     }
     assert grown["ollama_auth_time_to_first_token_seconds_count{}"] == 1, "only a stream has a first token"
-    assert 0 < grown["ollama_auth_inter_token_seconds_count{}"] <= tokens - 1, "those that came first came together"
+    assert grown.get("ollama_auth_inter_token_seconds_count{}", 0) <= tokens - 1, "some come together"
     assert grown["ollama_auth_request_duration_seconds_count{}"] == 3, "of those that were let in"
 
 
