@@ -41,7 +41,7 @@ LINTERS = (
 )
 MYPY = Part("mypy", ("mypy",), 0)
 TESTS = Part("tests", PYTEST, 150)
-AGAIN = (*PYTEST, "-q", "-m", "ways")
+AGAIN = (*PYTEST, "-q", "-m", "ways and not slow")
 BODIES = [f"tests/e2e/test_{name}.py" for name in ("drain", "edge", "http2", "upstream_errors")]
 WAYS = (
     Part("tests on uvloop", (*AGAIN, "tests/e2e"), 25, {"TEST_WAY": "uvloop"}),

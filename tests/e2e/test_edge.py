@@ -87,6 +87,7 @@ def test_the_answer_is_there_while_the_body_is_sent(gate: Gate) -> None:
             assert answer.json
 
 
+@pytest.mark.slow
 def test_what_was_refused_is_gone_within_seconds(gate: Gate, small: Gate, upstream: Upstream) -> None:
     """The lingering close ends, whatever the client does: here it drips on, in each of the connections."""
     refused = [(gate.port, data) for data in BODIES.values()] + [(small.port, data) for data, _ in BOUNDS.values()]
@@ -100,6 +101,7 @@ def test_what_was_refused_is_gone_within_seconds(gate: Gate, small: Gate, upstre
         assert_gone(*lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sized", "chunked", "header", "pipelined"])
 def test_a_flood_is_cut_and_memory_stays_flat(gate: Gate, upstream: Upstream, kind: str) -> None:
     """Each of the connections is closed after a fraction of what it would send.
@@ -125,6 +127,7 @@ def test_a_flood_is_cut_and_memory_stays_flat(gate: Gate, upstream: Upstream, ki
             assert gate.rss - before < 5 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", ["Authorization: Bearer wrong", BEARER], ids=["stranger", "too large"])
 def test_a_refusal_reaches_a_client_that_goes_on_writing(small: Gate, upstream: Upstream, who: str) -> None:
     """As clients do that read once they have written: slowly, in a burst, and more than is read of it."""

@@ -188,6 +188,7 @@ def test_an_odd_head_has_its_id_too(
     assert lines[0]["id"] == headers["x-request-id"]
 
 
+@pytest.mark.slow
 def test_refused_before_the_body(tls: Gate, upstream: Upstream, cert: Path) -> None:
     """Answered, reset without an error (RFC 9113 section 8.1), and gone; in HTTP/1.1 too."""
     data = head("POST", "/api/chat", "Content-Length: 2000000000")
