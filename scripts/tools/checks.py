@@ -40,12 +40,12 @@ LINTERS = (
     Part("ruff format", ("ruff", "format", "--check", "--quiet"), 1),
 )
 MYPY = Part("mypy", ("mypy",), 0)
-TESTS = Part("tests", PYTEST, 150)
+TESTS = Part("tests", PYTEST, 255)
 AGAIN = (*PYTEST, "-q", "-m", "ways and not slow")
 BODIES = [f"tests/e2e/test_{name}.py" for name in ("drain", "edge", "http2", "upstream_errors")]
 WAYS = (
-    Part("tests on uvloop", (*AGAIN, "tests/e2e"), 25, {"TEST_WAY": "uvloop"}),
-    Part("tests without the fast path", (*AGAIN, *BODIES), 20, {"TEST_WAY": "no fast path"}),
+    Part("tests on uvloop", (*AGAIN, "tests/e2e"), 46, {"TEST_WAY": "uvloop"}),
+    Part("tests without the fast path", (*AGAIN, *BODIES), 27, {"TEST_WAY": "no fast path"}),
 )
 
 
