@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.harness.base import wait_until
+from tests.harness.certificates import certificate
 from tests.harness.gate import WAY, Gate
 from tests.harness.upstream import Upstream
 
@@ -49,6 +50,12 @@ def upstream(shared_upstream: Upstream) -> Iterator[Upstream]:
     yield shared_upstream
     shared_upstream.go_on()
     wait_until(lambda: not shared_upstream.open_connections, "the connections upstream to end")
+
+
+@pytest.fixture(scope="session")
+def cert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for localhost, with its key."""
+    return certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import pytest
 from ollama_auth import option_table
 from ollama_auth.auth.keys import digest
 from tests.harness.base import BEARER, KEY, ROOT, free_port, wait_until
-from tests.harness.certificates import certificate
 from tests.harness.deploy import COMPOSE, DEPLOY, OBJECTS, UNIT, container, haproxy, kinds, nginx, template
 from tests.harness.gate import Gate, Ready
 from tests.harness.programs import listens, run, tool
@@ -266,11 +265,6 @@ def test_the_units_command_serves_without_executable_memory(upstream: Upstream, 
 
 
 # nginx and HAProxy, in front of real gates.
-
-
-@pytest.fixture(scope="module")
-def cert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,14 @@
 """Bodies that are inspected are held: a key's limits are asked before, and memory and time for them are bounded."""
 
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.harness.base import wait_until
-from tests.harness.certificates import certificate
+from tests.harness.base import PATIENCE, wait_until
 from tests.harness.credentials import bearer, entry
 from tests.harness.gate import Gate, assert_sound, logged
 from tests.harness.http2 import H2
@@ -21,6 +21,7 @@ KEYS = "".join(
         entry("minute", models=["demo"], requests_per_minute=3),
         entry("anna", models=["demo"]),
         entry("bert", models=["demo"]),
+        entry("free", scopes=["all"]),
     ]
 )
 OF_KEY, OF_ALL = 100_000, 150_000
@@ -183,9 +184,9 @@ def test_what_ollama_has_taken_is_not_held(options: tuple[str, ...]) -> None:
     upstream.stop()
 
 
-def test_http2(shared_upstream: Upstream, options: tuple[str, ...], tmp_path: Path) -> None:
+def test_http2(shared_upstream: Upstream, options: tuple[str, ...], cert: Path) -> None:
     """Each stream by itself: the others of its connection go on."""
-    cert, field = certificate(tmp_path), ("authorization", bearer("one").partition(": ")[2])
+    field = ("authorization", bearer("one").partition(": ")[2])
     other = ("authorization", bearer("anna").partition(": ")[2])
     with Gate(shared_upstream.url, *options, *IMPATIENT, "--certs", str(cert)) as gate, H2(gate.port, cert) as client:
         with shared_upstream.untouched():
@@ -202,3 +203,33 @@ def test_http2(shared_upstream: Upstream, options: tuple[str, ...], tmp_path: Pa
         last = client.request("POST", "/api/chat", field, body=chat(), key=False)
         assert client.status(last) == 200
         client.body(last)
+
+
+def test_the_wait_of_the_gate_is_not_the_clients(options: tuple[str, ...], cert: Path) -> None:
+    """While Ollama takes nothing of another body, the gate reads nothing of the connection: that is no pause."""
+    reads = threading.Event()
+
+    def stall(line: Line) -> None:
+        if b"/demo/sink" in line.head():
+            reads.wait(PATIENCE)
+        while line.socket.recv(1 << 20):
+            pass
+
+    upstream = Scripted().start(stall)
+    as_anna, as_free = (("authorization", bearer(name).partition(": ")[2]) for name in ("anna", "free"))
+    with Gate(upstream.url, *options, *IMPATIENT, "--certs", str(cert)) as gate, H2(gate.port, cert) as client:
+        held = client.request("POST", "/api/chat", as_anna, body=None, key=False)
+        other = client.request("POST", "/demo/sink", as_free, body=None, key=False)
+        client.wire.socket.settimeout(0.5)
+        with suppress(TimeoutError):
+            while True:  # Until the gate opens no window any more.
+                while (size := min(client.h2.local_flow_control_window(other) - 100, 16_000)) > 0:
+                    client.data(other, bytes(size))
+                client.read()
+        time.sleep(2)
+        reads.set()
+        client.wire.socket.settimeout(PATIENCE)
+        client.flush()
+        client.data(held, b"x", end=True)
+        assert client.status(held) == 400, "its body is there, and is no JSON"
+    upstream.stop()

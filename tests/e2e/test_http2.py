@@ -16,7 +16,7 @@ import pytest
 from packaging.version import Version
 
 from tests.harness.base import BEARER, PATIENCE, SECONDS, wait_until
-from tests.harness.certificates import certificate, trusting
+from tests.harness.certificates import trusting
 from tests.harness.gate import Controlled, Gate, assert_sound, log_lines, logged
 from tests.harness.http2 import H2
 from tests.harness.upstream import Scripted, Upstream
@@ -26,11 +26,6 @@ pytestmark = pytest.mark.ways
 
 JSON_LOG = ("--set", "ollama_access_log=-")
 HELD = b'"done":false}'
-
-
-@pytest.fixture(scope="module")
-def cert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="module")

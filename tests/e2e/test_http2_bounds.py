@@ -15,7 +15,7 @@ from h2.settings import SettingCodes
 
 from ollama_auth.proxy.http2_frames import DATA, SETTINGS, WINDOW_UPDATE, frame
 from tests.harness.base import BEARER, PATIENCE, SECONDS, wait_until
-from tests.harness.certificates import certificate, trusting
+from tests.harness.certificates import trusting
 from tests.harness.gate import Controlled, Gate, assert_sound, log_lines, logged
 from tests.harness.http2 import H2
 from tests.harness.upstream import Upstream
@@ -27,11 +27,6 @@ JSON_LOG = ("--set", "ollama_access_log=-")
 KEY = ("authorization", BEARER.partition(": ")[2])
 WRONG = ("authorization", "Bearer sk-ollama-fedcba9876543210fedcba9876543210")
 HELD = b'"done":false}'
-
-
-@pytest.fixture(scope="module")
-def cert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import h2.events
 import pytest
 
 from tests.harness.base import BEARER, PATIENCE, SECONDS
-from tests.harness.certificates import certificate
 from tests.harness.gate import Controlled, Gate, assert_sound, logged
 from tests.harness.http2 import H2
 from tests.harness.mitmweb import Mitmweb
@@ -32,11 +31,6 @@ def page_gate(request: pytest.FixtureRequest, shared_upstream: Upstream) -> Iter
     with kind(shared_upstream.url, *CORS) as gate:
         yield gate
         assert_sound(gate, shared_upstream)
-
-
-@pytest.fixture(scope="module")
-def cert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return certificate(tmp_path_factory.mktemp("tls"))
 
 
 def test_it_keeps_the_connection_open(page_gate: Gate, upstream: Upstream) -> None:

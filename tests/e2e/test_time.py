@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tests.harness.base import BEARER, SECONDS, wait_until
-from tests.harness.certificates import certificate
 from tests.harness.gate import Gate, assert_sound, logged
 from tests.harness.http2 import H2
 from tests.harness.upstream import Upstream
@@ -25,11 +24,6 @@ def gate(shared_upstream: Upstream) -> Iterator[Gate]:
     with Gate(shared_upstream.url, *BRIEF) as gate:
         yield gate
         assert_sound(gate)
-
-
-@pytest.fixture(scope="module")
-def cert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="module")

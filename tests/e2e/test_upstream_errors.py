@@ -465,7 +465,7 @@ def test_who_pushes_may_ask_whose_account_it_is(gate: Gate, upstream: Scripted, 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/api/push"])
 def test_the_link_to_sign_in_is_for_the_operator(gate: Gate, upstream: Scripted, path: str) -> None:
-    """Ollama adds it to its 401 for cloud models, and whoever has it makes this Ollama theirs."""
+    """Ollama adds it to its 401 for cloud models. It needs no password, and connects this Ollama to another account."""
     body = json.dumps(SIGN_IN).encode()
     whole = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     with upstream.plays(lambda peer: peer.read_until(b"}") and peer.send(whole) and peer.read_all()), logged(gate, 2):

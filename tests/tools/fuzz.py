@@ -277,6 +277,18 @@ class Watch:
             self.read = log.tell()
 
 
+def fuzzing(examples: int, *phases: Phase) -> settings:
+    """Settings of hypothesis for a run of so many examples."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        phases=phases,
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+    )
+
+
 def run(
     gate: Gate, upstream: Upstream, examples: int, start: int, on_example: Callable[[Conversation], None] | None = None
 ) -> None:
@@ -284,14 +296,7 @@ def run(
     watch = Watch(gate, upstream)
 
     @seed(start)
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-        print_blob=False,
-    )
+    @fuzzing(examples, Phase.generate, Phase.shrink)
     @given(CONVERSATIONS)
     def example(conversation: Conversation) -> None:
         converse(gate.port, conversation)
@@ -308,14 +313,7 @@ def run_http2(gate: Gate, upstream: Upstream, examples: int, start: int) -> None
     watch = Watch(gate, upstream)
 
     @seed(start)
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-        print_blob=False,
-    )
+    @fuzzing(examples, Phase.generate)
     @given(http2())
     def example(packets: list[bytes]) -> None:
         converse_http2(gate.port, packets)

@@ -23,13 +23,14 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import pairwise
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import Phase, given, seed
 from hypothesis import strategies as st
 
 from tests.harness.base import BEARER
 from tests.harness.gate import NO_FAST_PATH, Gate
 from tests.harness.upstream import Scripted
 from tests.harness.wire import Line
+from tests.tools.fuzz import fuzzing
 
 SECONDS = 12.0
 """The longest that a connection may take."""
@@ -294,14 +295,7 @@ def run(
     number = 0
 
     @seed(start)
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-        print_blob=False,
-    )
+    @fuzzing(examples, Phase.generate, Phase.shrink)
     @given(EXAMPLES)
     def example(one: Example) -> None:
         nonlocal number

@@ -23,7 +23,7 @@ COUNT = """
     gc.collect()
     gc.disable()
 """
-FOUND = """
+GARBAGE = """
     import collections, gc
     gc.set_debug(gc.DEBUG_SAVEALL)
     gc.collect()
@@ -31,6 +31,8 @@ FOUND = """
     found = collections.Counter(type(one).__name__ for one in gc.garbage)
     gc.garbage.clear()
     gc.enable()
+"""
+FOUND = f"""{GARBAGE}
     result = found["GateStream"], found["HTTPFlow"], found["Exchange"], found["TypeError"]
 """
 
@@ -61,15 +63,10 @@ def test_thresholds(gate: Controlled) -> None:
     assert gate.do("import gc; result = gc.get_threshold()") == str(thresholds)
 
 
-PARTS = """
-    import collections, gc
+PARTS = f"""
+    import gc
     gc.collect(1)
-    gc.set_debug(gc.DEBUG_SAVEALL)
-    gc.collect()
-    gc.set_debug(0)
-    found = collections.Counter(type(one).__name__ for one in gc.garbage)
-    gc.garbage.clear()
-    gc.enable()
+{GARBAGE}
     result = sorted(name for name in found if name in (
         "Context", "GateLayer", "ClientConnection", "BoundedHttp1Server", "ClientTls",
         "BoundedHttp2Server", "BufferedH2Connection", "H2Stream", "GateStream", "Exchange", "BulkReader",

@@ -16,8 +16,8 @@ _LISTINGS = {
 
 
 _SHOWN_OF_ACCOUNT = ("id", "name", "plan", "error")
-"""Whose models `ollama push` may push, and whether somebody is signed in. Not: the mail address, other names, and the
-link with which whoever has it signs this Ollama in or out."""
+"""What tells the name whose models `ollama push` may push, and whether somebody is signed in. The mail address, other
+names and the link that signs this Ollama in or out, which needs no password, are left out."""
 
 
 def is_account(route: Route) -> bool:

@@ -176,16 +176,18 @@ class ClientConnection:
                 self.cancel(server, CONNECT_TIMEOUT)
 
     def check_bodies(self, now: float) -> None:
-        """Give up bodies that pause for too long."""
+        """Give up bodies that pause for too long. While nothing is read of the client, its time stands still."""
+        reads = self.client not in self.read_holds and all(map(self.flushed, self.handler.transports))
         for stream_id, deadline in list(self.body_deadlines.items()):
-            if now > deadline:
+            if not reads:
+                self.body_deadlines[stream_id] = deadline + SWEEP_SECONDS
+            elif now > deadline:
                 del self.body_deadlines[stream_id]
                 self.send_event(BodyTimeout(stream_id))
 
     def flushed(self, connection: Connection) -> bool:
         """Tell whether all that was written to a connection has left this process."""
-        own = transport_of(self.handler, connection)
-        return own is None or not own.get_write_buffer_size()
+        return not unsent(transport_of(self.handler, connection))
 
     def reset(self) -> None:
         """End it with a TCP reset, so that the client sees an error and not an end."""
