@@ -16,7 +16,7 @@ from .auth.identity import Identity, find_again, identify
 from .auth.keys import Principal
 from .auth.policy import Denial
 from .auth.redaction import KeyLookup
-from .auth.throttle import ReplayCache, Throttle
+from .auth.throttle import WINDOW, ReplayCache, Throttle
 from .errors import RefusedError
 from .exchange import Exchange, Refusal, UpstreamRequest, new_id
 from .http import cors, responses
@@ -137,22 +137,16 @@ class Authorizer:
     # The stages of `authorize`.
 
     def _identify(self, head: Head, target: bytes, found: Route, network: str) -> Identity:
-        throttle = self.abuse.throttle
         try:
             identity = identify(head, target, self.settings.ring, clock.wall(), self.settings.signature_window)
         except RefusedError as error:
-            if error.reason in GUESSES:
-                throttle.failed(network)
-                if wait := throttle.seconds_blocked(network):
-                    raise throttled(wait, error.key, suppress_log=True) from None
+            if error.reason in GUESSES and self.abuse.throttle.failed(network, error.key or error.reason):
+                raise throttled(error.key) from None
             raise
         signature = identity.signature
         single_use = found.route_class in policy.REPLAY_HURTS
         if signature and single_use and self.abuse.replays.replayed(signature.value, clock.monotonic()):
             raise replayed()
-        if wait := throttle.seconds_blocked(network, identity.principal.name):
-            raise throttled(wait)
-        throttle.succeeded(network, identity.principal.name)
         return identity
 
     @staticmethod
@@ -221,11 +215,14 @@ def shown_method(method: bytes) -> str:
     return (method if method in METHODS else redaction.MASK).decode("ascii")
 
 
-def throttled(wait: int, key: str | None = None, *, suppress_log: bool = False) -> RefusedError:
-    """Make the error of a network that sent too many wrong keys; `wait` is in seconds."""
-    message = "too many wrong keys came from your address; try again later"
-    error = RefusedError("throttled", 429, message, retry_after(wait))
-    error.key, error.suppress_log = key, suppress_log
+def throttled(key: str | None) -> RefusedError:
+    """Make the error of a wrong key from a network that sent too many; `key` is its fingerprint."""
+    message = (
+        "this key is not known here, and too many different wrong keys came from your address: each gets this answer "
+        f"for up to {WINDOW:.0f} s. Send a right key, which is accepted at any time"
+    )
+    error = RefusedError("throttled", 429, message, retry_after(int(WINDOW)), DO_NOT_RETRY)
+    error.key, error.suppress_log = key, True
     return error
 
 

@@ -19,7 +19,7 @@ from .auth.held_bodies import HeldBodies, HeldBody
 from .auth.keys import Principal, Scope
 from .auth.limits import Exceeded, Limiter, StorageUnavailableError
 from .auth.redaction import MASKED_PATH, MAX_SEARCHED, mask_path
-from .auth.throttle import REPLAY_GRACE
+from .auth.throttle import REPLAY_GRACE, WINDOW
 from .authorizer import KEY_IN_PATH, Authorizer, Decision, replayed, shown_method
 from .bounded_copy import Recording, keeping
 from .errors import RefusedError
@@ -33,7 +33,7 @@ from .ollama_api.listings import is_account
 from .ollama_api.request_models import BodyError
 from .ollama_api.routes import Dialect, Route, RouteClass
 from .ollama_api.usage import UsageReader
-from .proxy.connections import ClientConnection, Connections
+from .proxy.connections import ClientConnection, Connections, network
 from .proxy.events import Reservation
 from .runtime import ActiveConfig
 from .settings import UNCONFIGURED, Settings
@@ -336,7 +336,12 @@ class RequestLifecycle:
         if exchange.state.holds_lease or charged:
             asyncio_utils.create_task(self._settle(exchange), name="limits", keep_ref=True)
         if exchange.suppress_log:
-            self.connections.warn_rate_limited(f"wrong keys from {exchange.client} are not looked at any more")
+            where = network(exchange.client)
+            self.connections.warn_rate_limited(
+                f"many different wrong keys come from {where}: for up to {WINDOW:.0f} s they get 429 and no line here; "
+                "right keys are accepted. If a program of yours sends them, give it its key; the limit is "
+                "ollama_max_wrong_keys"
+            )
         else:
             self.config.log.write(exchange)
 

@@ -189,8 +189,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("ollama_signature_window", int, 60,
            "Seconds that the time in a signature of the stock ollama CLI may differ from ours.", positive),
     Option("ollama_max_wrong_keys", int | None, None,
-           "Wrong keys from one address in a minute, after which only keys that were good there before are taken and "
-           "others get 429; 0: no limit. Unset: 60 where there is a keys file, and no limit for the one key.",
+           "Different wrong keys from one address in a minute, with which wrong keys from there get 429, and right "
+           "keys are accepted. 0: no limit. Unset: 60 where there is a keys file, and no limit for the one key.",
            not_negative),
     Option("ollama_cors_origins", Sequence[str], [],
            "Origins of web pages that may call this server from a browser, such as https://chat.example. Repeat for "

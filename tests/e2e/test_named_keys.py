@@ -18,10 +18,10 @@ from ollama_auth.auth.keys import Principal, Scope
 from ollama_auth.ollama_api.request_models import JsonModels
 from ollama_auth.ollama_api.routes import _ROUTES, RouteClass
 from ollama_auth.ollama_api.routes import route as route_of
-from tests.harness.base import BEARER, KEY, wait_until
+from tests.harness.base import BEARER, wait_until
 from tests.harness.certificates import certificate
 from tests.harness.credentials import PUBLIC, bearer, entry, public_line, secret, signature, signed
-from tests.harness.gate import Controlled, Gate
+from tests.harness.gate import Controlled, Gate, assert_sound
 from tests.harness.http2 import H2
 from tests.harness.upstream import Upstream
 from tests.harness.wire import Wire, ask, chat, head
@@ -618,21 +618,51 @@ def test_a_file_that_others_may_read(upstream: Upstream, tmp_path: Path) -> None
 # Guessing.
 
 
-def test_guessing_is_hopeless(upstream: Upstream, tmp_path: Path) -> None:
+@pytest.fixture
+def guessed(upstream: Upstream, tmp_path: Path) -> Iterator[Gate]:
+    """A gate with two named keys that is patient with four different wrong keys."""
     file = tmp_path / "keys.toml"
-    file.write_text(entry("alice") + entry("bob"))
-    args = ("--set", "ollama_max_wrong_keys=5")
-    with Gate(upstream.url, *args, key=None, env={"OLLAMA_KEYS_FILE": str(file)}) as gate, upstream.untouched():
-        upstream_before = len(upstream.requests)
-        assert ask(gate.port, "GET", "/nowhere", bearer("alice")).status == 403
-        statuses = [ask(gate.port, "GET", "/", f"Authorization: Bearer guess-{n}").status for n in range(20)]
-        assert statuses == [401] * 4 + [429] * 16
-        assert ask(gate.port, "GET", "/", bearer("bob")).status == 429, "right, but only now"
-        assert ask(gate.port, "GET", "/nowhere", bearer("alice")).status == 403, "known here"
-        assert ask(gate.port, "GET", "/").status == 401, "who sends none guesses nothing"
-        assert len(gate.lines) < 20
-        assert len(upstream.requests) == upstream_before
-        assert KEY not in gate.output
+    file.write_text(entry("alice") + entry("bob") + f'[[keys]]\nname = "cli"\nssh_ed25519 = "{PUBLIC}"\n')
+    file.chmod(0o600)
+    with Gate(upstream.url, "--set", "ollama_max_wrong_keys=5", key=None, env={"OLLAMA_KEYS_FILE": str(file)}) as gate:
+        yield gate
+        assert_sound(gate)
+
+
+def test_guesses_are_counted_and_lock_out_nobody_else(guessed: Gate, upstream: Upstream) -> None:
+    """A right key is let in whatever others at its address have sent, also one that is new there."""
+    port, guesses = guessed.port, [f"Authorization: Bearer guess-{n}" for n in range(20)]
+    with upstream.untouched():
+        answers = [ask(port, "GET", "/", field) for field in guesses]
+        assert [answer.status for answer in answers] == [401] * 4 + [429] * 16
+        last = answers[-1]
+        assert last.headers["retry-after"] == "60"
+        assert last.headers["x-should-retry"] == "false", "a wrong key does not get better"
+        assert "60 s" in last.json["error"]
+        assert "right key" in last.json["error"]
+        assert ask(port, "GET", "/").status == 401, "who sends none guesses nothing"
+        assert ask(port, "GET", "/nowhere", bearer("bob")).status == 403, "known, but has no such scope"
+    target = signed("/api/tags")
+    for fields in ((bearer("alice"),), (f"x-api-key: {secret('bob')}",), (signature("GET", target),)):
+        assert ask(port, "GET", target, *fields).status == 200
+    line = guessed.find("different wrong keys")
+    assert "127.0.0.1" in line
+    assert "60 s" in line
+    assert "ollama_max_wrong_keys" in line
+    assert len(guessed.lines) < 25, "what is counted is not logged one by one"
+
+
+def test_one_program_with_one_stale_key(guessed: Gate, upstream: Upstream) -> None:
+    """However often it asks, in whatever form, it is told that its key is wrong, and counts once."""
+    stale = [
+        *[form("nobody") for form in FORMS.values()],
+        signature("GET", signed("/"), Ed25519PrivateKey.generate()),
+        signature("GET", "/another", Ed25519PrivateKey.generate()),
+    ]
+    with upstream.untouched():
+        for field in stale * 8:
+            assert ask(guessed.port, "GET", "/", field).status == 401
+    assert "different wrong keys" not in guessed.output
 
 
 def test_a_key_expires_while_the_gate_runs(upstream: Upstream, tmp_path: Path) -> None:

@@ -90,8 +90,8 @@ def refusals(seen: Seen, upstream: Upstream, folder: Path) -> None:
         seen.ask(gate.port, "GET", "/", BEARER, f"Cookie: {'a' * 33000}")
         for _ in range(2):
             seen.ask(gate.port, "GET", "/api/tags", bearer("carol"))
-        for _ in range(6):
-            seen.ask(gate.port, "GET", "/api/tags", "Authorization: Bearer sk-ollama-another-0123456789")
+        for number in range(5):
+            seen.ask(gate.port, "GET", "/api/tags", f"Authorization: Bearer sk-ollama-another-012345678{number}")
         seen.ask(gate.port, "POST", "/v1/chat/completions", BEARER, body=chat(stream=True))
         seen.said(gate.find("tokens=?+~"))
         file.write_text("[[keys]]\n")

@@ -1,59 +1,54 @@
-"""Guards against abuse of credentials: failed attempts counted by network, and the replay of signatures.
+"""Guards against abuse of credentials: wrong keys counted by network, and the replay of signatures.
 
-Pure, with bounded memory. While a network is throttled, principals that have authenticated from it before still may:
-people behind the same address go on working. A key that is right only now is not accepted, or guessing would merely be
-slow.
+Pure, with bounded memory. Nobody with a right key is refused for what others at the same address send: a guess among
+128 random bits never hits, however fast one may guess. What is throttled are the answers to wrong keys, and their lines
+in the log.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from .. import clock
 
 WINDOW = 60.0
-"""Seconds in which failures are counted, and after the last of which they are forgotten."""
-MAX_NETWORKS = 10_000
-"""Networks, and pairs of network and principal, that are remembered; the oldest are forgotten first."""
+"""Seconds for which a wrong key is remembered."""
+MAX_KEYS = 50_000
+"""Wrong keys that are remembered of all networks; the oldest are forgotten first."""
 REPLAY_GRACE = 2.0
 """Seconds in which an equal signed request may be repeated, where a replay would do harm."""
 
 
 class Throttle:
-    """Counts failed attempts to authenticate."""
+    """Counts different wrong keys: a program that repeats one guesses nothing."""
 
     def __init__(self, most: int = 0, now: Callable[[], float] = clock.monotonic) -> None:
         self.most = most
-        """Failures of one network in a window, after which it is throttled; 0: never."""
+        """Wrong keys of one network in a window, with which it is throttled; 0: never."""
         self._now = now
-        self._failures: OrderedDict[str, tuple[float, int]] = OrderedDict()
-        self._trusted: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()
+        """When a wrong key first came from a network."""
+        self._counts: Counter[str] = Counter()
+        """How many of them each network has sent."""
 
-    def failed(self, network: str) -> None:
-        """Count a wrong credential from a network."""
+    def failed(self, network: str, key: str) -> bool:
+        """Count a wrong key, given by its fingerprint. Return whether its network is throttled."""
+        if not self.most:
+            return False
         now = self._now()
-        since, count = self._failures.pop(network, (now, 0))
-        if now - since > WINDOW:
-            since, count = now, 0
-        # Once throttled, every further failure starts the window anew.
-        self._failures[network] = (now if count >= self.most else since, count + 1)
-        _drop_oldest(self._failures, MAX_NETWORKS)
+        while self._seen and now - next(iter(self._seen.values())) > WINDOW:
+            self._forget_oldest()
+        if (network, key) not in self._seen:
+            self._seen[network, key] = now
+            self._counts[network] += 1
+            if len(self._seen) > MAX_KEYS:
+                self._forget_oldest()
+        return self._counts[network] >= self.most
 
-    def succeeded(self, network: str, principal: str) -> None:
-        """Remember a principal that authenticated from a network."""
-        self._trusted[network, principal] = None
-        self._trusted.move_to_end((network, principal))
-        _drop_oldest(self._trusted, MAX_NETWORKS)
-
-    def seconds_blocked(self, network: str, principal: str | None = None) -> int:
-        """Return the seconds until this network may authenticate again; 0 if it is not throttled.
-
-        A principal that has authenticated from it before is exempt.
-        """
-        since, count = self._failures.get(network, (0.0, 0))
-        left = WINDOW - (self._now() - since)
-        throttled = self.most and count >= self.most and left > 0
-        exempt = principal is not None and (network, principal) in self._trusted
-        return int(left) + 1 if throttled and not exempt else 0
+    def _forget_oldest(self) -> None:
+        (network, _), _ = self._seen.popitem(last=False)
+        self._counts[network] -= 1
+        if not self._counts[network]:
+            del self._counts[network]
 
 
 class ReplayCache:
@@ -69,10 +64,6 @@ class ReplayCache:
     def replayed(self, signature: bytes, now: float) -> bool:
         """Whether a verified signature was first used more than REPLAY_GRACE seconds ago, by a monotonic clock."""
         first = self._first_used.setdefault(signature, now)
-        _drop_oldest(self._first_used, self._max)
+        if len(self._first_used) > self._max:
+            self._first_used.popitem(last=False)
         return not 0 <= now - first <= REPLAY_GRACE
-
-
-def _drop_oldest[K, V](remembered: OrderedDict[K, V], most: int) -> None:
-    while len(remembered) > most:
-        remembered.popitem(last=False)

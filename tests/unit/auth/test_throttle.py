@@ -1,4 +1,4 @@
-"""Guessing is hopeless, and people behind the same address go on working."""
+"""Wrong keys are counted by network, each once, and signatures are used once."""
 
 import pytest
 from hypothesis import given
@@ -22,78 +22,59 @@ def clock() -> Clock:
     return Clock()
 
 
-def fail(counter: Throttle, times: int, network: str = "a") -> None:
-    for _ in range(times):
-        counter.failed(network)
+def guess(counter: Throttle, times: int, network: str = "a") -> list[bool]:
+    """What was said of so many different wrong keys."""
+    return [counter.failed(network, str(number)) for number in range(times)]
 
 
-def test_a_few_failures_are_no_reason(clock: Clock) -> None:
+def test_different_wrong_keys_are_counted(clock: Clock) -> None:
     counter = Throttle(MOST, clock)
-    fail(counter, MOST - 1)
-    assert not counter.seconds_blocked("a")
+    assert guess(counter, MOST + 2) == [False] * (MOST - 1) + [True] * 3
+    assert not counter.failed("b", "0"), "another network"
 
 
-def test_many_are(clock: Clock) -> None:
+def test_the_same_one_counts_once(clock: Clock) -> None:
     counter = Throttle(MOST, clock)
-    fail(counter, MOST)
-    assert 0 < counter.seconds_blocked("a") <= WINDOW + 1
-    assert not counter.seconds_blocked("b")
+    for _ in range(10 * MOST):
+        clock.now += 1
+        assert not counter.failed("a", "stale")
+    assert guess(counter, MOST - 1)[-1], "it is one of them"
 
 
-def test_a_key_that_is_right_only_now_is_not_taken(clock: Clock) -> None:
+def test_they_are_forgotten(clock: Clock) -> None:
     counter = Throttle(MOST, clock)
-    fail(counter, MOST)
-    assert counter.seconds_blocked("a", "alice")
+    guess(counter, 2 * MOST)
+    clock.now += WINDOW + 0.1
+    assert not any(guess(counter, MOST - 1))
+    assert counter._counts == {"a": MOST - 1}
 
 
-def test_a_key_that_was_good_from_there_still_is(clock: Clock) -> None:
+def test_who_goes_on_stays_throttled(clock: Clock) -> None:
     counter = Throttle(MOST, clock)
-    counter.succeeded("a", "alice")
-    fail(counter, MOST)
-    assert not counter.seconds_blocked("a", "alice")
-    assert counter.seconds_blocked("a", "bob")
-    assert counter.seconds_blocked("a")
-
-
-def test_failures_are_forgotten(clock: Clock) -> None:
-    counter = Throttle(MOST, clock)
-    fail(counter, MOST)
-    clock.now += WINDOW + 1
-    assert not counter.seconds_blocked("a")
-    fail(counter, MOST - 1)
-    assert not counter.seconds_blocked("a")
-
-
-def test_who_goes_on_stays_out(clock: Clock) -> None:
-    counter = Throttle(MOST, clock)
-    fail(counter, MOST)
-    for _ in range(10):
-        clock.now += WINDOW / 2
-        counter.failed("a")
-        assert counter.seconds_blocked("a")
+    guess(counter, MOST)
+    for number in range(10 * MOST):
+        clock.now += WINDOW / (MOST + 1)
+        assert counter.failed("a", f"another {number}")
 
 
 def test_slow_failures_add_up_to_nothing(clock: Clock) -> None:
     counter = Throttle(MOST, clock)
-    for _ in range(10 * MOST):
+    for number in range(10 * MOST):
         clock.now += WINDOW / (MOST - 2)
-        counter.failed("a")
-    assert not counter.seconds_blocked("a")
+        assert not counter.failed("a", str(number))
 
 
 def test_off(clock: Clock) -> None:
-    counter = Throttle(0, clock)
-    fail(counter, 1000)
-    assert not counter.seconds_blocked("a")
+    assert not any(guess(Throttle(0, clock), 1000))
 
 
 def test_memory_is_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throttle, "MAX_NETWORKS", 10)
+    monkeypatch.setattr(throttle, "MAX_KEYS", 10)
     counter = Throttle(MOST, clock)
     for number in range(1000):
-        counter.failed(str(number))
-        counter.succeeded(str(number), "alice")
-    assert len(counter._failures) == len(counter._trusted) == 10
+        counter.failed(str(number % 100), str(number))
+    assert len(counter._seen) == sum(counter._counts.values()) == 10
+    assert len(counter._counts) <= 10
 
 
 # Replays.
