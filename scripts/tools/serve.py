@@ -33,9 +33,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ollama_auth.auth.keys import new_key
+
 from . import launch
 from .launch import Launch
-from .new_key import new_key
 from .terminal import ToolError, say
 
 REPOSITORY = Path(__file__).resolve().parents[2]

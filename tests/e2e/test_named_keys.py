@@ -39,6 +39,7 @@ KEYS = "\n".join(
         entry("dora", models=["demo", "qwen*"], scopes=["all"]),
         entry("erin", scopes=["infer", "embed", "list", "cloud"]),
         entry("late", expires="2020-01-01T00:00:00Z"),
+        entry("paused", disabled=True, scopes=["all", "admin"], note="on leave"),
         entry("minute", requests_per_minute=3, scopes=["all"]),
         entry("two", concurrent_requests=2, scopes=["all"]),
         entry("tokens", tokens_per_day=10, scopes=["all"]),
@@ -81,6 +82,14 @@ def test_an_expired_key(named: Gate, upstream: Upstream) -> None:
     assert answer.status == 401
     assert "expired" in answer.json["error"]
     assert 'error="invalid_token"' in answer.headers["www-authenticate"]
+
+
+def test_a_disabled_key(named: Gate, upstream: Upstream) -> None:
+    with upstream.untouched():
+        answer = ask(named.port, "GET", "/api/tags", bearer("paused"))
+    assert (answer.status, answer.json) == (401, {"error": "the key is disabled: ask who gave it to you"})
+    assert 'error="invalid_token"' in answer.headers["www-authenticate"]
+    assert " paused GET /api/tags 401 (disabled)" in named.find(answer.headers["x-request-id"])
 
 
 def requests() -> Iterator[tuple[str, str, RouteClass]]:
@@ -682,6 +691,7 @@ def test_a_key_expires_while_the_gate_runs(upstream: Upstream, tmp_path: Path) -
 
 CHANGED = {
     "revoked": (entry("other"), 401),
+    "disabled": (entry("weak", models=["demo"], disabled=True), 401),
     "expired": (entry("weak", models=["demo"], expires="2020-01-01T00:00:00Z"), 401),
     "without the scope": (entry("weak", models=["demo"], scopes=["list"]), 403),
     "without the model": (entry("weak", models=["another"]), 403),

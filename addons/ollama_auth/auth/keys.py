@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import re
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -25,7 +26,7 @@ class InvalidKeyError(OllamaAuthError, ValueError):
 
 
 class Scope(StrEnum):
-    """A permission of a key. `all` grants every other one but `account`, the operator's own, which has to be named."""
+    """A permission of a key. `all` grants every other one but BY_NAME."""
 
     INFER = "infer"
     EMBED = "embed"
@@ -36,8 +37,12 @@ class Scope(StrEnum):
     PUSH = "push"
     CLOUD = "cloud"
     ACCOUNT = "account"
+    ADMIN = "admin"
     ALL = "all"
 
+
+BY_NAME = frozenset({Scope.ACCOUNT, Scope.ADMIN})
+"""The scopes that have to be named: the operator's own account at ollama.com, and the keys of others."""
 
 DEFAULT_SCOPES = frozenset({Scope.INFER, Scope.EMBED, Scope.LIST})
 """The scopes of a key in a keys file that names none."""
@@ -47,7 +52,7 @@ DEFAULT_SCOPES = frozenset({Scope.INFER, Scope.EMBED, Scope.LIST})
 class Principal:
     """The holder of a key and its permissions (all by default).
 
-    Models are patterns as they were written; None allows all. `expires` is in seconds since 1970.
+    Models are patterns as they were written; None allows all. `expires` is in seconds since 1970. `note` is for people.
     """
 
     name: str
@@ -57,6 +62,8 @@ class Principal:
     requests_per_minute: int | None = None
     concurrent_requests: int | None = None
     tokens_per_day: int | None = None
+    disabled: bool = False
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +122,11 @@ class KeyRing:
         """Find the principal of a public key, which proves nothing without a signature."""
         key = self._by_ssh.get(public_key)
         return key.owner() if key else None
+
+
+def new_key() -> str:
+    """Make a key of 128 random bits."""
+    return f"sk-ollama-{secrets.token_hex(16)}"
 
 
 def digest(secret: str) -> bytes:

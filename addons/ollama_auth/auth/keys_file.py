@@ -25,6 +25,8 @@ from .keys import DEFAULT_SCOPES, Key, KeyRing, Principal, Scope, parse_ssh_key
 
 MAX_FILE = 16 * 1024 * 1024
 """Bytes; some 50,000 keys."""
+MAX_NOTE = 256
+"""Characters."""
 MAX_LIMIT = 10**15 - 1
 """The greatest integer that a structured header field such as RateLimit can hold (RFC 9651 section 3.3.1)."""
 RESERVED = {"default": "the key that the environment holds", "-": "a request without a key, in the log"}
@@ -45,7 +47,7 @@ _DIGEST_WANTED = "store the digest of a key, as `printf %s THE_KEY | sha256sum` 
 
 
 class KeysFileError(OllamaAuthError, ValueError):
-    """A keys file that can't be used: `faults` are all that is wrong with it, a line each, with the remedy."""
+    """A keys file that can't be used or changed: `faults` are all that is wrong, a line each, with the remedy."""
 
     def __init__(self, faults: Iterable[str]) -> None:
         self.faults = tuple(faults)
@@ -182,7 +184,7 @@ def parse(data: bytes, where: str) -> tuple[Key, ...]:
     keys: list[Key] = []
     seen: dict[object, int] = {}
     for number, table in enumerate(tables, 1):
-        values, wrong = _values(table)
+        values, wrong = read_fields(table)
         wrong += [*_combination(table), *_taken(values, number, seen)]
         own_name = "name" in values and seen["name", values["name"]] == number
         label = values["name"] if own_name else f"key number {number}"
@@ -223,7 +225,7 @@ def _unknown(field: str, value: object, fields: Collection[str]) -> str:
     return f"there is no field {field if _FIELD.fullmatch(field) else 'of such a name'}; {hint}"
 
 
-def _values(table: Mapping[str, object]) -> tuple[dict[str, Any], list[str]]:
+def read_fields(table: Mapping[str, object]) -> tuple[dict[str, Any], list[str]]:
     """Read the fields of a key; return (the values by field, the faults)."""
     values: dict[str, Any] = {}
     faults: list[str] = []
@@ -365,6 +367,18 @@ def limit(value: object) -> int:
     return value
 
 
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise FieldError("is neither true nor false; write one of them without quotes")
+    return value
+
+
+def _note(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MAX_NOTE or not value.isprintable():
+        raise FieldError(f"is not one line of up to {MAX_NOTE} characters in quotes; shorten it")
+    return value
+
+
 FIELDS: dict[str, Callable[[object], object]] = {
     "name": key_name,
     "sha256": _digest,
@@ -375,11 +389,19 @@ FIELDS: dict[str, Callable[[object], object]] = {
     "requests_per_minute": limit,
     "concurrent_requests": limit,
     "tokens_per_day": limit,
+    "disabled": _flag,
+    "note": _note,
     "previous_sha256": _digest,
     "previous_until": instant,
 }
 """The fields of a key and their readers."""
 _PRINCIPAL = FIELDS.keys() & Principal.__slots__
-RESTRICTIONS = sorted(_PRINCIPAL - {"name", "scopes"})
+RESTRICTIONS = sorted(_PRINCIPAL - {"name", "scopes", "note"})
 """The fields without which a key may do more."""
-_restrictions = attrgetter(*RESTRICTIONS)
+
+_get_restrictions = attrgetter(*RESTRICTIONS)
+
+
+def _restrictions(principal: Principal) -> list[object]:
+    """The values of RESTRICTIONS, None where there is no restriction."""
+    return [None if value is False else value for value in _get_restrictions(principal)]

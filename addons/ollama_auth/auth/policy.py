@@ -12,7 +12,7 @@ from ..ollama_api.listings import is_account, is_listing
 from ..ollama_api.model_names import allowed, is_cloud
 from ..ollama_api.request_models import Asked
 from ..ollama_api.routes import Route, RouteClass, methods, similar_paths
-from .keys import Principal, Scope
+from .keys import BY_NAME, Principal, Scope
 
 NEEDS: dict[RouteClass, Scope] = {
     RouteClass.HEALTH: Scope.LIST,
@@ -51,15 +51,23 @@ class Denial:
 
 
 def holds(principal: Principal, scope: Scope) -> bool:
-    """Has a principal that scope? `all` is every one but `account`, which shows and changes the operator's own account
-    at ollama.com and has to be named."""
-    return scope in principal.scopes or (Scope.ALL in principal.scopes and scope is not Scope.ACCOUNT)
+    """Has a principal that scope?"""
+    return scope in principal.scopes or (Scope.ALL in principal.scopes and scope not in BY_NAME)
+
+
+def check_valid(principal: Principal, now: float) -> Denial | None:
+    """May the principal do anything? `now` is in seconds since 1970."""
+    if principal.disabled:
+        return Denial(401, "disabled", "the key is disabled: ask who gave it to you")
+    if principal.expires is not None and now >= principal.expires:
+        return Denial(401, "expired", "the key has expired")
+    return None
 
 
 def check_route(principal: Principal, route: Route, now: float) -> Denial | None:
     """May the principal send such a request at all? `now` is in seconds since 1970."""
-    if principal.expires is not None and now >= principal.expires:
-        return Denial(401, "expired", "the key has expired")
+    if denial := check_valid(principal, now):
+        return denial
     enough = SEE_ACCOUNT if is_account(route) else (NEEDS[route.route_class],)
     denied = not any(holds(principal, scope) for scope in enough)
     if route.route_class is RouteClass.UNKNOWN and (denied or principal.models is not None):

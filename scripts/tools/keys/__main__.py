@@ -1,6 +1,5 @@
 """scripts/keys: see arguments.py."""
 
-import errno
 import json
 import signal
 import sys
@@ -12,14 +11,6 @@ from ..terminal import ToolError, say
 from .arguments import parse
 from .commands import Result
 
-REMEDIES = {
-    errno.EACCES: "run this as the user whom the file belongs to",
-    errno.EPERM: "run this as the user whom the file belongs to",
-    errno.ENOENT: "make the directory first",
-    errno.EROFS: "change it where it is not mounted read-only",
-    errno.EBUSY: "it is mounted alone, so that it can't be replaced; mount its directory instead",
-}
-
 
 def main() -> int:
     """Run one command. Returns the exit status."""
@@ -30,11 +21,6 @@ def main() -> int:
         faults = error.faults
     except ToolError as error:
         faults = (str(error),)
-    except ModuleNotFoundError as error:
-        faults = (f"{error.name} is missing: pip install {error.name}",)
-    except OSError as error:
-        remedy = REMEDIES.get(error.errno or 0, "nothing was changed")
-        faults = (f"{arguments.file} can't be written ({error.strerror}): {remedy}",)
     except KeyboardInterrupt:
         return 130
     else:

@@ -7,11 +7,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ollama_auth.auth import keys_file
+from ollama_auth.auth import keys_editor, keys_file
 from ollama_auth.auth.keys import Scope
 
 from .commands import LIMITS, Result, add, check, new, revoke, rotate, show
-from .values import argument, duration, expiry, limit, public_key
+from .values import argument, duration, limit, public_key
 
 DESCRIPTION = """\
 Makes, lists and revokes the keys in a keys file, which the gate reads while it runs.
@@ -82,7 +82,7 @@ def add_options_of_add(parser: argparse.ArgumentParser) -> None:
                         help=f"what it may do, of {', '.join(Scope)}; default: infer embed list")  # fmt: skip
     parser.add_argument("--model", metavar="M", nargs="+", action="extend", type=argument(keys_file.model_pattern),
                         help="which models it may use, with * for any characters; default: all")  # fmt: skip
-    parser.add_argument("--expires", metavar="WHEN", type=argument(expiry),
+    parser.add_argument("--expires", metavar="WHEN", type=argument(keys_editor.expiry),
                         help="30d, 2027-01-01 (the end of that day in UTC), 2027-01-01T00:00:00Z")  # fmt: skip
     for one in LIMITS:
         parser.add_argument(one.option, dest=one.field, metavar="N", type=argument(limit),

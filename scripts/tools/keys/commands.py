@@ -1,6 +1,6 @@
 """The commands of scripts/keys. Each takes parsed arguments and returns a Result.
 
-All raise ToolError, keys_file.KeysFileError and OSError; then the file is as it was.
+All raise ToolError and keys_file.KeysFileError; then the file is as it was.
 """
 
 import argparse
@@ -8,22 +8,16 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from ollama_auth.auth import keys_file, policy
-from ollama_auth.auth.keys import Key, Principal, Scope
+from ollama_auth.auth import keys_editor, keys_file, policy
+from ollama_auth.auth.keys import Key, Principal, Scope, new_key
 from ollama_auth.ollama_api.model_names import reference
 from ollama_auth.ollama_api.routes import route
 from ollama_auth.telemetry.access_log import utc
 
-from ..new_key import new_key
 from ..terminal import ToolError
-from .document import appended, updated, without
-from .store import change, check_known, existing, owners
-from .values import in_future
-
-if TYPE_CHECKING:
-    from tomlkit.items import Table
 
 
 class Limit(NamedTuple):
@@ -51,10 +45,11 @@ class Result(NamedTuple):
     status: int = 0
 
 
-def make_key() -> tuple[str, str]:
-    """(a new key, its digest in hex)."""
-    key = new_key()
-    return key, hashlib.sha256(key.encode()).hexdigest()
+def existing(file: Path) -> Path:
+    """Return the path if the file exists. Raises ToolError."""
+    if not file.exists():
+        raise ToolError(f"there is no {file}: `scripts/keys add NAME` makes it, --file PATH names another")
+    return file
 
 
 def time_of(seconds: float | None) -> str | None:
@@ -64,7 +59,8 @@ def time_of(seconds: float | None) -> str | None:
 
 def new(_: argparse.Namespace) -> Result:
     """Make a key without storing it."""
-    key, digest = make_key()
+    key = new_key()
+    digest = hashlib.sha256(key.encode()).hexdigest()
     notes = ["set OLLAMA_API_KEY to it, or store its digest in a keys file:", f'  sha256 = "{digest}"']
     return Result({"key": key, "sha256": digest}, key, notes)
 
@@ -72,24 +68,15 @@ def new(_: argparse.Namespace) -> Result:
 def add(arguments: argparse.Namespace) -> Result:
     """Add a new key, or an ssh key, under a name."""
     file, name = arguments.file, arguments.name
-    key, digest = (None, None) if arguments.ssh else make_key()
     fields = {
-        "name": name,
-        "sha256": digest,
         "ssh_ed25519": arguments.ssh,
         "scopes": arguments.scope,
         "models": arguments.model,
         "expires": arguments.expires,
         **{limit.field: getattr(arguments, limit.field) for limit in LIMITS},
     }
-
-    def edit(text: str, names: Sequence[str]) -> str:
-        if name in names:
-            raise ToolError(f"{file} has a key {name} already: choose another name, or `scripts/keys rotate {name}`")
-        return appended(text, {field: value for field, value in fields.items() if value is not None})
-
     is_new = not file.exists()
-    change(file, name, edit)
+    key = keys_editor.add(file, name, fields)
     how = "the key is shown only now" if key else "with OLLAMA_AUTH=1 the ollama command line signs as that"
     notes = [f"{name} is in {file} now; {how}"]
     if is_new:
@@ -100,29 +87,16 @@ def add(arguments: argparse.Namespace) -> Result:
 def revoke(arguments: argparse.Namespace) -> Result:
     """Remove all keys of a name."""
     file, name = existing(arguments.file), arguments.name
-    change(file, name, lambda text, names: without(text, check_known(name, names)))
+    keys_editor.revoke(file, name)
     return Result({"file": str(file), "name": name}, "", [f"{name} is no longer in {file}"])
 
 
 def rotate(arguments: argparse.Namespace) -> Result:
     """Replace the key of a name; the old one works until the end of the grace."""
     file, name = existing(arguments.file), arguments.name
-    key, digest = make_key()
-    until = in_future(arguments.grace) if arguments.grace else None
-
-    def update(entry: "Table") -> None:
-        if "sha256" not in entry:
-            raise ToolError(f"{name} signs with an ssh key: revoke {name}, then add it with the new one as --ssh")
-        previous = str(entry["sha256"])
-        entry["sha256"] = digest
-        entry.pop("previous_sha256", None)
-        entry.pop("previous_until", None)
-        if until:
-            entry["previous_sha256"], entry["previous_until"] = previous, until
-
-    change(file, name, lambda text, names: updated(text, check_known(name, names), update))
+    key, until = keys_editor.rotate(file, name, arguments.grace)
     end = time_of(until.timestamp()) if until else None
-    old = f"the old one works until {end}" if end else "the old one works no more"
+    old = f"the old one works until {end}" if end else "no old one works any more"
     facts = {"file": str(file), "name": name, "key": key, "old_key_until": end}
     return Result(facts, key, [f"{name} has a new key, which is shown only now; {old}"])
 
@@ -148,6 +122,8 @@ def describe(keys: Sequence[Key]) -> dict[str, Any]:
         "expires": time_of(who.expires),
         "expired": who.expires is not None and who.expires <= now,
         "old_key_until": time_of(until),
+        "disabled": who.disabled,
+        "note": who.note,
     }
 
 
@@ -156,7 +132,9 @@ def row(fact: Mapping[str, Any]) -> tuple[str, ...]:
     limits = [f"{fact[limit.field]}{limit.unit}" for limit in LIMITS if fact[limit.field]]
     return (
         fact["name"],
-        fact["kind"] + (f" (old one until {fact['old_key_until']})" if fact["old_key_until"] else ""),
+        fact["kind"]
+        + (" (disabled)" if fact["disabled"] else "")
+        + (f" (old one until {fact['old_key_until']})" if fact["old_key_until"] else ""),
         " ".join(fact["scopes"]),
         " ".join(fact["models"] or ["all"]),
         ", ".join(limits) or "none",
@@ -174,13 +152,13 @@ def check(arguments: argparse.Namespace) -> Result:
     """Check the file for faults, or a request against the permissions of a name."""
     file = arguments.file
     keys, warnings = keys_file.load(existing(file))
-    names = owners(keys)
+    names = keys_editor.owners(keys)
     if arguments.name is None:
         count = f"{len(names)} key{'' if len(names) == 1 else 's'}"
         facts = {"file": str(file), "keys": len(names), "warnings": warnings}
         return Result(facts, f"{file}: {count}, no fault", warnings)
-    name = check_known(arguments.name, names)
-    return check_request(arguments, next(key.principal for key in keys if key.principal.name == name))
+    keys_editor.check_known(file, arguments.name, names)
+    return check_request(arguments, next(key.principal for key in keys if key.principal.name == arguments.name))
 
 
 def check_request(arguments: argparse.Namespace, who: Principal) -> Result:

@@ -2,10 +2,8 @@
 
 import argparse
 import re
-import time
-import tomllib
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 from ollama_auth.auth import keys_file
@@ -37,22 +35,6 @@ def duration(text: str) -> timedelta:
     return span
 
 
-def expiry(text: str) -> object:
-    """A TOML date or date and time, or a span from now -> a value for the file. Raises FieldError."""
-    if (span := parse_duration(text)) is not None:
-        value: object = in_future(span)
-    else:
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except ValueError:
-            raise keys_file.FieldError(
-                "is not a time; write it as in 30d, 2027-01-01 or 2027-01-01T00:00:00Z"
-            ) from None
-    if keys_file.instant(value) <= time.time():
-        raise keys_file.FieldError("is over already; name a time to come")
-    return value
-
-
 def limit(text: str) -> object:
     """A positive number. Raises FieldError."""
     return keys_file.limit(int(text) if NUMBER.fullmatch(text) else text)
@@ -70,8 +52,3 @@ def public_key(text: str) -> str:
             raise keys_file.FieldError(f"can't be read ({why}); name a file such as ~/.ollama/id_ed25519.pub") from None
     keys_file.ssh_key(line)
     return line.strip()
-
-
-def in_future(span: timedelta) -> datetime:
-    """The time in so long, to the second."""
-    return (datetime.now(UTC) + span).replace(microsecond=0)

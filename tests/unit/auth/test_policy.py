@@ -1,6 +1,7 @@
 """Who may send what: one table of scopes, and everything that is not in it is denied."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -98,12 +99,14 @@ def test_scopes_together_open_what_each_of_them_does(some: frozenset[Scope], ask
 
 def test_each_class_of_routes_has_a_scope() -> None:
     assert set(NEEDS) == set(RouteClass)
-    assert set(NEEDS.values()) == EVERYTHING
+    assert set(NEEDS.values()) == EVERYTHING - {Scope.ADMIN}, "which opens nothing at Ollama"
 
 
-def test_all_holds_every_scope_but_account() -> None:
-    assert {scope for scope in Scope if holds(somebody(Scope.ALL), scope)} == EVERYTHING - {Scope.ACCOUNT}
-    assert holds(somebody(Scope.ALL, Scope.ACCOUNT), Scope.ACCOUNT)
+def test_all_holds_every_scope_but_those_that_are_named() -> None:
+    assert {scope for scope in Scope if holds(somebody(Scope.ALL), scope)} == EVERYTHING - {Scope.ACCOUNT, Scope.ADMIN}
+    for scope in (Scope.ACCOUNT, Scope.ADMIN):
+        assert holds(somebody(Scope.ALL, scope), scope)
+        assert holds(Principal("default"), scope), "the one key of the environment"
 
 
 @pytest.mark.parametrize("asked", ROUTES, ids=lambda asked: asked.path.decode())
@@ -113,6 +116,13 @@ def test_a_key_that_expired_opens_nothing(asked: Route) -> None:
         assert denial
         assert (denial.status, denial.reason) == (401, "expired")
     assert check_route(somebody(*EVERYTHING, expires=NOW + 0.001), asked, NOW) is None
+
+
+@pytest.mark.parametrize("asked", ROUTES, ids=lambda asked: asked.path.decode())
+def test_a_key_that_is_disabled_opens_nothing(asked: Route) -> None:
+    denial = check_route(replace(somebody(*EVERYTHING), disabled=True), asked, NOW)
+    assert denial
+    assert (denial.status, denial.reason) == (401, "disabled")
 
 
 def test_an_unknown_path_is_not_for_a_key_of_some_models() -> None:

@@ -74,7 +74,7 @@ def test_the_dockerfile_has_no_fault_that_hadolint_knows() -> None:
 def test_the_image_holds_what_its_program_needs_and_no_more() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     copied = set(re.findall(r"scripts/[\w.]+\.txt", " ".join(re.findall(r"^COPY .*", dockerfile, re.MULTILINE))))
-    tools = ("__init__", "__main__", "entrypoint", "launch", "mitmdump", "new_key", "serve", "terminal")
+    tools = ("__init__", "__main__", "entrypoint", "launch", "mitmdump", "serve", "terminal")
     copied |= {f"scripts/tools/{name}.py" for name in tools}
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     package = [path.relative_to(ROOT) for path in (ROOT / "addons" / "ollama_auth").rglob("*.*")]

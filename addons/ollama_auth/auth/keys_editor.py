@@ -1,0 +1,292 @@
+"""Change a keys file: one writer at a time, checked as a whole, replaced atomically. For scripts/keys and the console.
+
+Each function takes the path of the file, the name of a key and plain values, and raises KeysFileError, which says
+where, what is wrong and what to do next; then the file is as it was. They block: on the lock, and to write.
+Fields are those of keys_file.FIELDS with the values that TOML holds, or None where there is none. `expires` may also
+be text that `expiry` reads.
+"""
+
+import errno
+import hashlib
+import os
+import stat
+import sys
+import time
+import tomllib
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
+
+from .. import clock
+from ..units import parse_duration
+from . import keys_file, keys_text
+from .keys import Key, KeyRing, new_key
+from .keys_file import FieldError, KeysFileError
+
+LOCK_TIMEOUT = 30
+"""Seconds to wait for another writer."""
+SECRETS = frozenset({"sha256", "ssh_ed25519", "previous_sha256", "previous_until"})
+"""Fields that `edit` leaves alone; `name` is one as well, since logs and limits know a key by it."""
+
+
+class Rotated(NamedTuple):
+    """What `rotate` made: the new key, and until when the old one works."""
+
+    key: str
+    old_key_until: datetime | None
+
+
+def add(path: str | Path, name: str, fields: Mapping[str, object]) -> str | None:
+    """Add a key and return it; only its digest is kept. With the field `ssh_ed25519` none is made."""
+    key = None if fields.get("ssh_ed25519") else new_key()
+    entry = {"name": name, "sha256": _digest(key) if key else None, **_read(fields)}
+
+    def appended(text: str, before: Sequence[Key]) -> str:
+        if name in owners(before):
+            raise FieldError(f"has a key {name} already; choose another name, or rotate it")
+        return keys_text.appended(text, {field: value for field, value in entry.items() if value is not None})
+
+    change(path, name, appended)
+    return key
+
+
+def edit(path: str | Path, name: str, fields: Mapping[str, object]) -> None:
+    """Give fields of a key other values; None removes one."""
+    if fixed := sorted(fields.keys() & {"name", *SECRETS}):
+        raise KeysFileError([f"{fixed[0]} can't be edited; rotate the key, or revoke it and add another"])
+    changes = _read(fields)
+    change(path, name, lambda text, _: keys_text.updated(text, name, changes), known=True)
+
+
+def disable(path: str | Path, name: str) -> None:
+    """Have the key refused until it is enabled."""
+    edit(path, name, {"disabled": True})
+
+
+def enable(path: str | Path, name: str) -> None:
+    """End what `disable` began."""
+    edit(path, name, {"disabled": None})
+
+
+def rotate(path: str | Path, name: str, grace: timedelta) -> Rotated:
+    """Make a new key for a name. The old one works until the end of the grace; one that is in its grace now has to end
+    first, except if the new grace is zero, which ends all old ones at once."""
+    key, until = new_key(), in_future(grace) if grace else None
+
+    def updated(text: str, before: Sequence[Key]) -> str:
+        mine = [one for one in before if one.principal.name == name]
+        if mine[0].digest is None:
+            raise FieldError(f"has an ssh key for {name}; revoke it, then add the new one")
+        last = max((one.until for one in mine if one.until is not None), default=0)
+        if until and last > clock.wall():
+            when = datetime.fromtimestamp(last, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            raise FieldError(
+                f"says that the key which {name} had before this one works until {when}; rotate it again after that, "
+                "or with a grace of 0, which ends both now"
+            )
+        changes = {
+            "sha256": _digest(key),
+            "previous_sha256": mine[0].digest.hex() if until else None,
+            "previous_until": until,
+        }
+        return keys_text.updated(text, name, changes)
+
+    change(path, name, updated, known=True)
+    return Rotated(key, until)
+
+
+def revoke(path: str | Path, name: str) -> None:
+    """Remove all keys of a name."""
+    change(path, name, lambda text, _: keys_text.without(text, name), known=True)
+
+
+# Values.
+
+
+def expiry(text: str) -> object:
+    """A TOML date or date and time, or a span from now such as `"30d"` -> a value for the file. Raises FieldError."""
+    if (span := parse_duration(text)) is not None:
+        value: object = in_future(span)
+    else:
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except ValueError:
+            raise FieldError("is not a time; write it as in 30d, 2027-01-01 or 2027-01-01T00:00:00Z") from None
+    if keys_file.instant(value) <= clock.wall():
+        raise FieldError("is over already; name a time to come")
+    return value
+
+
+def in_future(span: timedelta) -> datetime:
+    """The time in so long, to the second. Raises FieldError."""
+    try:
+        return (datetime.fromtimestamp(clock.wall(), UTC) + span).replace(microsecond=0)
+    except OverflowError:
+        raise FieldError("is after the year 9999; name a nearer time") from None
+
+
+def _read(fields: Mapping[str, object]) -> dict[str, object]:
+    """The values as the file will hold them."""
+    values = dict(fields)
+    if isinstance(when := values.get("expires"), str):
+        try:
+            values["expires"] = expiry(when)
+        except FieldError as fault:
+            raise KeysFileError([f"expires {fault}"]) from None
+    _, faults = keys_file.read_fields({field: value for field, value in values.items() if value is not None})
+    if faults:
+        raise KeysFileError(faults)
+    return values
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+# The file.
+
+
+def change(path: str | Path, name: str, edited: Callable[[str, Sequence[Key]], str], *, known: bool = False) -> None:
+    """Replace the file with `edited(text, keys)`, unless that changes the keys of others than `name`.
+
+    `known` is whether the name has to be there. A FieldError of `edited` continues a sentence about the file.
+    """
+    file = Path(os.path.expanduser(path))
+    try:
+        with _locked(Path(os.path.realpath(file))) as target:
+            _change(file, target, name, edited, known)
+    except FieldError as fault:
+        raise KeysFileError([f"{file} {fault}"]) from None
+    except ModuleNotFoundError as error:
+        raise KeysFileError([f"{file} can't be changed: {error.name} is missing; pip install {error.name}"]) from None
+    except OSError as error:
+        raise KeysFileError([f"{file} can't be changed: {_fault(error, file)}"]) from None
+
+
+def _change(file: Path, target: Path, name: str, edited: Callable[[str, Sequence[Key]], str], known: bool) -> None:
+    data = keys_file.read(file)[0] if file.exists() else b""
+    before = keys_file.parse(data, str(file)) if data.strip() else ()
+    if known:
+        check_known(file, name, owners(before))
+    text = edited(data.decode("utf-8-sig"), before)
+    try:
+        after = keys_file.parse(text.encode(), str(file))
+    except KeysFileError as error:
+        raise FieldError(f"was left alone, as it would become faulty: {error.faults[0]}") from None
+    if others(before, name) != others(after, name):
+        raise FieldError(f"was left alone, as others than {name} would change; edit it by hand")
+    if after and not keys_file.has_end(text.encode()) and keys_file.lost_fields(KeyRing(before), after[-1]):
+        text = keys_text.with_end(text)  # The gate would take it for a file that was cut off.
+    _replace(target, (BOM_UTF8 if data.startswith(BOM_UTF8) else b"") + text.encode())
+
+
+def others(keys: Sequence[Key], name: str) -> list[Key]:
+    """The keys that are not of that name."""
+    return [key for key in keys if key.principal.name != name]
+
+
+def owners(keys: Sequence[Key]) -> list[str]:
+    """The names in the order of the file, each once."""
+    return list(dict.fromkeys(key.principal.name for key in keys))
+
+
+def check_known(file: Path, name: str, names: Sequence[str]) -> None:
+    """Raise KeysFileError, with the closest name, if it is none of the names in the file."""
+    if name not in names:
+        close = get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else "`scripts/keys list` shows all"
+        raise KeysFileError([f"{file} has no key {name}; {hint}"])
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _try_lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[Path]:
+    """Hold the lock of the file, and yield the file. The lock is another file beside it, since this one is replaced."""
+    lock = file.with_name(f".{file.name}.lock")
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + LOCK_TIMEOUT
+    try:
+        with suppress(OSError):  # Else what root changed, its owner could change no more.
+            _copy_owner(file if file.exists() else file.parent, descriptor)
+        while True:
+            try:
+                _try_lock(descriptor)
+                break
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() > deadline:
+                    raise FieldError(
+                        f"is in use: another program has held {lock} for {LOCK_TIMEOUT} s; end it, then try again"
+                    ) from None
+                time.sleep(0.02)
+        yield file
+    finally:
+        os.close(descriptor)
+
+
+def _replace(file: Path, data: bytes) -> None:
+    """Replace the file, which is locked. It keeps its mode and owner; a new file has mode 0600."""
+    new = file.with_name(f".{file.name}.new")
+    new.unlink(missing_ok=True)  # Left by a writer that was killed.
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as opened:
+            opened.write(data)
+            if file.exists():
+                _copy_owner(file, descriptor)
+                new.chmod(stat.S_IMODE(file.stat().st_mode))
+            opened.flush()
+            os.fsync(descriptor)
+        os.replace(new, file)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    with suppress(OSError):  # Windows can't open a directory.
+        directory = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _copy_owner(wanted: Path, descriptor: int) -> None:
+    if sys.platform != "win32":
+        found, owner = os.fstat(descriptor), wanted.stat()
+        if (found.st_uid, found.st_gid) != (owner.st_uid, owner.st_gid):
+            os.chown(descriptor, owner.st_uid, owner.st_gid)
+
+
+_REMEDIES = {
+    errno.ENOENT: "make the directory first",
+    errno.EROFS: "change it where it is not mounted read-only",
+    errno.EBUSY: "it is mounted alone, so that it can't be replaced; mount its directory instead",
+}
+
+
+def _fault(error: OSError, file: Path) -> str:
+    """What could not be done, and the remedy."""
+    place = Path(error.filename) if isinstance(error.filename, str) else file
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return f"{error.strerror}; {_REMEDIES.get(error.errno or 0, 'it is as it was')}"
+    if not place.exists():
+        place = place.parent.absolute()
+    try:
+        remedy = f"run this as its owner, {place.owner()}, or change its mode"
+    except (KeyError, NotImplementedError, OSError):
+        remedy = "run this as its owner"
+    return f"{place} can't be written ({error.strerror}); {remedy}"
