@@ -243,15 +243,15 @@ def _replace(file: Path, data: bytes) -> None:
     """Replace the file, which is locked. It keeps its mode and owner; a new file has mode 0600."""
     new = file.with_name(f".{file.name}.new")
     new.unlink(missing_ok=True)  # Left by a writer that was killed.
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    opened = open(new, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
     try:
-        with os.fdopen(descriptor, "wb") as opened:
+        with opened:
             opened.write(data)
             if file.exists():
-                _copy_owner(file, descriptor)
+                _copy_owner(file, opened.fileno())
                 new.chmod(stat.S_IMODE(file.stat().st_mode))
             opened.flush()
-            os.fsync(descriptor)
+            os.fsync(opened.fileno())
         os.replace(new, file)
     except BaseException:
         new.unlink(missing_ok=True)
