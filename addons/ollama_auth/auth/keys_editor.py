@@ -243,9 +243,8 @@ def _replace(file: Path, data: bytes) -> None:
     """Replace the file, which is locked. It keeps its mode and owner; a new file has mode 0600."""
     new = file.with_name(f".{file.name}.new")
     new.unlink(missing_ok=True)  # Left by a writer that was killed.
-    opened = open(new, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
     try:
-        with opened:
+        with open(new, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as opened:
             opened.write(data)
             if file.exists():
                 _copy_owner(file, opened.fileno())
