@@ -68,7 +68,7 @@ class ActiveConfig:
         key = options.ollama_api_key
         if key is not None and not settings.is_mask(key):
             mask = settings.MASK if not self._hidden else f"{settings.MASK} {len(self._hidden) + 1}"
-            self._hidden[mask] = settings.read_key(options, os.environ)[0]
+            self._hidden[mask] = settings.read_key(options, os.environ)
             options.update(ollama_api_key=mask)  # This calls us again, and changes nothing then.
 
     def take(self, new: Settings) -> None:

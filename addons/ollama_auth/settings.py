@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from .auth import keys, keys_file
+from .auth import keys, keys_file, weak_keys
 from .http.head import Bounds
 from .ollama_api.routes import RouteClass
 from .option_table import NAMES, OPTIONS, RENAMED, Options
@@ -168,7 +168,7 @@ def check_mitmproxy(options: Options) -> None:
 
 def keys_file_of(options: Options, environ: Mapping[str, str]) -> str | None:
     """Return the path of the keys file, or None."""
-    return options.ollama_keys_file or environ.get("OLLAMA_KEYS_FILE") or None
+    return next(filter(is_given, (options.ollama_keys_file, environ.get("OLLAMA_KEYS_FILE"))), None)
 
 
 def read_keys(
@@ -182,21 +182,30 @@ def read_keys(
     found: list[keys.Key] = []
     warnings: tuple[str, ...] = ()
     if path is None or _names_a_key(options, environ):
-        digest, warnings = read_key(options, environ, hidden)
-        found.append(keys.Key(digest, keys.Principal("default")))
+        found.append(keys.Key(read_key(options, environ, hidden), keys.Principal("default")))
     try:
         if path is not None:
-            named, more = keys_file.load(path, before.ring if before and before.keys_file == path else None)
+            named, warnings = keys_file.load(path, before.ring if before and before.keys_file == path else None)
             found += named
-            warnings += more
         return keys.KeyRing(found), warnings
     except (keys_file.KeysFileError, keys.InvalidKeyError) as fault:
         raise SettingsError(str(fault)) from None
 
 
 def _names_a_key(options: Options, environ: Mapping[str, str]) -> bool:
-    given = (options.ollama_api_key, options.ollama_api_key_file)
-    return any(value is not None for value in given) or bool({"OLLAMA_API_KEY", "OLLAMA_API_KEY_FILE"} & set(environ))
+    return any(is_given(value) for source in _sources(options, environ) for value in source.values())
+
+
+def is_given(value: str | None) -> TypeGuard[str]:
+    """Whether an option or a variable is set: an empty one is not."""
+    return value is not None and bool(value.strip())
+
+
+def _sources(options: Options, environ: Mapping[str, str]) -> tuple[dict[str, str | None], ...]:
+    """The key and the name of its file, in each place where they can be set; the first place wins."""
+    names = ("ollama_api_key", "ollama_api_key_file")
+    variables = tuple(map(str.upper, names))
+    return {name: getattr(options, name) for name in names}, {name: environ.get(name) for name in variables}
 
 
 def is_mask(value: str | None) -> bool:
@@ -204,38 +213,35 @@ def is_mask(value: str | None) -> bool:
     return value is not None and value.startswith(MASK)
 
 
-def read_key(
-    options: Options, environ: Mapping[str, str], hidden: Mapping[str, bytes] = NONE_HIDDEN
-) -> tuple[bytes, tuple[str, ...]]:
-    """Return (SHA-256 digest of the one key, warnings). Raises SettingsError."""
-    if is_mask(options.ollama_api_key) and options.ollama_api_key_file is None:
+def read_key(options: Options, environ: Mapping[str, str], hidden: Mapping[str, bytes] = NONE_HIDDEN) -> bytes:
+    """Return the SHA-256 digest of the one key. Raises SettingsError."""
+    if is_mask(options.ollama_api_key) and not is_given(options.ollama_api_key_file):
         if options.ollama_api_key not in hidden:
             raise SettingsError(f"the option ollama_api_key holds no key: {HOW_TO_SET_A_KEY}")
-        return hidden[options.ollama_api_key], ()
+        return hidden[options.ollama_api_key]
     secret, where = _find_key(options, environ)
     try:
+        weak_keys.check(secret)
         digest = keys.digest(secret)
+        weak_keys.check_strength(secret)
     except keys.InvalidKeyError as fault:
         raise SettingsError(f"{where}: {fault}; {HOW_TO_SET_A_KEY}") from None
-    if len(secret) < keys.SHORT:
-        return digest, (f"{where}: the key has fewer than {keys.SHORT} characters and may be guessed",)
-    return digest, ()
+    return digest
 
 
 def _find_key(options: Options, environ: Mapping[str, str]) -> tuple[str, str]:
     """Return (the secret, the name of its option or variable). Raises SettingsError."""
-    sources = (
-        (options.ollama_api_key, "ollama_api_key", options.ollama_api_key_file, "ollama_api_key_file"),
-        (environ.get("OLLAMA_API_KEY"), "OLLAMA_API_KEY", environ.get("OLLAMA_API_KEY_FILE"), "OLLAMA_API_KEY_FILE"),
-    )
-    for secret, secret_name, path, path_name in sources:
-        if secret is not None and path is not None:
-            raise SettingsError(f"both {secret_name} and {path_name} are set, and only one can hold: unset one of them")
-        if path is not None:
-            return _read_key_file(path, path_name), path_name
-        if secret is not None:
-            return secret, secret_name
-    raise SettingsError(f"no key is set, so nobody could be let in: {HOW_TO_SET_A_KEY}")
+    empty = None
+    for source in _sources(options, environ):
+        given = {name: value for name, value in source.items() if is_given(value)}
+        if len(given) > 1:
+            both = " and ".join(given)
+            raise SettingsError(f"both {both} are set, and only one can hold: unset one of them")
+        for name, value in given.items():
+            return (_read_key_file(value, name) if name.lower().endswith("_file") else value), name
+        empty = empty or next((name for name, value in source.items() if value is not None), None)
+    what = f"{empty}: the key is empty" if empty else "no key is set, so nobody could be let in"
+    raise SettingsError(f"{what}: {HOW_TO_SET_A_KEY}")
 
 
 def _read_key_file(path: str, name: str) -> str:

@@ -22,7 +22,8 @@ from ollama_auth import option_table, settings
 
 from .terminal import ToolError
 
-DEFAULT_ENDPOINT = "http://127.0.0.1:11434"
+DEFAULT_ENDPOINT = "127.0.0.1"
+OLLAMA_PORT = 11434
 DEFAULT_PORT = 8081
 CONFIG_FILES = ("config.yaml", "config.yml")
 
@@ -83,6 +84,10 @@ class Launch:
         """Whether the option or its environment variable is there, even if empty."""
         return getattr(self.options, name) is not None or name.upper() in environment
 
+    def is_given(self, name: str, environment: Mapping[str, str]) -> bool:
+        """Whether the option or its environment variable is set, and not empty."""
+        return any(map(settings.is_given, (getattr(self.options, name), environment.get(name.upper()))))
+
     def value(self, name: str, environment: Mapping[str, str]) -> str | None:
         """The option, else its environment variable; an empty option hides the variable."""
         option: str | None = getattr(self.options, name)
@@ -90,13 +95,17 @@ class Launch:
 
 
 def endpoint(text: str | None) -> str:
-    """OLLAMA_ENDPOINT -> a URL for mitmproxy, which would take one without a scheme for https. Raises ToolError."""
+    """OLLAMA_ENDPOINT -> a URL for mitmproxy, which would take one without a scheme for https. Raises ToolError.
+
+    Without a port it is Ollama's own; with https it is that of whatever stands before Ollama, 443.
+    """
     url = (text or "").strip() or DEFAULT_ENDPOINT
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         if valid and "@" not in parts.netloc and parts.path in ("", "/") and not parts.query + parts.fragment:
-            return f"{parts.scheme}://{parts.netloc}"
+            port = f":{OLLAMA_PORT}" * (parts.port is None and parts.scheme == "http")
+            return f"{parts.scheme}://{parts.netloc.removesuffix(':')}{port}"
     except ValueError:
         pass
     raise ToolError("OLLAMA_ENDPOINT has to look like http://HOST:PORT, without a path and without a password")

@@ -34,6 +34,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ollama_auth.auth.keys import new_key
+from ollama_auth.settings import is_given
 
 from . import launch
 from .launch import Launch
@@ -68,16 +69,24 @@ def read_env_file() -> dict[str, str]:
 
 
 def merge(real: Mapping[str, str], file: Mapping[str, str]) -> dict[str, str]:
-    """Both, where the real environment wins: if it sets the key in either form, both forms in the file are ignored."""
-    if KEY in real or KEY_FILE in real:
+    """Both, where the real environment wins: if it sets the key in either form, both forms in the file are ignored.
+
+    An empty variable in it does not count where the file has a value, except that it turns the status page off.
+    """
+    if is_given(real.get(KEY)) or is_given(real.get(KEY_FILE)):
         file = {name: value for name, value in file.items() if name not in (KEY, KEY_FILE)}
-    return {**file, **real}
+    wins = {name: value for name, value in real.items() if value or name == METRICS_LISTEN or name not in file}
+    return {**file, **wins}
 
 
 def store_new_key(path: Path) -> str:
-    """Make a key and append it to `path`, which no other user can read at any moment."""
+    """Make a key and append it to `path`, which no other user can read at any moment.
+
+    A shell that reads the file exports the key to what it starts. `docker run --env-file` takes nothing but lines
+    NAME=VALUE, as which it reads the second one, too.
+    """
     key = new_key()
-    line = f"{KEY}={key}\n"
+    line = f"{KEY}={key}\nEXPORTED=yes;export {KEY}\n"
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(line)
@@ -163,7 +172,7 @@ def guidance(address: str, made_key: str | None, key_in_file: bool, model: str |
     if model:
         curl += f""" -d '{{"model":"{model}","messages":[{{"role":"user","content":"Hello!"}}]}}'"""
     if not made_key:
-        load = f"  . {shlex.quote(str(ENV_FILE.resolve()))}\n" if key_in_file else ""
+        load = f"  set -a; . {shlex.quote(str(ENV_FILE.resolve()))}; set +a\n" if key_in_file else ""
         return f"ollama-auth: {address} is open to whoever has the key. Try it from another shell:\n{load}  {curl}\n"
     key = f'os.environ["{KEY}"]'
     return f"""\
@@ -244,7 +253,8 @@ def serve(command_line: Sequence[str]) -> int:
     environment |= status_address(launched, environment)
     upstream = launched.upstream(environment)
     made_key = None
-    if not any(launched.is_set(name.lower(), environment) for name in (KEY, KEY_FILE, KEYS_FILE)):
+    given = any(launched.is_given(name.lower(), environment) for name in (KEY, KEY_FILE, KEYS_FILE))
+    if not given and not any(launched.is_set(name.lower(), environment) for name in (KEY, KEY_FILE)):
         environment[KEY] = made_key = store_new_key(ENV_FILE)
     guide = partial(guidance, launched.address, made_key, KEY in file and KEY not in os.environ)
     if launched.demo:

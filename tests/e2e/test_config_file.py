@@ -235,7 +235,7 @@ def test_the_doctor_reads_it_too(
         ollama_api_key="changeme", certs=[str(cert)], listen_port=home.port, ollama_metrics_listen="0.0.0.0:1"
     )
     found = examined(home, monkeypatch, capsys, {"HOME": home.env["HOME"], "OLLAMA_ENDPOINT": "127.0.0.1:9"})
-    assert found["key"].startswith("bad it is short")
+    assert found["key"].startswith("bad ollama_api_key: the key has fewer than 16 characters")
     assert str(cert) in found
     assert found[f"https://127.0.0.1:{home.port}"] == "ok the port is free"
     assert found["status page"].startswith("warn")

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from ruamel.yaml import YAML
 
 from ollama_auth import option_table
+from ollama_auth.auth import weak_keys
 from scripts.tools import image, serve
 from tests.harness.base import KEY, ROOT, free_port
 from tests.harness.deploy import OBJECTS, UNIT, container
@@ -330,3 +331,12 @@ def test_no_example_admits_a_word_that_can_be_guessed(path: str) -> None:
     assert set(re.findall(r"\b[0-9a-f]{64}\b", text)).isdisjoint(digests)
     keys = re.findall(r"""API_KEY["']?[ \t]*[:=][ \t]*["']?([\w-]+)""", text)
     assert [key for key in keys if key.lower() in COMMON] == []
+
+
+@pytest.mark.parametrize("name", [*PAGES, *(path.name for path in (ROOT / "scripts" / "deploy").iterdir())])
+def test_no_example_admits_a_word_that_others_guess(name: str) -> None:
+    text = PAGES[name] if name in PAGES else (ROOT / "scripts" / "deploy" / name).read_text()
+    digests = re.findall(r"\b[0-9a-f]{32,64}\b", text)
+    keys = re.findall(r"OLLAMA_API_KEY=[\"']?([^\s\"'`]+)", text)
+    assert not [one for one in digests if weak_keys.hash_of_common(one)]
+    assert all(key.startswith(("sk-ollama-$(", "$", "…")) for key in keys), keys

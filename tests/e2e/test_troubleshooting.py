@@ -148,6 +148,7 @@ def starts(seen: Seen, upstream: Upstream, folder: Path) -> None:
 
     (folder / "faulty.toml").write_text('[[keys]]\nname = "alice"\nsha256 = "abc"\nscope = ["infer"]\n')
     fails(key=None)
+    fails(key=f'"{KEY}"')
     fails(mode="reverse:127.0.0.1:11434")
     fails("--set", "ollama_max_boddy=1m")
     fails(OLLAMA_KEYS_FILE=str(folder / "faulty.toml"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from errno import EACCES
-from hashlib import sha256
+from hashlib import md5, sha256
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def test_a_file_that_is_in_the_home_directory(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    "path", ["", ".", "/", "nothing", "/nothing/at/all", "~nobody-of-that-name/key", "a\0b", "k" * 5000]
+    "path", [".", "/", "nothing", "/nothing/at/all", "~nobody-of-that-name/key", "a\0b", "k" * 5000]
 )
 def test_a_file_that_can_not_be_read(path: str) -> None:
     for text in (refusal({"OLLAMA_API_KEY_FILE": path}), refusal({}, ollama_api_key_file=path)):
@@ -169,12 +169,11 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     assert "non-ASCII" in refusal({"OLLAMA_API_KEY_FILE": file_of(tmp_path / "key", b"\xff\xfe" * 10)})
 
 
-@pytest.mark.parametrize("key", [KEY, ""])
-def test_both_sources_at_once(key: str, tmp_path: Path) -> None:
+def test_both_sources_at_once(tmp_path: Path) -> None:
     path = file_of(tmp_path / "key", KEY.encode())
     for text in (
-        refusal({"OLLAMA_API_KEY": key, "OLLAMA_API_KEY_FILE": path}),
-        refusal({}, ollama_api_key=key, ollama_api_key_file=path),
+        refusal({"OLLAMA_API_KEY": KEY, "OLLAMA_API_KEY_FILE": path}),
+        refusal({}, ollama_api_key=KEY, ollama_api_key_file=path),
         refusal({}, ollama_api_key=MASK, ollama_api_key_file=path),
     ):
         assert "unset one of them" in text
@@ -188,16 +187,74 @@ def test_the_option_wins_over_the_environment(tmp_path: Path) -> None:
     assert settings(environ, ollama_api_key_file=path).ring.find(b"sk-another-0123456789")
 
 
-@pytest.mark.parametrize("short", ["x", "fifteen-letters"])
-def test_a_short_key_works_with_a_warning_that_does_not_tell_it(short: str) -> None:
-    found = settings({"OLLAMA_API_KEY": short})
-    assert found.ring.find(short.encode())
-    assert [warning.replace(short, "?") for warning in found.warnings] == list(found.warnings) or short == "x"
-    assert "OLLAMA_API_KEY: the key has fewer than 16 characters" in found.warnings[0]
+@pytest.mark.parametrize("empty", ["", " ", "\n"])
+def test_what_is_empty_is_unset_where_another_source_is_there(empty: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path / "key", KEY.encode())
+    named = file_of(tmp_path / "keys.toml", b'[[keys]]\nname = "anna"\nsha256 = "%s"\n' % (b"ab" * 32))
+    assert settings({"OLLAMA_API_KEY": empty, "OLLAMA_API_KEY_FILE": path}).ring.find(KEY.encode())
+    assert settings({"OLLAMA_API_KEY": KEY, "OLLAMA_API_KEY_FILE": empty, "OLLAMA_KEYS_FILE": empty}).keys_file is None
+    assert settings(ENVIRON, ollama_api_key=empty, ollama_api_key_file=empty).ring.find(KEY.encode())
+    found = settings({"OLLAMA_API_KEY": empty, "OLLAMA_API_KEY_FILE": empty, "OLLAMA_KEYS_FILE": named})
+    assert list(found.ring.principals) == ["anna"]
+    assert "OLLAMA_API_KEY_FILE: the key is empty" in refusal({"OLLAMA_API_KEY_FILE": empty})
+    assert "no key is set" in refusal({"OLLAMA_KEYS_FILE": empty})
 
 
-def test_a_key_of_16_characters_is_no_reason_to_warn() -> None:
-    assert settings({"OLLAMA_API_KEY": "sixteen-letters-"}).warnings == ()
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        *((f"{quote}{KEY}{quote}", "a quote") for quote in ('"', "'", "`", "\N{LEFT DOUBLE QUOTATION MARK}")),
+        *((text, "a quote") for text in (f'"{KEY}', f"{KEY}'", f' "{KEY}" ', f'"two words {KEY}"')),
+        *((f"{name}={KEY}", "NAME=value") for name in ("OLLAMA_API_KEY", "export OLLAMA_API_KEY", "KEY", "$env:KEY")),
+        *((f"OLLAMA_API_KEY{text}", "NAME=value") for text in (f"='{KEY}'", f" = {KEY}", f": {KEY}", "=")),
+        *((text, "variable") for text in ("$OLLAMA_API_KEY", "${OLLAMA_API_KEY}", "${OLLAMA_API_KEY:-none}", "$1")),
+        *((text, "variable") for text in ("$(cat /run/secrets/key)", "sk-ollama-$(openssl rand -hex 9)", "%MY_KEY%")),
+        *(
+            (text, "variable")
+            for text in ("{{ .Values.key }}", "sk-ollama-$SUFFIX-0123456789", "<the-key-of-the-gate>")
+        ),
+        *((text, "fewer than 16") for text in ("x", "test", "changeme", "fifteen-letters")),
+        *(
+            (text, "well-known")
+            for text in ("changemechangeme", "CHANGE_ME_PLEASE_", "your-api-key-here", "sk-xxxxxxxxxxxxx")
+        ),
+        *(
+            (text, "well-known")
+            for text in ("password12345678", "0123456789012345", "aaaaaaaaaaaaaaaa", "abababababababab")
+        ),
+        *(
+            (text, "well-known")
+            for text in ("sk-ollama-your-secret-key", "correct-horse-battery-staple", "changeme" * 60)
+        ),
+        *(
+            (make(text).hexdigest(), "digest of")
+            for make in (sha256, md5)
+            for text in (b"", b"\n", b"test", b"Changeme\n")
+        ),
+    ],
+)
+def test_what_is_no_key_though_a_header_could_hold_it(text: str, why: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path / "key", f"{text}\n".encode())
+    for said in (
+        refusal({"OLLAMA_API_KEY": text}),
+        refusal({"OLLAMA_API_KEY_FILE": path}),
+        refusal(ENVIRON, ollama_api_key=text),
+    ):
+        assert why in said
+        assert "openssl rand -hex 16" in said
+        assert len(text) < 10 or text not in said
+
+
+@pytest.mark.parametrize(
+    "key", ["sixteen-letters-", "c2l4dGVlbi1sZXR0ZXJz==", "pa$5word&co-1234x", "100%-sure-it-is-%"]
+)
+def test_a_key_that_is_odd_and_good(key: str) -> None:
+    assert settings({"OLLAMA_API_KEY": key}).ring.find(key.encode())
+
+
+@given(st.binary(min_size=8, max_size=32))
+def test_no_random_key_is_refused(data: bytes) -> None:
+    assert len(set(data)) < 5 or key_from(data.hex()) == sha256(data.hex().encode()).digest()
 
 
 def test_a_key_that_was_taken_and_hidden_still_holds() -> None:
@@ -216,7 +273,7 @@ def test_the_mask_of_a_key_that_nobody_took_is_no_key() -> None:
 def key_from(secret: str) -> bytes | str:
     """The digest of that key, or why it is refused."""
     try:
-        return read_key(FakeOptions(), {"OLLAMA_API_KEY": secret})[0]
+        return read_key(FakeOptions(), {"OLLAMA_API_KEY": secret})
     except SettingsError as error:
         return str(error)
 

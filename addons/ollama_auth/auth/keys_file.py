@@ -21,6 +21,7 @@ from typing import Any
 
 from ..errors import OllamaAuthError
 from ..ollama_api.model_names import check_pattern
+from . import weak_keys
 from .keys import DEFAULT_SCOPES, Key, KeyRing, Principal, Scope, parse_ssh_key
 
 MAX_FILE = 16 * 1024 * 1024
@@ -291,6 +292,8 @@ def key_name(value: object) -> str:
 def _digest(value: object) -> bytes:
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):
         raise FieldError(f"is not 64 hex digits in quotes; {_DIGEST_WANTED}")
+    if weak_keys.hash_of_common(value):
+        raise FieldError("is the digest of a well-known word, or of nothing; make a key with `scripts/keys add NAME`")
     return bytes.fromhex(value)
 
 

@@ -24,8 +24,9 @@ EXPIRES_SOON = timedelta(days=21)
 
 def credentials(target: Target) -> Iterator[Finding]:
     """Read the keys as the gate would, and estimate whether the single key can be guessed."""
-    names = ("ollama_api_key", "ollama_api_key_file", "ollama_keys_file")
-    if not any(target.launched.is_set(name, target.environment) for name in names):
+    single = ("ollama_api_key", "ollama_api_key_file")
+    set_at_all = any(target.launched.is_set(name, target.environment) for name in single)
+    if not set_at_all and not target.launched.is_given("ollama_keys_file", target.environment):
         yield ok("key", "there is none yet: scripts/serve makes one")
         return
     try:
@@ -54,9 +55,9 @@ def single_key(target: Target) -> str | None:
         (options.ollama_api_key_file, options.ollama_api_key),
         (environment.get("OLLAMA_API_KEY_FILE"), environment.get("OLLAMA_API_KEY")),
     ):
-        if path:
+        if settings.is_given(path):
             return Path(path).expanduser().read_text("utf-8", "replace").rstrip("\r\n")
-        if secret:
+        if settings.is_given(secret):
             return str(secret)
     return None
 
@@ -70,8 +71,8 @@ def bits(secret: str) -> float:
 def strength(secret: str) -> Finding:
     remedy = 'make another: echo "sk-ollama-$(openssl rand -hex 16)"'
     found = bits(secret)
-    if len(secret) < keys.SHORT or found < WEAK:
-        return bad("key", "it is short or repeats itself, and can be guessed", remedy)
+    if found < WEAK:
+        return bad("key", "it repeats itself, and can be guessed", remedy)
     if found < FAIR:
         return warn("key", "it is not as strong as it should be", remedy)
     return ok("key", "it is strong")

@@ -257,6 +257,18 @@ def test_a_field_that_cannot_be(line: str, fault: str) -> None:
         ("[[keys]]", "key number 1: has no name; say whom the key is for"),
         ("[[keys]]\nname = 'a'", "a: has neither sha256 nor ssh_ed25519; `scripts/keys add NAME` makes"),
         ("[[keys]]\nname = 'a'\nsha256 = 7", "a: sha256 is not 64 hex digits in quotes"),
+        *(
+            (key(sha256=hashlib.sha256(word).hexdigest()), "alice: sha256 is the digest of a")
+            for word in (b"", b"test\n")
+        ),
+        (
+            key(sha256=hashlib.sha256(b"password").hexdigest().upper()),
+            "alice: sha256 is the digest of a well-known word",
+        ),
+        (
+            key(f"previous_sha256 = '{hashlib.sha256(b'').hexdigest()}'"),
+            "alice: previous_sha256 is the digest of a well",
+        ),
     ],
 )
 def test_a_file_that_cannot_be(text: str | bytes, fault: str) -> None:
@@ -358,7 +370,7 @@ def test_ten_thousand_keys_are_read_in_a_second() -> None:
     """On a machine that does nothing else; here it has three, as there may be other work."""
     lines = 'scopes = ["infer", "list"]', 'models = ["llama3.2", "qwen*"]', "tokens_per_day = 200_000"
     data = "".join(
-        key(*lines, name=f"user-{n}", sha256=hashlib.sha256(b"%d" % n).hexdigest()) for n in range(10_000)
+        key(*lines, name=f"user-{n}", sha256=hashlib.sha256(b"key %d" % n).hexdigest()) for n in range(10_000)
     ).encode()
     start = time.process_time()
     assert len(KeyRing(parse(data, "keys.toml"))) == 10_000

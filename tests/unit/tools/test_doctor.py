@@ -343,13 +343,13 @@ def test_a_status_page_for_everybody(home: Home) -> None:
 
 @pytest.mark.parametrize(
     ("secret", "level"),
-    [("changeme", "bad"), ("a" * 64, "bad"), ("ollama-ollama-ollama", "bad"), ("hunter2hunter2hunter3xy", "warn")],
+    [("changeme", "bad"), ("a" * 64, "bad"), ("hunterhunterhunter", "bad"), ("hunter2hunter2hunter3xy", "warn")],
 )
 def test_a_key_that_can_be_guessed(home: Home, secret: str, level: str) -> None:
     home.secrets.append(secret)
     home.env["OLLAMA_API_KEY"] = secret
     visit = home.visit("--json")
-    assert "|key|it is" in visit.levels(level)
+    assert "|key|" in visit.levels(level)
     assert "openssl rand -hex 16" in visit.levels(level)
 
 

@@ -1,8 +1,10 @@
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,10 @@ SECRET = re.compile(r"sk-ollama-[0-9a-f]{32}")
         ("ollama:11434", "http://ollama:11434"),
         ("http://ollama:11434/", "http://ollama:11434"),
         ("HTTPS://ollama.example", "https://ollama.example"),
+        ("127.0.0.1", "http://127.0.0.1:11434"),
+        ("http://gpu-box/", "http://gpu-box:11434"),
+        ("gpu-box:", "http://gpu-box:11434"),
+        ("[::1]", "http://[::1]:11434"),
         ("[::1]:11434", "http://[::1]:11434"),
     ],
 )
@@ -88,6 +94,23 @@ def test_a_new_key_can_be_read_by_nobody_else(tmp_path: Path) -> None:
     assert SECRET.fullmatch(key)
     assert serve.read_env(path.read_text()) == {serve.KEY: key}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_an_empty_variable_does_not_hide_the_file() -> None:
+    real = {serve.KEY: "", serve.KEY_FILE: "", "OLLAMA_ENDPOINT": "", serve.METRICS_LISTEN: ""}
+    file = {serve.KEY: "a", "OLLAMA_ENDPOINT": "b", serve.METRICS_LISTEN: "c"}
+    assert serve.merge(real, file) == real | {serve.KEY: "a", "OLLAMA_ENDPOINT": "b"}
+
+
+def test_the_file_is_for_shells_and_what_they_start_and_for_docker(tmp_path: Path) -> None:
+    key = serve.store_new_key(path := tmp_path / "with a space")
+    for shell in filter(shutil.which, ("sh", "bash", "dash", "zsh")):
+        program = [shell, "-c", '. "$1" && exec env', shell, str(path)]
+        shown = subprocess.run(program, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True)
+        assert f"{serve.KEY}={key}" in shown.stdout.splitlines()
+    lines = path.read_text().splitlines()
+    assert all(re.fullmatch(r"\w+=.*", line) for line in lines)  # Docker refuses white space in a name.
+    assert dict(line.split("=", 1) for line in lines)[serve.KEY] == key
 
 
 @pytest.mark.parametrize("before", ["", "OLLAMA_ENDPOINT=a", "OLLAMA_ENDPOINT=a\n"])
