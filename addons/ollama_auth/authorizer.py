@@ -182,7 +182,9 @@ class Authorizer:
             message = "the key is in the path of the URL: take it for known to others"
             raise RefusedError(KEY_IN_PATH, 400, message) from None
         filtered = policy.response_filtered(principal, found)
-        allowed = self.settings.forward_headers - {b"accept-encoding"} if filtered else self.settings.forward_headers
+        allowed = self.settings.forward_headers
+        if filtered or (found.prompts and principal.tokens_per_day is not None):
+            allowed -= {b"accept-encoding"}  # The answer is to be read here.
         fields = redaction.without(forwarding.split(head.fields, allowed)[0], secret)
         check_text(fields)
         shared = self.settings.limits_storage is not None and found.route_class in policy.REPLAY_HURTS

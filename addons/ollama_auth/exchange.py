@@ -15,9 +15,10 @@ from .auth.redaction import MASK, mask_model
 from .bounded_copy import Recording
 from .http.head import Fields
 from .http.responses import Answer
+from .ollama_api.prompt import Prompt
 from .ollama_api.request_models import Asked, BodyReader
 from .ollama_api.routes import Dialect, Route
-from .ollama_api.usage import Usage, UsageReader
+from .ollama_api.usage import BYTES_PER_TOKEN, Usage, UsageReader
 
 
 class Outcome(StrEnum):
@@ -157,8 +158,12 @@ class Exchange:
     bytes_out: int = 0
     usage: UsageReader | None = None
     """Reads the response as it passes, where it may report tokens."""
+    prompt: Prompt | None = None
+    """Estimates the tokens of the request body, where a model is to read it."""
+    sent: bool = False
+    """Some of the body went upstream."""
     used: Usage | None = None
-    """The result of `usage`, once the response has ended."""
+    """What Ollama worked for it, once it has ended; None where that was nothing."""
     on_token_interval: Callable[[float], object] | None = None
     """Takes the seconds between two tokens of a stream."""
     recording: Recording | None = None
@@ -221,6 +226,9 @@ class Exchange:
     def request_chunk(self, data: bytes) -> bytes:
         """Count and pass on what the client sends (for `flow.request.stream`)."""
         self.bytes_in += len(data)
+        if self.prompt and not self.state.held_body:
+            self.prompt.add(data)
+        self.sent = True
         if self.recording:
             self.recording.request.add(data)
         return data
@@ -252,7 +260,23 @@ class Exchange:
         if self.ended is not None:
             return
         self.ended = monotonic()
-        if self.usage:
-            self.used = self.usage.finish(clean=self.reason is None)
-            if self.used.model:
-                self.model = self.used.model = self.shown_model(self.used.model)
+        self.used = self.charged_usage()
+        if self.used and self.used.model:
+            self.model = self.used.model = self.shown_model(self.used.model)
+
+    def charged_usage(self) -> Usage | None:
+        """What Ollama worked for: what it says, else an estimate of the prompt and of the answer as far as it came."""
+        if self.usage and self.status == 200:
+            used = self.usage.finish(clean=self.reason is None)
+        elif self.prompt and self.sent and self.first_byte is None and not (self.reason or "").startswith("upstream"):
+            used = Usage(completion_tokens=0)  # It was at work, and nothing had come yet.
+        else:
+            return None
+        if not self.prompt:
+            return used
+        if used.compressed and used.completion_tokens is None:
+            used.completion_tokens, used.estimated = self.bytes_out // BYTES_PER_TOKEN, True
+        if used.prompt_tokens is None:
+            failed = used.error and not used.events
+            used.prompt_tokens, used.estimated = 0 if failed else self.prompt.tokens, True
+        return used

@@ -30,8 +30,9 @@ from .http.responses import DO_NOT_RETRY, RETRY_SECONDS, Answer, retry_after
 from .mitmweb.flows import FlowViews
 from .ollama_api import listings
 from .ollama_api.listings import is_account
+from .ollama_api.prompt import Prompt
 from .ollama_api.request_models import BodyError
-from .ollama_api.routes import Dialect, Route, RouteClass
+from .ollama_api.routes import Dialect, Route
 from .ollama_api.usage import UsageReader
 from .proxy.connections import ClientConnection, Connections, network
 from .proxy.events import Reservation
@@ -45,8 +46,6 @@ logger = logging.getLogger(__name__)
 
 MOST_WAITED = 60
 """Seconds of Retry-After that the libraries wait; after more they ask again and again, or wait for hours."""
-BYTES_PER_TOKEN = 4
-"""Of English text, roughly: an estimate for a prompt whose tokens Ollama did not report."""
 
 WINDOWS = {"requests_per_minute": (b"requests", 60), "tokens_per_day": (b"tokens", 24 * 60 * 60)}
 """The unit that a limit counts, and its window in seconds."""
@@ -120,6 +119,8 @@ class RequestLifecycle:
                 exchange.path = MASKED_PATH
             return decision.verdict
         exchange.state.upstream_request, exchange.state.body_reader = decision.verdict, decision.body_reader
+        if exchange.route and exchange.route.prompts:
+            exchange.prompt = Prompt(exchange.route.path)
         return decision.verdict if decision.verdict.waits else self._admit(exchange, decision.verdict, peer)
 
     def _begin_to_hold(self, exchange: Exchange, request: UpstreamRequest, announced: int) -> None:
@@ -148,6 +149,8 @@ class RequestLifecycle:
                 raise RefusedError("body too large", 413, f"the request body is larger than {request.max_body} bytes")
             self.held_bodies.add(held, len(data), *self._most_held)
             reader.feed(data)
+            if exchange.prompt:
+                exchange.prompt.add(data)
         except RefusedError as error:
             return Authorizer.refuse(exchange, error)
         except Exception as error:
@@ -266,7 +269,7 @@ class RequestLifecycle:
             if exchange.method == "HEAD":
                 flow.response.headers.pop("content-length", None)  # The length of the unfiltered list.
             return  # It is read whole: see rewrite_response().
-        if exchange.route and exchange.route.route_class in (RouteClass.INFER, RouteClass.EMBED):
+        if exchange.route and exchange.prompt and exchange.status == 200:
             get = flow.response.headers.get
             kinds = get("content-type", ""), get("content-encoding", "")
             exchange.usage = UsageReader(exchange.route.usage, *kinds, exchange.status)
@@ -366,9 +369,7 @@ class RequestLifecycle:
             return
         try:
             if used := exchange.used:
-                # A client that leaves before the figures come must not get its prompt for nothing.
-                prompt = exchange.bytes_in // BYTES_PER_TOKEN if used.prompt_tokens is None else used.prompt_tokens
-                await limiter.spend(request.principal, prompt + (used.completion_tokens or 0))
+                await limiter.spend(request.principal, (used.prompt_tokens or 0) + (used.completion_tokens or 0))
         except StorageUnavailableError as error:
             self.connections.warn_rate_limited(f"the storage of limits does not answer ({error})")
         finally:

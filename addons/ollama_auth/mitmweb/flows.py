@@ -235,8 +235,7 @@ class FlowViews:
         live = self.live.pop(flow.id, None)
         if live:
             exchange = live.exchange
-            if exchange.usage:
-                exchange.used = exchange.usage.finish(clean=exchange.reason is None)
+            exchange.used = exchange.charged_usage()
             live.show(0)
             # A replay sends the content; it would not be used while a stream function is set.
             flow.request.stream = False

@@ -19,7 +19,9 @@ MAX_TOKEN = 1024
 
 type Wanted = Mapping[bytes, str | Wanted]
 """The members to read: name -> the key to report its value under, or, where the value is an object or an array of
-objects, the members to read of those."""
+objects, the members to read of those; b"" is a value that is neither."""
+TEXT = "text"
+"""The key of what is not reported but counted: strings, and containers of them."""
 
 _TOO_LONG = b""
 # Possessive throughout: nothing is tried in two ways. An unwanted container is skipped in one step where all of it is
@@ -42,12 +44,17 @@ class Scanner:
         """The values read so far, as sent: strings with their quotes, numbers, `true`, `false`, `null`."""
         self.closed = False
         """The object has ended; what follows it is not read."""
+        self.text = 0
+        """Bytes of the values that are wanted as TEXT."""
+        self.quotes = 0
+        """Quotes that begin and end the strings in these."""
         # Open containers: (members wanted in it, whether it is an object). The first one stands for the document.
         self._open: list[tuple[Wanted, bool]] = [(wanted, False)]
         self._name: bytes | None = None  # of the member whose value comes next
         self._rest = b""  # a token that has not ended
         self._skipped = 0  # depth of open containers that are not wanted
         self._in_string = False  # inside a string that is not wanted, or too long
+        self._counts = False  # what is skipped is wanted as TEXT
 
     def feed(self, data: bytes) -> None:
         """Read the next piece of the document."""
@@ -64,6 +71,8 @@ class Scanner:
     def _string(self, data: bytes, at: int) -> int:
         """Skip to the end of a string."""
         end = _end(_IN_STRING, data, at)
+        if self._counts:
+            self._count(data, at, end + 1)
         if data[end : end + 1] == b'"':
             self._in_string = False
         else:
@@ -73,6 +82,8 @@ class Scanner:
     def _container(self, data: bytes, at: int) -> int:
         """Skip to the end of an unwanted container, or to the start of an inner one whose end is yet to come."""
         end = _end(_IN_CONTAINER, data, at)
+        if self._counts:
+            self._count(data, at, end + 1)
         match data[end : end + 1]:
             case b'"':
                 self._in_string = True
@@ -83,14 +94,19 @@ class Scanner:
                 self.closed = self._skipped == 0 and len(self._open) == 1
         return end + 1
 
+    def _count(self, data: bytes, at: int, end: int) -> None:
+        self.text += min(end, len(data)) - at
+        self.quotes += data.count(b'"', at, end)
+
     def _token(self, data: bytes, at: int) -> int:
         """Read a bracket, a name or a value."""
+        self._counts = False
         found = _TOKEN.match(data, at)
         if not found:
             return self._unfinished(data, _end(_SEPARATORS, data, at))
         opening, _, scalar = found.groups()
         if scalar:
-            self._scalar(scalar if len(scalar) <= MAX_TOKEN else _TOO_LONG)
+            self._scalar(scalar)
         elif opening:
             self._enter(opening == b"{")
         else:
@@ -102,7 +118,7 @@ class Scanner:
         self._rest = data[at : at + MAX_TOKEN + 1]  # one more than is kept, so that it is found to be too long
         if self._rest.startswith(b'"') and len(self._rest) > MAX_TOKEN:
             self._rest, self._in_string = b"", True
-            self._scalar(_TOO_LONG)
+            self._counts = self._scalar(b'"')
             return at + 1
         return len(data)
 
@@ -115,6 +131,7 @@ class Scanner:
             self._open.append((inner, is_object))
         else:
             self._skipped = 1
+            self._counts = inner == TEXT
 
     def _leave(self) -> None:
         if len(self._open) > 1:
@@ -122,17 +139,24 @@ class Scanner:
         self._name = None
         self.closed = len(self._open) == 1
 
-    def _scalar(self, token: bytes) -> None:
+    def _scalar(self, token: bytes) -> bool:
+        """Read a name or a value, or a quote that begins a long string; return whether it is wanted as TEXT."""
         wanted, in_object = self._open[-1]
         if not in_object:
-            return
+            return False
         if self._name is None:
             self._name = token[1:-1]
-            return
+            return False
         name = wanted.get(self._name)
         self._name = None
+        if isinstance(name, Mapping):
+            name = name.get(b"")
+        if name == TEXT and token.startswith(b'"'):
+            self._count(token, 0, len(token))
+            return True
         if isinstance(name, str):
-            self.found[name] = token
+            self.found[name] = token if len(token) <= MAX_TOKEN and token != b'"' else _TOO_LONG
+        return False
 
 
 # Strict reading (RFC 8259). Each pattern matches whole tokens only, so a token that is cut off matches none. Most of a

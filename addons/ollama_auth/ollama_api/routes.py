@@ -67,6 +67,11 @@ class Route:
         """Whether such a request names models."""
         return self.models is not None or self.route_class in _NAMES_MODELS
 
+    @property
+    def prompts(self) -> bool:
+        """Whether a model reads the body, and so uses tokens."""
+        return self.route_class in (RouteClass.INFER, RouteClass.EMBED)
+
     def body_reader(self, query: bytes, content_type: bytes) -> BodyReader:
         """Return the reader of what a request with this query and this one Content-Type asks for in its body.
 
@@ -121,7 +126,7 @@ _ROUTES = {
     **_routes(_INFER, "POST /v1/messages", models.MODEL_AND_TOOLS, usage.MESSAGES, formats.MESSAGES),
     # Ollama has no count_tokens yet, which Anthropic's clients ask for; they know what to do with its 404.
     **_unread(_INFER, "POST /v1/messages/count_tokens", models.MODEL_AND_TOOLS),
-    **_routes(_INFER, "POST /v1/audio/transcriptions", models.in_form, NO_USAGE, None),
+    **_routes(_INFER, "POST /v1/audio/transcriptions", models.in_form, usage.TRANSCRIPTION, None),
     **_routes(_EMBED, "POST /api/embed /api/embeddings", models.MODEL, usage.OLLAMA_EMBEDDING, None),
     **_routes(_EMBED, "POST /v1/embeddings", models.MODEL, usage.OPENAI_EMBEDDING, None),
 

@@ -95,7 +95,14 @@ class Events(Lines):
         self._pieces: Pieces | None = None
 
     def finish(self) -> None:
-        """End the stream; an event that has not ended is dropped."""
+        """End the stream, and an event that has not ended with it: it is passed on in pieces."""
+        if self._held and not self._long:
+            self._open(bytes(self._held))
+        elif self._data and not self._pieces:
+            self._pieces = super()._open(self._data)
+        if self._pieces:
+            self._pieces.end()
+        self._pieces = self._data = None
 
     def _line(self, line: bytes) -> None:
         if line.startswith(b"data:"):

@@ -10,11 +10,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .json_scanner import Scanner, Wanted
+from .json_scanner import TEXT, Scanner, Wanted
 from .sse import Events, Lines
 
 MAX_LINE = 64 * 1024
 """Bytes of a line or event that are held to be looked at as a whole; a longer one is scanned as it comes."""
+LONG_EVENT = 384
+"""Bytes of an event that may be more than one token, such as the call of a tool: its text is counted."""
+BYTES_PER_TOKEN = 4
+"""Of English text, roughly."""
 MAX_DIGITS = 15
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -32,7 +36,7 @@ class Usage:
     complete: bool = False
     """The answer was seen to its end, and that was a regular end of its protocol, not an error."""
     estimated: bool = False
-    """The stream reported no figures: `completion_tokens` is the number of events."""
+    """The answer reported no figures, or not all of them: they were estimated."""
     compressed: bool = False
     """The answer was compressed, and so not read."""
     error: str | None = None
@@ -47,6 +51,8 @@ class Answer:
         self.stream = stream
         self.ended = False
         """The protocol's own end of a stream was seen, or the object was."""
+        self.more = 0
+        """Tokens of long events beyond one each, and of an answer that is no stream, by the length of their text."""
         self._wanted = usage_format.wanted
         self._recognize = usage_format.recognize
 
@@ -77,6 +83,11 @@ class Answer:
             usage.events += 1
         self.ended |= kind in _ENDS or found.get("done") == b"true"
 
+    def add_text(self, size: int) -> None:
+        """Count the text of an object, also of one that was cut off; a short event counts for one token already."""
+        if size > LONG_EVENT or not self.stream:
+            self.more += size // BYTES_PER_TOKEN
+
     def _count(self, found: dict[str, bytes]) -> None:
         missing = b"0" if found.get("done") == b"true" else b""
         prompt, completion = _number(found.get("prompt", missing)), _number(found.get("completion", missing))
@@ -96,13 +107,15 @@ class Scan(Scanner):
         self._answer = answer
 
     def end(self) -> None:
-        """Count an event; one that was cut off counts for nothing."""
+        """Count an event; of one that was cut off only its text."""
         if self.closed:
             self._answer.add(self.found)
+        self._answer.add_text(self.text)
 
     def finish(self) -> None:
         """Count the whole answer, also where it was cut off."""
         self._answer.add(self.found)
+        self._answer.add_text(self.text)
         self._answer.ended = self.closed
 
 
@@ -139,13 +152,16 @@ class UsageFormat:
     recognize: Callable[[Answer, bytes, bytes], bool]
     """Count an event, given its data and name, if that is possible without scanning it; otherwise return False. The
     first event is scanned in any case, for its model."""
-    counts_events: bool = True
-    """Estimate the tokens of a stream that reports none as the number of its events."""
+    generates: bool = True
+    """The answer is text; where it reports no tokens, they are estimated by its events and their text."""
 
 
 # Ollama leaves out a count of 0. `done` is true in the last object of a stream, or the only one, and false in all
 # others. An error in a stream is its last line, and a text.
 _OLLAMA: Wanted = {
+    b"response": TEXT,
+    b"thinking": TEXT,
+    b"message": {b"content": TEXT, b"thinking": TEXT, b"tool_calls": TEXT},
     b"model": "model",
     b"prompt_eval_count": "prompt",
     b"eval_count": "completion",
@@ -159,21 +175,29 @@ _COUNTS: Wanted = {
     b"input_tokens": "prompt",
     b"output_tokens": "completion",
 }
+_SAID: Wanted = {b"content": TEXT, b"reasoning": TEXT, b"tool_calls": TEXT}
 _OPENAI: Wanted = {
     b"model": "model",
-    b"choices": {b"finish_reason": "choice"},
+    b"choices": {b"finish_reason": "choice", b"text": TEXT, b"message": _SAID, b"delta": _SAID},
     b"usage": _COUNTS,
     b"error": {b"type": "failure"},
 }
-_RESPONSE: Wanted = {b"model": "model", b"status": "finish", b"usage": _COUNTS, b"error": {b"code": "failure"}}
-_RESPONSES: Wanted = {**_RESPONSE, b"type": "type", b"response": _RESPONSE}
+_RESPONSE: Wanted = {
+    b"model": "model",
+    b"status": "finish",
+    b"usage": _COUNTS,
+    b"error": {b"code": "failure"},
+    b"output": TEXT,
+}
+_RESPONSES: Wanted = {**_RESPONSE, b"type": "type", b"response": _RESPONSE, b"delta": TEXT}
 # The usage in the `message` of message_start is an estimate (seen: 5 tokens, where message_delta had the true 25).
 _MESSAGES: Wanted = {
     b"type": "type",
     b"model": "model",
     b"message": {b"model": "model"},
     b"stop_reason": "finish",
-    b"delta": {b"stop_reason": "finish"},
+    b"content": TEXT,
+    b"delta": {b"stop_reason": "finish", b"text": TEXT, b"thinking": TEXT, b"partial_json": TEXT},
     b"usage": _COUNTS,
     b"error": {b"type": "failure"},
 }
@@ -185,7 +209,7 @@ _SCANNED = frozenset({"", "message_start", "message_delta", "response.created", 
 
 def _recognize_ollama(answer: Answer, data: bytes, name: bytes) -> bool:
     """The last brace closes the object, so the member before it is the object's own, whatever the others hold."""
-    if answer.usage.model is None or not data.endswith(b'"done":false}'):
+    if answer.usage.model is None or len(data) > LONG_EVENT or not data.endswith(b'"done":false}'):
         return False
     answer.usage.events += 1
     return True
@@ -196,7 +220,9 @@ def _recognize_openai(answer: Answer, data: bytes, name: bytes) -> bool:
     if data == b"[DONE]":
         answer.ended = True
         return True
-    if answer.usage.model is None or b'"finish_reason":null' not in data or b'"model":""' in data:
+    if answer.usage.model is None or len(data) > LONG_EVENT or b'"finish_reason":null' not in data:
+        return False
+    if b'"model":""' in data:
         return False
     answer.usage.events += 1
     return True
@@ -205,7 +231,10 @@ def _recognize_openai(answer: Answer, data: bytes, name: bytes) -> bool:
 def _recognize_named(answer: Answer, data: bytes, name: bytes) -> bool:
     """Events of Anthropic and of /v1/responses have their type in a line of their own."""
     kind = name.decode("ascii", "replace")
-    answer.usage.events += _is_content(kind)
+    content = _is_content(kind)
+    if content and len(data) > LONG_EVENT:
+        return False
+    answer.usage.events += content
     return kind not in _SCANNED
 
 
@@ -216,11 +245,12 @@ def _is_content(kind: str) -> bool:
 
 NO_USAGE: UsageFormat = UsageFormat({}, lambda answer, data, name: True)
 OLLAMA: UsageFormat = UsageFormat(_OLLAMA, _recognize_ollama)
-OLLAMA_EMBEDDING: UsageFormat = UsageFormat(_OLLAMA, _recognize_ollama, counts_events=False)
+OLLAMA_EMBEDDING: UsageFormat = UsageFormat(_OLLAMA, _recognize_ollama, generates=False)
 OPENAI: UsageFormat = UsageFormat(_OPENAI, _recognize_openai)
-OPENAI_EMBEDDING: UsageFormat = UsageFormat(_OPENAI, _recognize_openai, counts_events=False)
+OPENAI_EMBEDDING: UsageFormat = UsageFormat(_OPENAI, _recognize_openai, generates=False)
 RESPONSES: UsageFormat = UsageFormat(_RESPONSES, _recognize_named)
 MESSAGES: UsageFormat = UsageFormat(_MESSAGES, _recognize_named)
+TRANSCRIPTION: UsageFormat = UsageFormat({b"text": TEXT}, _recognize_openai)
 
 
 # -- The body of an answer ---------------------------------------------------------------------------------------------
@@ -245,7 +275,7 @@ class UsageReader:
                 self._body = _STREAMS[media_type](self._answer.event, self._answer.scan, MAX_LINE)
             elif media_type == "application/json":
                 self._body = self._answer.scan()
-        self._counts_events = self._body is not None and self.stream and usage_format.counts_events
+        self._reads, self._generates = self._body is not None, usage_format.generates
 
     @property
     def model(self) -> str | None:
@@ -267,13 +297,15 @@ class UsageReader:
         return usage.events - before
 
     def finish(self, clean: bool) -> Usage:
-        """End the body; `clean` is False where it broke off."""
+        """End the body; `clean` is False where it broke off. It may be called again."""
         answer, usage = self._answer, self._answer.usage
         if self._body:
             self._body.finish()
-        if self._counts_events and usage.completion_tokens is None:
-            usage.completion_tokens, usage.estimated = usage.events, True
+            self._body = None
+        guessed = self._generates and self._reads and (self.stream or answer.more)
+        if guessed and usage.completion_tokens is None:
+            usage.completion_tokens, usage.estimated = usage.events + answer.more, True
         # Only a stream of tokens and a single object have an end of their own.
-        ended = answer.ended or self._body is None or (self.stream and not self._counts_events)
+        ended = answer.ended or not self._reads or (self.stream and not self._generates)
         usage.complete = clean and ended and usage.error is None
         return usage

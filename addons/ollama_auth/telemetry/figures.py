@@ -13,8 +13,8 @@ def key_of(exchange: Exchange) -> str:
 
 
 def used_by(exchange: Exchange) -> Usage | None:
-    """What a successful answer used, once it has ended."""
-    return exchange.used if exchange.status == 200 else None
+    """What a request used, once it has ended."""
+    return exchange.used
 
 
 def answering_model(exchange: Exchange) -> str | None:

@@ -53,7 +53,7 @@ def read(kind: type[Lines], body: bytes, size: int, max_size: int) -> list[objec
         (b"data: a\ndata:\ndata: b\n\n", [b"a\n\n b"]),
         (b": data: a\nid: 7\nretry: 1\ndata\n\n", []),
         (b"data:\n\n", []),
-        (b"data: a\n", []),
+        (b"data: a\n", [b"a"]),
         (b"data: " + b"a" * 20 + b"\n\n", [b"\n " + b"a" * 20]),
         (b"data: a\ndata: " + b"b" * 20 + b"\ndata: c\n\ndata: d\n\n", [b"a\n " + b"b" * 20 + b"\n c", (b"d", b"")]),
         (b"data: aaaa\ndata: bbbb\ndata: cccc\n\n", [b"aaaa\n bbbb\n cccc"]),

@@ -62,7 +62,7 @@ def test_what_each_key_and_each_model_used() -> None:
 def test_an_answer_that_names_no_model_and_an_error_that_has_none() -> None:
     history = History()
     history.ended(answered(model=None))
-    history.ended(answered(status=404))
+    history.ended(answered(status=404, used=None))
     shown: Any = history.shown()
     assert [(row["model"], row["requests"]) for row in shown["models"]] == [(UNKNOWN_MODEL, 1)]
     assert shown["keys"][0]["completion_tokens"] == 10
