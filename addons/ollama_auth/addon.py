@@ -18,7 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mitmproxy import ctx, exceptions, options, optmanager, version
 from mitmproxy.addonmanager import Loader
@@ -47,6 +47,9 @@ from .proxy.tls import ClientTls, CloseConnectionLayer
 from .proxy.transport import BulkReader, close_sockets, limit_receive_buffer, transport_of
 from .runtime import ActiveConfig, say
 from .telemetry.monitor import Monitor
+
+if TYPE_CHECKING:
+    from .telemetry.status_server import Site
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +95,7 @@ class Gate:
         """The configured OllamaAuth addons, by Python's id."""
         self.opening = False
         """`open` is running, and may change options, so that mitmproxy configures the scripts again."""
-        self.monitor = Monitor(self)
+        self.monitor = Monitor(self, self._console)
         self.config = ActiveConfig(access_log_output, self.monitor)
         self.connections = Connections()
         self.other_files = process.open_files()
@@ -102,6 +105,8 @@ class Gate:
         views = FlowViews(self.config, hooks.options)
         self.addons = [views]  # mitmproxy calls their hooks after the gate's own, before those of other addons.
         self.lifecycle = RequestLifecycle(self.config, self.connections, self.is_open, views, self.monitor)
+        self.on_behalf: dict[tuple[str, int], str] = {}
+        """Addresses of clients that the console asks the gate for, by its own end of the connection."""
 
     # Start and configuration.
 
@@ -211,6 +216,11 @@ class Gate:
             keep_ref=True,
         )
 
+    def _console(self) -> "Site":
+        from .console.api import console  # Slow to import, and only needed where there is a status listener.
+
+        return console(self.config, self.monitor, self)
+
     def _say_few_files(self) -> None:
         wanted = self.lifecycle.settings.max_connections
         if (most := process.most_connections(wanted, self.other_files)) < wanted:
@@ -235,6 +245,14 @@ class Gate:
     @property
     def upstream(self) -> str:
         return str(ctx.options.mode[0]).removeprefix("reverse:").partition("@")[0].rstrip("/")
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Where the gate can be reached from this machine."""
+        for server in ctx.master.addons.get("proxyserver").servers:
+            for host, port, *_ in server.listen_addrs:
+                return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port  # noqa: S104, not listened on here
+        return None
 
     @property
     def connection_count(self) -> int:
@@ -268,6 +286,8 @@ class Gate:
         if handler is None:
             return
         peer = ClientConnection(client, handler, time.monotonic() + self.lifecycle.settings.head_timeout)
+        if behalf := self.on_behalf.pop(client.peername[:2], None):
+            peer.stand_for(behalf)
         limits = self.lifecycle.settings
         most = process.most_connections(limits.max_connections, self.other_files)
         if not self.connections.add(peer, most, limits.max_connections_per_client):

@@ -119,6 +119,12 @@ class Authorizer:
         if asked:
             _raise(policy.check_asked(principal, asked))
 
+    def sign_in(self, head: Head, network: str) -> Principal:
+        """Return whose key a request to the status listener holds, by the rules for all. Raises RefusedError."""
+        principal = self._identify(head, head.target, route(b"GET", b"/"), network).principal
+        _raise(policy.check_valid(principal, clock.wall()))
+        return principal
+
     @staticmethod
     def refuse(exchange: Exchange, error: RefusedError) -> Refusal:
         """Word a refusal for the API that the request was made to."""

@@ -57,6 +57,11 @@ class Option:
         return self.reader(self.name, value) if self.reader else value
 
 
+def as_it_is(_: str, value: bool) -> bool:
+    """Return a value that mitmproxy has checked."""
+    return value
+
+
 def optional(_: str, value: str | None) -> str | None:
     """Return a text; an empty one is unset."""
     return value or None
@@ -163,6 +168,8 @@ OPTIONS: tuple[Option, ...] = (
            "Where metrics, health and the status page are served, as HOST:PORT, such as 127.0.0.1:9464; 0.0.0.0:9464 "
            "shows them to everybody. Environment: OLLAMA_METRICS_LISTEN. Unset: nowhere.",
            address, "OLLAMA_METRICS_LISTEN"),
+    Option("ollama_metrics_public", bool, True,
+           "Whether /metrics there needs no key. Off: it needs one with the scope admin.", as_it_is),
     Option("ollama_forward_headers", Sequence[str], [],
            "Names of request headers to forward to Ollama besides the usual ones. Repeat for several. Credentials "
            "and hop-by-hop headers are refused.", header_names),

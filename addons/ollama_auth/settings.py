@@ -57,6 +57,8 @@ class Settings:
     audit_size: int
     audit_keep: int | None
     metrics_listen: tuple[str, int] | None
+    metrics_public: bool
+    """/metrics needs no key."""
     forward_headers: frozenset[bytes]
     bounds: Bounds
     max_body: Mapping[RouteClass, int]

@@ -53,7 +53,7 @@ def test_every_reason_in_the_code_is_in_the_pages() -> None:
     assert {"expired", "key in path", "malformed body", "tokens_per_day"} <= found
     described = set(re.findall(r"^\| `([a-z_ ]+)` \|", PAGES["scripts/docs/logging.md"], re.MULTILINE))
     assert found - described == set()
-    page = (ROOT / "addons/ollama_auth/telemetry/status.html").read_text()
+    page = (ROOT / "addons/ollama_auth/console/static/app.js").read_text()
     assert found - {"preflight"} - set(re.findall(r'^  "([a-z_ ]+)": "', page, re.MULTILINE)) == set()
 
 

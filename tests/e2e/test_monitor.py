@@ -30,7 +30,7 @@ from tests.harness.wire import Response, Wire, ask, chat, head
 
 parse_text: Any = text_string_to_metric_families  # It has no annotations, nor has the other.
 parse_openmetrics: Any = openmetrics_parser.text_string_to_metric_families
-PATHS = ("/", "/status.json", "/metrics", "/healthz", "/readyz")
+PATHS = ("/", "/console/overview", "/metrics", "/healthz", "/readyz")
 
 
 class Watched(Gate):
@@ -54,7 +54,7 @@ class Watched(Gate):
 
     @property
     def status(self) -> Any:
-        return self.see("/status.json").json
+        return self.see("/console/overview").json
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_every_page_is_new_each_time_and_runs_nothing_of_others(watched: Watched
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["x-content-type-options"] == "nosniff"
     policy = answer.headers["content-security-policy"]
-    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
     assert "frame-ancestors 'none'" in policy
     assert "server" not in answer.headers
     whole = ask(watched.watch, "HEAD", path, "Host: 127.0.0.1")

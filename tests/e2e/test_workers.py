@@ -124,7 +124,7 @@ def counted(team: Team) -> float:
 
 
 def on_the_page(team: Team) -> int:
-    status = ask(team.watch, "GET", "/status.json", "Host: localhost").json
+    status = ask(team.watch, "GET", "/console/overview", "Host: localhost").json
     return sum(row["requests"] for row in status["models"])
 
 
@@ -143,7 +143,7 @@ def test_what_each_has_under_way_is_seen(team: Team, upstream: Upstream) -> None
 
 
 def under_way(team: Team) -> int:
-    return int(ask(team.watch, "GET", "/status.json", "Host: localhost").json["in_flight_total"])
+    return int(ask(team.watch, "GET", "/console/overview", "Host: localhost").json["in_flight_total"])
 
 
 def test_one_that_is_killed_is_started_again(upstream: Upstream, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from tests.harness.base import ROOT
 
 PACKAGE = ROOT / "addons" / "ollama_auth"
 LAYERS = """
-    addon | lifecycle | proxy | mitmweb | runtime | authorizer telemetry process | exchange settings | option_table
-    | auth | http | ollama_api | bounded_copy clock errors units | __init__
+    addon | lifecycle console | proxy | mitmweb | runtime | authorizer telemetry process | exchange settings
+    | option_table | auth | http | ollama_api | bounded_copy clock errors units | __init__
 """
 FLOOR = {room: floor for floor, rooms in enumerate(LAYERS.split("|")) for room in rooms.split()}
 """From the top, 0, down."""

@@ -42,7 +42,7 @@ async def test_an_older_reading_does_not_undo_a_newer_one(
     (file := tmp_path / "keys.toml").write_text(entry("revoked"))
     file.chmod(0o600)
     options: Any = FakeOptions(ollama_keys_file=str(file))
-    config = ActiveConfig(lambda: None, Monitor(None))  # type: ignore[arg-type]
+    config = ActiveConfig(lambda: None, Monitor(None, lambda: NoSite()))  # type: ignore[arg-type]
     config.take(read(options, {}))
     slow = Slow()
     monkeypatch.setattr(settings, "read_keys", slow)
@@ -61,6 +61,13 @@ async def test_an_older_reading_does_not_undo_a_newer_one(
     assert set(config.settings.ring.principals) == {"fresh"}
 
 
+class NoSite:
+    def routes(self) -> list[tuple[Any, ...]]:
+        return []
+
+    def check_metrics(self, request: object) -> None: ...
+
+
 REFUSED_LATE = {
     "the audit log": {"ollama_audit_log": "/nonexistent/audit"},
     "the audit log, with an audit log before": {"ollama_audit_log": "/nonexistent/audit", "ollama_audit_size": "1k"},
@@ -71,7 +78,7 @@ REFUSED_LATE = {
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # A socket that tornado could not bind.
 @pytest.mark.parametrize("what", REFUSED_LATE)
 async def test_what_was_opened_for_settings_that_are_refused_is_closed(what: str, tmp_path: Path) -> None:
-    config = ActiveConfig(lambda: None, Monitor(None))  # type: ignore[arg-type]
+    config = ActiveConfig(lambda: None, Monitor(None, lambda: NoSite()))  # type: ignore[arg-type]
     before: dict[str, Any] = {"ollama_api_key": "a-key-0123456789"}
     if "before" in what:
         before["ollama_audit_log"] = str(tmp_path / "audit")

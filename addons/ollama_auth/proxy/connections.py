@@ -121,6 +121,11 @@ class ClientConnection:
         self.network = network(self.address)
         self.outflow = Outflow(transport_of(self.handler, self.client), self.network)
 
+    def stand_for(self, address: str) -> None:
+        """Count and log it as a connection of that address, for which the console made it."""
+        self.address = address
+        self.network = self.outflow.network = network(address)
+
     @property
     def idle(self) -> bool:
         """Tell whether no request is running, so that nothing is lost by closing the connection."""

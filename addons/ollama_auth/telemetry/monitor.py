@@ -18,7 +18,7 @@ from .history import History, in_flight
 from .metrics import Metrics
 
 if TYPE_CHECKING:
-    from .status_server import StatusServer
+    from .status_server import Site, StatusServer
 
 MAX_SHOWN = 100
 """Requests in flight that the status page lists."""
@@ -52,8 +52,9 @@ class Gate(Protocol):
 class Monitor:
     """The counts of one process, and the server that shows them."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, make_site: Callable[[], "Site"]) -> None:
         self._gate = gate
+        self._make_site = make_site
         self._address: tuple[str, int] | None = None
         self._server: StatusServer | None = None
         self._started = time.time()
@@ -110,7 +111,7 @@ class Monitor:
 
         try:
             self._metrics = self._metrics or Metrics()
-            return StatusServer(host, port, self.status, self.render_metrics, self.unready_reason)
+            return StatusServer(host, port, self, self._make_site())
         except ImportError as missing:
             raise ListenError("metrics need prometheus-client: pip install 'prometheus-client>=0.22'") from missing
         except OSError as fault:

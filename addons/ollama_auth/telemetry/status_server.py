@@ -1,67 +1,80 @@
 """Serve the status listener with Tornado, which mitmproxy brings with it.
 
-`/` is the status page, `/status.json` what it shows, `/metrics` is for Prometheus, `/healthz` says that the process is
-alive (for a supervisor) and `/readyz` that the gateway is open and Ollama answers (for a load balancer). Nothing here
-changes anything, and no request from here reaches Ollama.
+`/metrics` is for Prometheus, `/healthz` says that the process is alive (for a supervisor) and `/readyz` that the
+gateway is open and Ollama answers (for a load balancer). `console/` adds the page and what it asks for.
 """
 
-import base64
-import hashlib
 import ipaddress
 import json
+import logging
 import os
-import re
 import socket
 from asyncio import get_running_loop
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPServerRequest
 from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
+from ..errors import RefusedError
 from ..http.responses import RETRY_SECONDS
 from . import workers
 
+logger = logging.getLogger(__name__)
+
 MAX_CONNECTIONS = 64
 MAX_HEAD, MAX_BODY = 8 * 1024, 1024
-"""Bytes."""
+"""Bytes; of a body, before somebody has signed in."""
 IDLE = 30.0
 """Seconds between two requests of a connection, and for one of them."""
-_FILE = Path(__file__).with_name("status.html")
-_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
+"""The content security policy of every answer: the page runs its own files and nothing else, and is never framed."""
+
+
+class Problem(RefusedError):
+    """A request that can't be answered: the status, and what is wrong with it. The log has no word for it."""
+
+    def __init__(self, status: int, message: str, *fields: tuple[bytes, bytes]) -> None:
+        super().__init__("", status, message, *fields)
+
+
+class Watch(Protocol):
+    """What is told of the gate: the Monitor, which makes this server."""
+
+    def render_metrics(self, accept: str) -> tuple[bytes, str]: ...
+    async def unready_reason(self) -> str | None: ...
+
+
+class Site(Protocol):
+    """What console/, which is layers above, adds to this listener."""
+
+    def routes(self) -> list[tuple[Any, ...]]: ...  # As a Tornado Application takes them.
+    def check_metrics(self, request: HTTPServerRequest) -> None: ...  # Raises RefusedError.
 
 
 class StatusServer:
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        status: Callable[[], Awaitable[dict[str, object]]],
-        metrics: Callable[[str], tuple[bytes, str]],
-        unready_reason: Callable[[], Awaitable[str | None]],
-    ) -> None:
-        """`status` gives the JSON of the page, `metrics` a body and its media type for an Accept header.
-
-        Raises OSError where the address can't be listened on.
-        """
+    def __init__(self, host: str, port: int, watch: Watch, site: Site) -> None:
+        """Listen. Raises OSError where the address can't be listened on."""
         address = address_of(host)
-        local = {"local": address.is_loopback if address else host == "localhost"}
         application = Application(
             [
-                ("/", StatusHandler, local),
-                ("/status.json", StatusJsonHandler, local | {"source": status}),
-                ("/metrics", MetricsHandler, local | {"source": metrics}),
-                ("/healthz", HealthHandler, local),
-                ("/readyz", ReadinessHandler, local | {"source": unready_reason}),
+                ("/metrics", MetricsHandler),
+                ("/healthz", HealthHandler),
+                ("/readyz", ReadinessHandler),
+                *site.routes(),
             ],
             default_handler_class=Handler,
-            default_handler_args=local,
             log_function=lambda _: None,
+            watch=watch,
+            site=site,
+            local=address.is_loopback if address else host == "localhost",
         )
         sockets = bind_sockets(port, host, reuse_port=workers.count(os.environ) > 1)
         self._server = BoundedServer(
@@ -121,18 +134,20 @@ def has_sent(stream: IOStream) -> bool:
 class Handler(RequestHandler):
     """Answers 404. Its subclasses answer GET and HEAD: never cached, never framed."""
 
-    SUPPORTED_METHODS = ("GET", "HEAD")
+    SUPPORTED_METHODS: tuple[str, ...] = ("GET", "HEAD")
 
-    def initialize(self, local: bool, source: Any = None) -> None:
-        self.local = local
-        self.source = source
+    def initialize(self) -> None:
+        self.watch: Watch = self.settings["watch"]
+        self.local: bool = self.settings["local"]
+        """Only this machine can connect."""
         self.server: BoundedServer = self.settings["server"]
         self.stream: IOStream = self.request.connection.stream  # type: ignore[union-attr]
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")
         self.set_header("Cache-Control", "no-store")
-        self.set_header("Content-Security-Policy", page()[1])
+        self.set_header("Content-Security-Policy", POLICY)
+        self.set_header("Cross-Origin-Resource-Policy", "same-origin")
         self.set_header("Referrer-Policy", "no-referrer")
         self.set_header("X-Content-Type-Options", "nosniff")
 
@@ -145,65 +160,56 @@ class Handler(RequestHandler):
         # No DNS can point localhost or an IP address elsewhere.
         name = self.request.host_name
         if self.local and name != "localhost" and address_of(name) is None:
-            raise HTTPError(421)
+            raise Problem(421, "open this page as localhost or by IP address: no other name is answered here")
 
-    def write_error(self, status_code: int, **_: Any) -> None:
-        self.send_json({"error": self._reason})
+    def write_error(self, status_code: int, **more: Any) -> None:
+        error = more.get("exc_info", (None, None))[1]
+        if isinstance(error, RefusedError):
+            self.set_status(error.status)
+            for name, value in error.fields:
+                self.set_header(name.decode().title(), value.decode())
+        self.send_json({"error": error.message if isinstance(error, RefusedError) else self._reason})
 
-    def send_json(self, content: dict[str, object]) -> None:
+    def log_exception(self, kind: Any, error: Any, trace: Any) -> None:
+        """Say where an exception came from, but not its message, which may hold what a client sent."""
+        if not isinstance(error, RefusedError | HTTPError):
+            while trace and trace.tb_next:
+                trace = trace.tb_next
+            where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "somewhere"
+            logger.error("ollama_auth: %s at %s: the status listener answered 500", kind.__name__, where)
+
+    def send_json(self, content: object) -> None:
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps(content, separators=(",", ":")) + "\n")
 
-    async def get(self) -> None:
+    async def get(self, *_: str) -> None:
         raise HTTPError(404)
 
-    async def head(self) -> None:
-        await self.get()  # Tornado leaves out the body.
-
-
-class StatusHandler(Handler):
-    async def get(self) -> None:
-        self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.finish(page()[0])
-
-
-class StatusJsonHandler(Handler):
-    async def get(self) -> None:
-        self.send_json(await self.source())
+    async def head(self, *rest: str) -> None:
+        await self.get(*rest)  # Tornado leaves out the body.
 
 
 class MetricsHandler(Handler):
-    async def get(self) -> None:
-        content, media_type = self.source(self.request.headers.get("Accept", ""))
+    async def get(self, *_: str) -> None:
+        site: Site = self.settings["site"]
+        site.check_metrics(self.request)
+        content, media_type = self.watch.render_metrics(self.request.headers.get("Accept", ""))
         self.set_header("Content-Type", media_type)
         self.finish(content)
 
 
 class HealthHandler(Handler):
-    async def get(self) -> None:
+    async def get(self, *_: str) -> None:
         self.send_json({"alive": True})
 
 
 class ReadinessHandler(Handler):
-    async def get(self) -> None:
-        reason = await self.source()
+    async def get(self, *_: str) -> None:
+        reason = await self.watch.unready_reason()
         if reason:
             self.set_status(503)
             self.set_header("Retry-After", str(RETRY_SECONDS))
         self.send_json({"ready": False, "reason": reason} if reason else {"ready": True})
-
-
-@cache
-def page() -> tuple[bytes, str]:
-    """The status page, and the content security policy that lets its own script run and nothing else."""
-    content = _FILE.read_bytes()
-    hashes = (base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _SCRIPT.findall(content))
-    scripts = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return (
-        content,
-        f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    )
 
 
 def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -78,7 +78,7 @@ def test_the_image_holds_what_its_program_needs_and_no_more() -> None:
     copied |= {f"scripts/tools/{name}.py" for name in tools}
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     package = [path.relative_to(ROOT) for path in (ROOT / "addons" / "ollama_auth").rglob("*.*")]
-    shown = {f"{path.parent}/*{path.suffix}" for path in package if path.suffix in (".py", ".html")}
+    shown = {f"{path.parent}/*{path.suffix}" for path in package if path.suffix in (".py", ".html", ".css", ".js")}
     assert allowed == copied | shown | {"addons/auth.py"}
 
 
@@ -92,7 +92,7 @@ assert len(names) > 40
 for name in names:
     module = import_module(name.removesuffix(".__init__"))
     assert Path(module.__file__).is_relative_to(root), module
-assert (root / "ollama_auth" / "telemetry" / "status.html").is_file()
+assert (root / "ollama_auth" / "console" / "static" / "index.html").is_file()
 """
 
 

@@ -1,99 +1,3 @@
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="referrer" content="no-referrer">
-<title>Ollama gate</title>
-<link rel="icon" href="data:,">
-<style>
-:root {
-  --page: #f5f6f7; --card: #fff; --text: #1b1f24; --soft: #59636e; --line: #dfe3e8; --grid: #e9ecef; --over: #f0f3f6;
-  --one: #2368c4; --two: #a85200; --three: #c4302b; --good: #1a7f37; --band: #2368c424;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #0e1116; --card: #161b22; --text: #e3e8ee; --soft: #98a3af; --line: #2b323b; --grid: #232a32; --over: #1d242c;
-    --one: #6cabff; --two: #f0a04b; --three: #ff7b72; --good: #4cc267; --band: #6cabff2b;
-  }
-}
-html { scrollbar-gutter: stable; }
-* { box-sizing: border-box; margin: 0; }
-body { background: var(--page); color: var(--text); font: 14px/1.45 system-ui, sans-serif; padding: 20px clamp(12px, 3vw, 40px) 40px; }
-body > * { max-width: 1440px; margin-inline: auto; }
-h1 { font-size: 20px; letter-spacing: -.01em; }
-h2, caption { font-size: 14px; font-weight: 600; text-align: left; }
-.soft, th, .note { color: var(--soft); }
-header { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 14px; margin-bottom: 16px; }
-#state { display: flex; flex-wrap: wrap; gap: 6px; }
-.chip { border: 1px solid currentcolor; border-radius: 99px; padding: 1px 10px; font-weight: 600; color: var(--soft); }
-.chip::before { content: "●\2002"; font-size: 10px; vertical-align: 1px; }
-.chip.good { color: var(--good); } .chip.warn { color: var(--two); } .chip.bad { color: var(--three); }
-#about { flex-basis: 100%; overflow-wrap: anywhere; }
-#problem { background: var(--card); border: 1px solid var(--three); border-left-width: 5px; border-radius: 6px; padding: 10px 14px; margin-bottom: 16px; }
-#problem strong { color: var(--three); }
-.offline main { filter: saturate(.3); }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; min-width: 0; }
-.tiles, #plots, .pair { display: grid; gap: 12px; margin-bottom: 12px; }
-.tiles { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
-.tiles > div { padding: 10px 14px; }
-.tiles dd { font-size: 24px; font-weight: 600; line-height: 1.25; letter-spacing: -.02em; font-variant-numeric: tabular-nums; }
-.tiles dd + dd { font-size: 13px; font-weight: 400; letter-spacing: 0; color: var(--soft); }
-#plots { grid-template-columns: repeat(auto-fit, minmax(max(40%, min(100%, 400px)), 1fr)); }
-figure { padding: 10px 14px 6px; }
-figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px; }
-.legend { display: flex; flex-wrap: wrap; gap: 0 12px; color: var(--soft); font-variant-numeric: tabular-nums; }
-.legend i { display: inline-block; width: 9px; height: 9px; border-radius: 2px; margin-right: 5px; }
-.legend b { color: var(--text); font-weight: 600; }
-svg { display: block; width: 100%; height: 150px; outline-offset: 2px; touch-action: pan-y; font-size: 11px; }
-svg text { fill: var(--soft); font-variant-numeric: tabular-nums; }
-svg .empty { font-size: 13px; }
-.pair { grid-template-columns: repeat(auto-fit, minmax(min(100%, 560px), 1fr)); align-items: start; }
-.table { overflow: auto; max-height: 26em; margin-bottom: 12px; }
-.pair .table { margin-bottom: 0; }
-@media (min-width: 1220px) { .pair { grid-template-rows: auto 1fr; } .pair .table:first-child { grid-row: span 2; } .pair .table { max-height: 40em; } }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-caption { padding: 10px 14px 4px; }
-caption .soft { font-weight: 400; }
-th, td { padding: 5px 10px; text-align: left; vertical-align: top; white-space: nowrap; }
-th:first-child, td:first-child { padding-left: 14px; }
-th:last-child, td:last-child { padding-right: 14px; }
-thead th { font-weight: 500; font-size: 12px; position: sticky; top: 0; background: var(--card); box-shadow: inset 0 -1px var(--line); }
-tbody th { color: var(--text); font-weight: 600; }
-tbody tr + tr > * { border-top: 1px solid var(--grid); }
-tbody tr:hover > * { background: var(--over); }
-.n { text-align: right; }
-.w { white-space: normal; overflow-wrap: anywhere; min-width: 9em; }
-.empty td { color: var(--soft); white-space: normal; }
-.few tbody th { font-weight: 400; } .soft.w { min-width: 0; }
-.k { max-width: 22em; overflow: hidden; text-overflow: ellipsis; } #keys .k { max-width: 13em; } #models .k { max-width: 19em; }
-@media (max-width: 600px) {
-  body { padding-top: 14px; } .few { max-height: 40em; }
-  .tiles { grid-template-columns: 1fr 1fr; } .tiles dd { font-size: 20px; } .tiles > div:last-child:nth-child(odd) { grid-column: span 2; }
-  th, td { padding-inline: 7px; }
-  .table:not(.few) :is(#flight, #keys, #models) th:first-child { position: sticky; left: 0; background: var(--card); z-index: 1; max-width: 12em; }
-}
-</style>
-</head>
-<body>
-<header>
-  <h1>Ollama gate</h1>
-  <p id="state" role="status"><span class="chip" id="gate">Asking …</span><span class="chip" id="ollama" hidden></span></p>
-  <p id="about" class="soft"><noscript>This page needs JavaScript; status.json beside it has the same numbers.</noscript></p>
-</header>
-<div id="problem" hidden><strong role="alert"></strong> <span></span></div>
-<main>
-  <dl class="tiles" id="tiles"></dl>
-  <div class="table card" tabindex="0" role="region" aria-labelledby="c1"><table id="flight"><caption id="c1">In flight <span class="soft"></span></caption></table></div>
-  <section id="plots" aria-label="The last hour"></section>
-  <div class="pair">
-    <div class="table card" tabindex="0" role="region" aria-labelledby="c2"><table id="keys"><caption id="c2">Keys <span class="soft"></span></caption></table></div>
-    <div class="table card" tabindex="0" role="region" aria-labelledby="c3"><table id="models"><caption id="c3">Models <span class="soft"></span></caption></table></div>
-    <div class="table card few" tabindex="0" role="region" aria-labelledby="c4"><table id="refusals"><caption id="c4">Refused <span class="soft"></span></caption></table></div>
-  </div>
-</main>
-<script>
 "use strict";
 // What others chose (names of keys, models, paths) is only ever put in as text: there is no innerHTML in here.
 const PERIOD = 2000, TIMEOUT = 5000, SVG = "http://www.w3.org/2000/svg";
@@ -136,6 +40,12 @@ function make(tag, attributes = {}, ...children) {
   const node = tag.startsWith("svg:") ? document.createElementNS(SVG, tag.slice(4)) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
   node.append(...children);
+  return node;
+}
+
+function square(colour) {
+  const node = make("i");
+  node.style.background = `var(${colour})`;
   return node;
 }
 
@@ -244,7 +154,7 @@ function draw(plot) {
   const most = Math.max(0, ...heights.filter(Number.isFinite));
   const last = values[0].findLastIndex(value => value !== null), shown = at ?? (bars ? minutes.length - 1 : last);
   plot.legend.replaceChildren(minutes[shown] ? `${clock(minutes[shown].time)}` : "", ...plot.series.map(([name, colour], i) =>
-    make("span", {}, make("i", { style: `background: var(${colour})` }), `${name} `, make("b", {}, plot.words(values[i][shown])))));
+    make("span", {}, square(colour), `${name} `, make("b", {}, plot.words(values[i][shown])))));
   plot.svg.setAttribute("viewBox", `0 0 ${W} ${H}`);
   plot.svg.setAttribute("aria-label", most ? `${plot.name}, last hour: at most ${plot.words(most)}; ` +
     plot.series.map(([name], i) => `${name} ${plot.words(values[i][shown])}`).join(", ") + ` at ${clock(minutes[shown].time)}` : plot.nothing);
@@ -351,7 +261,7 @@ async function poll() {
   if (busy || document.hidden) return;
   busy = true;
   try {
-    const answer = await fetch("status.json", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) })
+    const answer = await fetch("console/overview", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) })
       .catch(error => { throw error.name === "TimeoutError" ? error : new Error("The gate does not answer: it was stopped, or the network is down."); });
     if (!answer.ok) throw new Error(`The gate answers with status ${answer.status}.`);
     const data = await answer.json();
@@ -365,6 +275,3 @@ document.addEventListener("visibilitychange", poll);
 addEventListener("resize", () => PLOTS.forEach(draw));
 setInterval(poll, PERIOD);
 poll();
-</script>
-</body>
-</html>

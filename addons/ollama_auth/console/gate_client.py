@@ -1,0 +1,87 @@
+"""Ask the gate itself, over its own listener, with the key of who is signed in: it judges, limits and logs it."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import h11
+
+from ..telemetry.status_server import Problem
+from .router import Call, Text
+
+PIECE = 64 * 1024
+PASSED = (b"content-type", b"x-request-id", b"retry-after", b"ratelimit", b"ratelimit-policy")
+"""Header fields of its answer that the console passes on."""
+
+
+@dataclass(slots=True)
+class Line:
+    """A connection to the gate with one request on it."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    http: h11.Connection
+
+    async def next(self) -> object:
+        """The next event of the answer. Raises h11.RemoteProtocolError where the gate broke off."""
+        while (event := self.http.next_event()) is h11.NEED_DATA:
+            self.http.receive_data(await self.reader.read(PIECE))
+        return event
+
+
+async def ask(call: Call, path: str, body: bytes) -> Text:
+    """POST JSON to the gate; the answer, passed on as it comes. Raises Problem."""
+    try:
+        line = await _connect(call)
+        key = call.request.headers["Authorization"].encode("latin-1")
+        fields = [(b"host", b"localhost"), (b"authorization", key), (b"content-type", b"application/json")]
+        fields += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+        line.writer.write(line.http.send(h11.Request(method=b"POST", target=path.encode(), headers=fields)) or b"")
+        line.writer.write((line.http.send(h11.Data(body)) or b"") + (line.http.send(h11.EndOfMessage()) or b""))
+        head = await line.next()
+        while isinstance(head, h11.InformationalResponse):
+            head = await line.next()
+    except (OSError, h11.RemoteProtocolError) as error:
+        raise Problem(502, f"the gate could not be asked by its own address ({type(error).__name__})") from None
+    assert isinstance(head, h11.Response)
+    given = {name.title().decode(): value.decode("latin-1") for name, value in head.headers if name in PASSED}
+    return Text(given.pop("Content-Type", "application/json"), _body(line), given, head.status_code)
+
+
+async def _connect(call: Call) -> Line:
+    """Connect to the gate, which takes the connection for one of the client that is signed in here."""
+    gate = call.console.gate
+    if gate.address is None:
+        raise Problem(503, "the gate does not listen yet")
+    host, port = gate.address
+    local = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        local.setblocking(False)
+        local.bind((host, 0))
+        gate.on_behalf[local.getsockname()[:2]] = call.request.remote_ip or "unknown"
+        await asyncio.get_running_loop().sock_connect(local, (host, port))
+        trust = None
+        if call.console.config.settings and call.console.config.settings.tls:
+            trust = ssl.create_default_context()
+            trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE  # It is this very process.
+        reader, writer = await asyncio.open_connection(sock=local, ssl=trust, server_hostname=trust and "localhost")
+    except BaseException:
+        local.close()
+        raise
+    return Line(reader, writer, h11.Connection(h11.CLIENT))
+
+
+async def _body(line: Line) -> AsyncGenerator[bytes]:
+    """The pieces of the answer; whoever closes this closes the connection, and so ends the request."""
+    try:
+        while isinstance(event := await line.next(), h11.Data):
+            yield bytes(event.data)
+    except (OSError, h11.RemoteProtocolError):
+        return  # The gate broke off, and so does this answer.
+    finally:
+        line.writer.close()
+        with suppress(OSError):
+            await line.writer.wait_closed()
