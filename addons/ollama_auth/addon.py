@@ -232,6 +232,10 @@ class Gate:
                 2 * wanted + self.other_files + process.SPARE_FILES,
             )
 
+    async def reload_keys(self) -> None:
+        """Read the keys file at once: it was changed from here."""
+        await self.config.reload(ctx.options)
+
     def hang_up(self) -> None:
         """Handle SIGHUP: read the keys file again and reopen the logs."""
         asyncio_utils.create_task(self.config.hang_up(ctx.options), name="gate hang-up", keep_ref=True)

@@ -53,6 +53,8 @@ class ActiveConfig:
         self._hidden: dict[str, bytes] = {}
         """Digests of keys that were given as an option, by the mask that the option shows now."""
         self._reading = asyncio.Lock()
+        self._read: object = None
+        """The stamp of the keys file when it was read last."""
 
     def configure(self, options: Any) -> None:
         """Read mitmproxy's options and the environment, and put them in force, whole or not at all.
@@ -131,11 +133,10 @@ class ActiveConfig:
 
     async def watch(self, options: Any) -> None:
         """Reload the keys when their file was changed, for ever."""
-        taken, seen = self._stamp(), self._stamp()
+        seen = self._read = self._stamp()
         while True:
             last, seen = seen, self._stamp()
-            if seen == last != taken:  # Changed, and not being written now.
-                taken = seen
+            if seen == last != self._read:  # Changed, and not being written now.
                 await self.reload(options)
             await asyncio.sleep(WATCH)
 
@@ -166,6 +167,7 @@ class ActiveConfig:
 
     async def reload(self, options: Any) -> None:
         """Put the keys of the file in force; keep the old ones and log why, if they are faulty."""
+        self._read = self._stamp()
         if self.settings is None or self.settings.keys_file is None:
             return
         try:

@@ -13,11 +13,11 @@ PAGE = PAGES["scripts/docs/architecture.md"]
 KINDS = {
     "A reason of a refusal": (
         r"""["`]expired["`]|\bexpired: """,
-        r"docs/architecture|tools/doctor/|tools/keys/commands",
+        r"docs/architecture|console/keys|tools/doctor/|tools/keys/commands",
     ),
     "A field of a key": (
         r"\bexpires\b",
-        r"README|docs/(architecture|clients|troubleshooting)|demo_upstream|doctor/|auth/limits",
+        r"README|docs/(architecture|clients|console|troubleshooting)|demo_upstream|doctor/|auth/limits",
     ),
     "A scope": (r"Scope\.EMBED|\bEMBED = |^\| `embed`", r"ollama_api/routes|docs/options"),
     "A route": (r"/v1/embeddings", r"docs/"),

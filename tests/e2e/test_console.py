@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from ollama_auth.console.api import ROWS
 from ollama_auth.console.router import MAX_BODY, Need
 from tests.harness.base import BEARER, KEY, free_port, wait_until
 from tests.harness.credentials import bearer, entry
-from tests.harness.gate import Gate, Ready, logged
+from tests.harness.gate import Gate, Ready, log_lines, logged
 from tests.harness.upstream import Upstream
 from tests.harness.wire import Response, Wire, ask, chat, head
 
@@ -150,3 +151,105 @@ def test_on_another_address_everything_but_health_needs_a_key(upstream: Upstream
         for row in ROWS:
             assert ask(port, row.method, example(row.pattern), "Host: gpu.example").status == 401
         assert ask(port, "GET", "/console/overview", "Host: gpu.example", ADMIN).status == 200
+
+
+# Keys.
+
+
+def logged_by(name: str, gate: Ready, count: int) -> list[dict[str, Any]] | None:
+    """The lines of a key, once there are so many."""
+    lines = [line for line in log_lines(gate) if line.get("key") == name]
+    return lines if len(lines) >= count else None
+
+
+def test_an_administrator_changes_keys(upstream: Upstream, tmp_path: Path) -> None:
+    """Added, used, edited, disabled, enabled, rotated, revoked: each in force at once, and logged with who did it."""
+    comment = "# Of the second floor.\n"
+    (file := keys(tmp_path)).write_text(comment + file.read_text())
+    with Ready(upstream.url, *JSON_LOG, "--set", f"ollama_keys_file={file}") as gate:
+
+        def do(method: str, path: str, **body: Any) -> Response:
+            return see(gate, path, ADMIN, method=method, body=json.dumps(body).encode() if body else b"")
+
+        def status(key: str) -> int:
+            return ask(gate.port, "GET", "/api/tags", f"Authorization: Bearer {key}").status
+
+        made = do(
+            "POST", "keys", name="anna", scopes=["list"], note="of the lab", expires="30d", requests_per_minute=50
+        )
+        assert (made.status, made.json["name"], made.json["note"]) == (200, "anna", "of the lab")
+        key = made.json["key"]
+        assert status(key) == 200
+        assert see(gate, "me", f"Authorization: Bearer {key}").json["requests_per_minute"] == 50
+        assert key not in see(gate, "keys", ADMIN).body.decode() + file.read_text()
+        edited = do("PATCH", "keys/anna", requests_per_minute=None, models=["demo"], expires=None)
+        assert (edited.json["requests_per_minute"], edited.json["models"]) == (None, ["demo"])
+        assert do("POST", "keys/anna/disable").json["disabled"] is True
+        assert status(key) == see(gate, "me", f"Authorization: Bearer {key}").status == 401
+        assert do("POST", "keys/anna/enable").json["disabled"] is False
+        assert status(key) == 200
+        rotated = do("POST", "keys/anna/rotate", grace="1h").json
+        assert status(key) == status(rotated["key"]) == 200
+        assert rotated["old_key_until"]
+        assert do("POST", "keys/anna/rotate", grace="0").status == 200
+        assert status(key) == status(rotated["key"]) == 401
+        assert do("DELETE", "keys/anna").json == {"name": "anna", "revoked": True}
+        assert do("GET", "keys/anna").status == 404
+        assert file.read_text().startswith(comment)
+        by_boss = wait_until(lambda: logged_by("boss", gate, 7), "a line for each change")
+        changes = [(line["key"], line["method"], line["path"]) for line in by_boss]
+        assert changes == [
+            ("boss", method, f"/console/keys/anna{path}")
+            for method, path in (
+                ("POST", ""), ("PATCH", ""), ("POST", "/disable"), ("POST", "/enable"), ("POST", "/rotate"),
+                ("POST", "/rotate"), ("DELETE", ""),
+            )
+        ]  # fmt: skip
+
+
+def test_changes_that_are_none(gate: Ready, tmp_path: Path) -> None:
+    def do(method: str, path: str, body: object = None) -> tuple[int, str]:
+        data = b"" if body is None else json.dumps(body).encode()
+        answer = see(gate, path, ADMIN, method=method, body=data)
+        return answer.status, answer.json["error"]
+
+    before = see(gate, "keys", ADMIN).json
+    wrong: tuple[tuple[object, str], ...] = (
+        (None, "JSON object"),
+        ([], "JSON object"),
+        ({}, "name is not"),
+        ({"name": "sk-ollama-1"}, "seems to be a key"),
+        ({"name": "../x"}, "name is not"),
+        ({"name": "default"}, "stands for"),
+        ({"name": 7}, "name is not"),
+        ({"name": "anna", "scopes": ["infere"]}, "did you mean infer?"),
+        ({"name": "anna", "nothing": 1}, "no field"),
+        ({"name": "anna", "requests_per_minute": "many"}, "whole number"),
+        ({"name": "anna", "sha256": "0" * 64}, "makes keys"),
+        ({"name": "anna", "expires": "yesterday"}, "is not a time"),
+        ({"name": "anna", "expires": "2020-01-01"}, "is over"),
+    )
+    for body, words in wrong:
+        status, error = do("POST", "keys", body)
+        assert status == 400, body
+        assert words in error
+    assert do("POST", "keys", {"name": "plain"})[0] == 409
+    assert do("PATCH", "keys/plain", {"previous_sha256": "0" * 64})[0] == 400
+    assert do("POST", "keys/plain/rotate", {"grace": "soon"})[0] == 400
+    assert do("PATCH", "keys/nobody", {"note": "x"})[0] == 404
+    assert do("DELETE", "keys/default")[0] == 409
+    assert see(gate, "keys", ADMIN).json == before
+
+
+def test_a_plain_key_sees_itself_alone(gate: Ready) -> None:
+    assert [key["name"] for key in see(gate, "keys", ADMIN).json["keys"]] == ["default", "plain", "boss", "limited"]
+    mine = see(gate, "keys", PLAIN).json
+    assert (mine["file"], [key["name"] for key in mine["keys"]]) == (None, ["plain"])
+    assert see(gate, "keys/plain", PLAIN).json == mine["keys"][0]
+    assert see(gate, "keys/boss", PLAIN).status == see(gate, "keys/nobody", PLAIN).status == 403
+
+
+def test_without_a_keys_file_it_says_how_to_have_one(upstream: Upstream) -> None:
+    with Ready(upstream.url) as gate:
+        refused = see(gate, "keys", BEARER, method="POST", body=b'{"name": "anna"}')
+        assert (refused.status, "OLLAMA_KEYS_FILE" in refused.json["error"]) == (409, True)

@@ -109,6 +109,11 @@ class KeyRing:
         known = hmac.compare_digest((key and key.digest) or bytes(32), digest)
         return key.owner() if key and known else None
 
+    def keys_of(self, name: str) -> list[Key]:
+        """Return the keys of a principal: the one in use, and perhaps the one it replaced."""
+        every = (*self._by_digest.values(), *self._by_ssh.values())
+        return [key for key in every if key.principal.name == name]
+
     def until(self, key: Key) -> float | None:
         """The time until which a key with the same secret is valid here, if it is one that was replaced."""
         found = self._by_digest.get(key.digest) if key.digest else None

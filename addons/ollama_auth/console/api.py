@@ -2,11 +2,10 @@
 
 import json
 
-from ..auth.keys import Scope
 from ..runtime import ActiveConfig
 from ..telemetry.monitor import Monitor
 from ..telemetry.status_server import Problem
-from . import access
+from . import keys
 from .gate_client import ask
 from .router import Call, Console, Gate, Need, Row
 
@@ -20,14 +19,7 @@ async def overview(call: Call) -> object:
 
 
 async def me(call: Call) -> object:
-    assert call.who
-    return {
-        "name": call.who.name,
-        "admin": access.is_admin(call.who),
-        "scopes": [scope for scope in Scope if scope in call.who.scopes],
-        "models": call.who.models,
-        "expires": call.who.expires,
-    }
+    return keys.describe(call.signed_in, call.ring)
 
 
 async def chat(call: Call) -> object:
@@ -36,8 +28,17 @@ async def chat(call: Call) -> object:
     return await ask(call, "/api/chat", json.dumps(call.body).encode())
 
 
+KEY = "/console/keys/(?P<name>[^/]+)"
 ROWS = (
     Row("GET", "/console/overview", Need.OVERVIEW, overview),
     Row("GET", "/console/me", Need.KEY, me),
     Row("POST", "/console/chat", Need.KEY, chat),
+    Row("GET", "/console/keys", Need.KEY, keys.list_all),
+    Row("POST", "/console/keys", Need.ADMIN, keys.add, changes=True),
+    Row("GET", KEY, Need.KEY, keys.show),
+    Row("PATCH", KEY, Need.ADMIN, keys.edit, changes=True),
+    Row("DELETE", KEY, Need.ADMIN, keys.revoke, changes=True),
+    Row("POST", f"{KEY}/rotate", Need.ADMIN, keys.rotate, changes=True),
+    Row("POST", f"{KEY}/disable", Need.ADMIN, keys.disable, changes=True),
+    Row("POST", f"{KEY}/enable", Need.ADMIN, keys.enable, changes=True),
 )

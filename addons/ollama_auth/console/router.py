@@ -20,9 +20,10 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, stream_request_body
 
-from ..auth.keys import Principal
+from ..auth.keys import KeyRing, Principal
 from ..errors import RefusedError
 from ..runtime import ActiveConfig
+from ..settings import Settings
 from ..telemetry.monitor import Monitor
 from ..telemetry.status_server import Handler, Problem
 from . import access
@@ -57,9 +58,26 @@ class Call:
     logged: str = ""
     """What the access log shows in place of the path, if it is not empty."""
 
+    raw_name: str = ""
+    """That part as it stands in the path."""
+
     @property
     def admin(self) -> bool:
         return self.who is None or access.is_admin(self.who)
+
+    @property
+    def signed_in(self) -> Principal:
+        assert self.who
+        return self.who
+
+    @property
+    def settings(self) -> Settings:
+        assert self.console.config.settings
+        return self.console.config.settings
+
+    @property
+    def ring(self) -> KeyRing:
+        return self.settings.ring
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +107,7 @@ class Gate(Protocol):
 
     @property
     def address(self) -> tuple[str, int] | None: ...  # Where the gate can be reached from here.
+    async def reload_keys(self) -> None: ...  # Puts a keys file in force that was changed just now.
     @property
     def on_behalf(self) -> dict[tuple[str, int], str]: ...  # The client's address, by our end of a connection to there.
 
@@ -165,8 +184,8 @@ class ApiHandler(Handler):
         if self.who and self.row.need is not Need.KEY:
             access.check_admin(self.who)
         query = {name: self.get_query_argument(name) for name in self.request.query_arguments}
-        named = unquote(match.groupdict().get("name") or "")
-        self.call = Call(self.console, self.who, self.request, query, None, named)
+        raw = match.groupdict().get("name") or ""
+        self.call = Call(self.console, self.who, self.request, query, None, unquote(raw), raw_name=raw)
         self.request.connection.set_max_body_size(MAX_BODY)  # type: ignore[union-attr]
 
     def data_received(self, chunk: bytes) -> None:
