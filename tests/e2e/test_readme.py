@@ -327,7 +327,7 @@ def test_the_tables_of_options_are_those_of_the_code() -> None:
     table = re.findall(r"^\| `(ollama_\w+)` \| (\S*) ?\|", PAGES[OPTIONS], re.M)
     assert len(table) == len(dict(table))
     assert dict(table) == {
-        option.name: str(option.default) if isinstance(option.default, int | str) else ""
+        option.name: str(option.default).lower() if isinstance(option.default, int | str) else ""
         for option in option_table.OPTIONS
     }
 
