@@ -18,7 +18,7 @@ from ollama_auth.auth.keys import Principal, Scope
 from ollama_auth.ollama_api.request_models import JsonModels
 from ollama_auth.ollama_api.routes import _ROUTES, RouteClass
 from ollama_auth.ollama_api.routes import route as route_of
-from tests.harness.base import BEARER, wait_until
+from tests.harness.base import BEARER, free_port, wait_until
 from tests.harness.certificates import certificate
 from tests.harness.credentials import PUBLIC, bearer, entry, public_line, secret, signature, signed
 from tests.harness.gate import Controlled, Gate, assert_sound
@@ -82,6 +82,21 @@ def test_an_expired_key(named: Gate, upstream: Upstream) -> None:
     assert answer.status == 401
     assert "expired" in answer.json["error"]
     assert 'error="invalid_token"' in answer.headers["www-authenticate"]
+
+
+def test_a_name_of_any_letters(upstream: Upstream, tmp_path: Path) -> None:
+    """In the log, in metrics and where it has to be counted, and on a terminal that knows ASCII only."""
+    file = tmp_path / "keys.toml"
+    file.write_text(entry("Zo\u00eb", requests_per_minute=2, scopes=["list"]))
+    file.chmod(0o600)
+    env = {"OLLAMA_KEYS_FILE": str(file), "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    port = free_port()
+    with Gate(upstream.url, "--set", f"ollama_metrics_listen=127.0.0.1:{port}", key=None, env=env) as gate:
+        answers = [ask(gate.port, "GET", "/api/tags", bearer("Zo\u00eb")) for _ in range(3)]
+        assert [answer.status for answer in answers] == [200, 200, 429]
+        assert " Zo\u00eb GET /api/tags 429 " in gate.find(answers[-1].headers["x-request-id"])
+        metrics = ask(port, "GET", "/metrics", f"Host: 127.0.0.1:{port}").body.decode()
+        assert 'key="Zo\u00eb"' in metrics
 
 
 def test_a_disabled_key(named: Gate, upstream: Upstream) -> None:

@@ -16,7 +16,7 @@ import tomllib
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
@@ -45,8 +45,8 @@ def add(path: str | Path, name: str, fields: Mapping[str, object]) -> str | None
     key = None if fields.get("ssh_ed25519") else new_key()
     entry = {"name": name, "sha256": _digest(key) if key else None, **_read(fields)}
 
-    def appended(text: str, before: Sequence[Key]) -> str:
-        if name in owners(before):
+    def appended(text: str, mine: Sequence[Key]) -> str:
+        if mine:
             raise FieldError(f"has a key {name} already; choose another name, or rotate it")
         return keys_text.appended(text, {field: value for field, value in entry.items() if value is not None})
 
@@ -77,8 +77,7 @@ def rotate(path: str | Path, name: str, grace: timedelta) -> Rotated:
     first, except if the new grace is zero, which ends all old ones at once."""
     key, until = new_key(), in_future(grace) if grace else None
 
-    def updated(text: str, before: Sequence[Key]) -> str:
-        mine = [one for one in before if one.principal.name == name]
+    def updated(text: str, mine: Sequence[Key]) -> str:
         if mine[0].digest is None:
             raise FieldError(f"has an ssh key for {name}; revoke it, then add the new one")
         last = max((one.until for one in mine if one.until is not None), default=0)
@@ -109,13 +108,14 @@ def revoke(path: str | Path, name: str) -> None:
 
 def expiry(text: str) -> object:
     """A TOML date or date and time, or a span from now such as `"30d"` -> a value for the file. Raises FieldError."""
+    value: object = None
     if (span := parse_duration(text)) is not None:
-        value: object = in_future(span)
+        value = in_future(span)
     else:
-        try:
+        with suppress(ValueError):
             value = tomllib.loads(f"value = {text}")["value"]
-        except ValueError:
-            raise FieldError("is not a time; write it as in 30d, 2027-01-01 or 2027-01-01T00:00:00Z") from None
+    if not isinstance(value, date):
+        raise FieldError("is not a time; write it as in 30d, 2027-01-01 or 2027-01-01T00:00:00Z")
     if keys_file.instant(value) <= clock.wall():
         raise FieldError("is over already; name a time to come")
     return value
@@ -151,11 +151,11 @@ def _digest(key: str) -> str:
 
 
 def change(path: str | Path, name: str, edited: Callable[[str, Sequence[Key]], str], *, known: bool = False) -> None:
-    """Replace the file with `edited(text, keys)`, unless that changes the keys of others than `name`.
+    """Replace the file with `edited(text, keys of that name)`, unless that changes the keys of others.
 
     `known` is whether the name has to be there. A FieldError of `edited` continues a sentence about the file.
     """
-    file = Path(os.path.expanduser(path))
+    file, name = Path(os.path.expanduser(path)), keys_file.normalized(name)
     try:
         with _locked(Path(os.path.realpath(file))) as target:
             _change(file, target, name, edited, known)
@@ -172,21 +172,18 @@ def _change(file: Path, target: Path, name: str, edited: Callable[[str, Sequence
     before = keys_file.parse(data, str(file)) if data.strip() else ()
     if known:
         check_known(file, name, owners(before))
-    text = edited(data.decode("utf-8-sig"), before)
+    mine = [key for key in before if key.principal.name == name]
+    others = [key for key in before if key.principal.name != name]
+    text = edited(data.decode("utf-8-sig"), mine)
     try:
         after = keys_file.parse(text.encode(), str(file))
     except KeysFileError as error:
         raise FieldError(f"was left alone, as it would become faulty: {error.faults[0]}") from None
-    if others(before, name) != others(after, name):
+    if others != [key for key in after if key.principal.name != name]:
         raise FieldError(f"was left alone, as others than {name} would change; edit it by hand")
     if after and not keys_file.has_end(text.encode()) and keys_file.lost_fields(KeyRing(before), after[-1]):
         text = keys_text.with_end(text)  # The gate would take it for a file that was cut off.
     _replace(target, (BOM_UTF8 if data.startswith(BOM_UTF8) else b"") + text.encode())
-
-
-def others(keys: Sequence[Key], name: str) -> list[Key]:
-    """The keys that are not of that name."""
-    return [key for key in keys if key.principal.name != name]
 
 
 def owners(keys: Sequence[Key]) -> list[str]:

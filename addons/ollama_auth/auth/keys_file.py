@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import tomllib
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from difflib import get_close_matches
@@ -26,8 +27,8 @@ from .keys import DEFAULT_SCOPES, Key, KeyRing, Principal, Scope, parse_ssh_key
 
 MAX_FILE = 16 * 1024 * 1024
 """Bytes; some 50,000 keys."""
-MAX_NOTE = 256
-"""Characters."""
+MAX_NAME, MAX_NOTE = 64, 256
+"""Characters of the name of a key, and of its note."""
 MAX_LIMIT = 10**15 - 1
 """The greatest integer that a structured header field such as RateLimit can hold (RFC 9651 section 3.3.1)."""
 RESERVED = {"default": "the key that the environment holds", "-": "a request without a key, in the log"}
@@ -38,7 +39,7 @@ END = "# end of the keys"
 ANNOUNCEMENT = f'# It is whole if its last line is "{END}".'
 """A line at the beginning of a file that has to end with END."""
 
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PUNCTUATION = str.maketrans("", "", "._-")
 _DIGEST = re.compile(r"[0-9A-Fa-f]{64}")
 _FIELD = re.compile(r"[A-Za-z_]{1,24}")
 _DAY = 24 * 60 * 60
@@ -279,14 +280,29 @@ def _keys(values: Mapping[str, Any]) -> Iterator[Key]:
 
 
 def key_name(value: object) -> str:
-    """The name of a key, by which logs and limits identify its principal."""
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise FieldError("is not 1 to 64 letters, digits, dots, underscores and hyphens in quotes; spell it so")
-    if value in RESERVED:
-        raise FieldError(f"{value} stands for {RESERVED[value]}; choose another")
-    if value.startswith("sk-"):
+    """The name of a key, by which logs and limits identify its principal: letters and digits of any alphabet.
+
+    It is normalized (NFC), since the same letter can be written in two ways.
+    """
+    if not isinstance(value, str):
+        raise FieldError("is not text; write it in quotes")
+    name = normalized(value)
+    kinds = [unicodedata.category(one) for one in name.translate(_PUNCTUATION)]
+    if not 1 <= len(name) <= MAX_NAME or not all(kind[0] in "LM" or kind == "Nd" for kind in kinds):
+        raise FieldError(
+            f"is not 1 to {MAX_NAME} letters, digits, dots, underscores and hyphens; spell it so, "
+            "and put the rest into its note"
+        )
+    if name in RESERVED:
+        raise FieldError(f"{name} stands for {RESERVED[name]}; choose another")
+    if name.startswith("sk-"):
         raise FieldError(f"seems to be a key; say whom the key is for, and {_DIGEST_WANTED}")
-    return value
+    return name
+
+
+def normalized(name: str) -> str:
+    """The one form of a name that may be written in several."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _digest(value: object) -> bytes:
@@ -311,7 +327,8 @@ def ssh_key(value: object) -> bytes:
     return key
 
 
-def _scope(value: object) -> Scope:
+def scope(value: object) -> Scope:
+    """A scope."""
     try:
         return Scope(value)  # type: ignore[arg-type]
     except ValueError:
@@ -376,9 +393,10 @@ def _flag(value: object) -> bool:
     return value
 
 
-def _note(value: object) -> str:
+def note(value: object) -> str:
+    """A note on a key."""
     if not isinstance(value, str) or len(value) > MAX_NOTE or not value.isprintable():
-        raise FieldError(f"is not one line of up to {MAX_NOTE} characters in quotes; shorten it")
+        raise FieldError(f"is not one line of up to {MAX_NOTE} characters; shorten it")
     return value
 
 
@@ -386,14 +404,14 @@ FIELDS: dict[str, Callable[[object], object]] = {
     "name": key_name,
     "sha256": _digest,
     "ssh_ed25519": ssh_key,
-    "scopes": lambda value: frozenset(_each(value, _scope)),
+    "scopes": lambda value: frozenset(_each(value, scope)),
     "models": lambda value: tuple(_each(value, model_pattern)),
     "expires": instant,
     "requests_per_minute": limit,
     "concurrent_requests": limit,
     "tokens_per_day": limit,
     "disabled": _flag,
-    "note": _note,
+    "note": note,
     "previous_sha256": _digest,
     "previous_until": instant,
 }

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .keys_file import ANNOUNCEMENT, END, FieldError
+from .keys_file import ANNOUNCEMENT, END, FieldError, normalized
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
@@ -76,7 +76,8 @@ def _find(text: str, name: str) -> "tuple[TOMLDocument, AoT, int]":
 
     document = tomlkit.parse(text)
     keys = _tables(document)
-    return document, keys, next(index for index, key in enumerate(keys) if key["name"] == name)
+    names = [normalized(str(key["name"])) for key in keys]
+    return document, keys, names.index(normalized(name))
 
 
 def _tables(document: "TOMLDocument") -> "AoT":

@@ -1,5 +1,6 @@
 """scripts/keys: see arguments.py."""
 
+import io
 import json
 import signal
 import sys
@@ -44,4 +45,6 @@ def output(as_json: bool, facts: object, text: str, notes: Sequence[str]) -> Non
 if __name__ == "__main__":
     if sys.platform != "win32":
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # A reader such as `head` may stop in the middle.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # For names that the terminal can't show.
     sys.exit(main())

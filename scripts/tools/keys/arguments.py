@@ -10,7 +10,23 @@ from typing import Any
 from ollama_auth.auth import keys_editor, keys_file
 from ollama_auth.auth.keys import Scope
 
-from .commands import LIMITS, Result, add, check, new, revoke, rotate, show
+from .commands import (
+    LIMITS,
+    UNSET,
+    Result,
+    add,
+    changes,
+    check,
+    disable,
+    edit,
+    enable,
+    list_keys,
+    new,
+    note,
+    revoke,
+    rotate,
+    show,
+)  # fmt: skip
 from .values import argument, duration, limit, public_key
 
 DESCRIPTION = """\
@@ -24,6 +40,7 @@ examples:
   scripts/keys add alice --expires 30d --rpm 60
   scripts/keys add reader --scope infer list --model llama3.2 'qwen*'
   scripts/keys add bob-laptop --ssh ~/.ollama/id_ed25519.pub
+  scripts/keys edit alice --rpm 120 --unset expires
   scripts/keys rotate alice --grace 24h
   scripts/keys check alice DELETE /api/delete llama3.2
   OLLAMA_API_KEY=$(scripts/keys new)
@@ -47,27 +64,62 @@ def parse(command_line: Sequence[str]) -> argparse.Namespace:
         what = f"{text[0].upper()}{text[1:]}. {more}".strip()
         added = commands.add_parser(name, help=text, description=what, **STYLE)
         add_options(added, default=argparse.SUPPRESS)
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, fault=added.error)
         return added
 
+    add_commands(command)
+    arguments = parser.parse_args(command_line)
+    if fault := contradiction(arguments):
+        arguments.fault(fault)
+    arguments.file = (arguments.file or Path(os.environ.get("OLLAMA_KEYS_FILE") or "keys.toml")).expanduser()
+    return arguments
+
+
+def contradiction(arguments: argparse.Namespace) -> str | None:
+    """What is wrong with arguments that are valid one by one."""
+    if arguments.run is check and arguments.name is not None and not (arguments.path or "").startswith("/"):
+        return "give NAME, METHOD, a PATH that begins with / and perhaps a MODEL, or none of them"
+    if arguments.run is edit:
+        if both := [option for option in arguments.unset if getattr(arguments, UNSET[option]) is not None]:
+            return f"--{both[0]} is to be set and unset: give one of them"
+        if not changes(arguments):
+            return "name what to change, such as --rpm 60 or --unset expires"
+    return None
+
+
+def add_commands(command: Callable[..., Any]) -> None:
+    """Add all commands, by a function that adds one."""
     command(new, "new", "print a new key, and change no file")
-    add_options_of_add(command(add, "add", "make a key, print it this once and keep its digest"))
-    command(show, "list", "show who has a key and what they may do, never a key")
-    command(revoke, "revoke", "remove a key: its next request is denied").add_argument("name", metavar="NAME")
+    adding = command(add, "add", "make a key, print it this once and keep its digest")
+    adding.add_argument("name", metavar="NAME", type=argument(keys_file.key_name), help="whom or what the key is for")
+    add_options_of_fields(adding, "; default: ")
+    adding.add_argument("--ssh", metavar="FILE|LINE", type=argument(public_key),
+                        help="let the stock ollama command line in by its public key; no key is made")  # fmt: skip
+    editing = command(edit, "edit", "change what a key may do; it stays the same key")
+    editing.add_argument("name", metavar="NAME")
+    add_options_of_fields(editing, "; when unset: ")
+    editing.add_argument("--unset", metavar="OPTION", nargs="+", action="extend", default=[], choices=list(UNSET),
+                         help=f"remove what was set: {', '.join(UNSET)}")  # fmt: skip
+    command(list_keys, "list", "show who has a key and what they may do, never a key")
+    for run, text in (
+        (show, "show all about one key, but not the key"),
+        (disable, "refuse a key until it is enabled"),
+        (enable, "let in again who was disabled"),
+        (revoke, "remove a key: its next request is denied"),
+    ):
+        command(run, run.__name__, text).add_argument("name", metavar="NAME")
+    noting = command(note, "note", "write down whose a key is", "Without TEXT, removes that.")
+    noting.add_argument("name", metavar="NAME")
+    noting.add_argument("note", metavar="TEXT", nargs="?", type=argument(keys_file.note))
     rotating = command(rotate, "rotate", "make a new key for a name and print it this once",
-                       "The old one works a little longer, and no longer than until it is rotated again.")  # fmt: skip
+                       "The old one works a little longer; until its end there is no second rotation.")  # fmt: skip
     rotating.add_argument("name", metavar="NAME")
     rotating.add_argument("--grace", metavar="SPAN", type=argument(duration), default=timedelta(hours=24),
-                          help="how long the old key works: 90m, 24h, 7d; 0 ends it now; default: 24h")  # fmt: skip
+                          help="how long the old key works: 90m, 24h, 7d; 0 ends all now; default: 24h")  # fmt: skip
     checking = command(check, "check", "look for faults in the file, or say what a request would get and why",
                        "Without arguments, checks the file. Changes nothing.")  # fmt: skip
     for name in ("name", "method", "path", "model"):
         checking.add_argument(name, metavar=name.upper(), nargs="?")
-    arguments = parser.parse_args(command_line)
-    if arguments.run is check and arguments.name is not None and not (arguments.path or "").startswith("/"):
-        checking.error("give NAME, METHOD, a PATH that begins with / and perhaps a MODEL, or none of them")
-    arguments.file = (arguments.file or Path(os.environ.get("OLLAMA_KEYS_FILE") or "keys.toml")).expanduser()
-    return arguments
 
 
 def add_options(parser: argparse.ArgumentParser, **default: Any) -> None:
@@ -76,16 +128,17 @@ def add_options(parser: argparse.ArgumentParser, **default: Any) -> None:
     parser.add_argument("--json", action="store_true", **default, help="answer with JSON on standard output")
 
 
-def add_options_of_add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", type=argument(keys_file.key_name), help="whom or what the key is for")
-    parser.add_argument("--scope", metavar="S", nargs="+", action="extend", choices=list(Scope),
-                        help=f"what it may do, of {', '.join(Scope)}; default: infer embed list")  # fmt: skip
-    parser.add_argument("--model", metavar="M", nargs="+", action="extend", type=argument(keys_file.model_pattern),
-                        help="which models it may use, with * for any characters; default: all")  # fmt: skip
+def add_options_of_fields(parser: argparse.ArgumentParser, otherwise: str) -> None:
+    """Add the options for the fields of a key; `otherwise` comes before what holds without one."""
+    parser.add_argument("--scope", dest="scopes", metavar="S", nargs="+", action="extend",
+                        type=argument(keys_file.scope),
+                        help=f"what it may do, of {', '.join(Scope)}{otherwise}infer embed list")  # fmt: skip
+    parser.add_argument("--model", dest="models", metavar="M", nargs="+", action="extend",
+                        type=argument(keys_file.model_pattern),
+                        help=f"which models it may use, with * for any characters{otherwise}all")  # fmt: skip
     parser.add_argument("--expires", metavar="WHEN", type=argument(keys_editor.expiry),
                         help="30d, 2027-01-01 (the end of that day in UTC), 2027-01-01T00:00:00Z")  # fmt: skip
     for one in LIMITS:
         parser.add_argument(one.option, dest=one.field, metavar="N", type=argument(limit),
-                            help=f"{one.meaning}; default: no limit")  # fmt: skip
-    parser.add_argument("--ssh", metavar="FILE|LINE", type=argument(public_key),
-                        help="let the stock ollama command line in by its public key; no key is made")  # fmt: skip
+                            help=f"{one.meaning}{otherwise}no limit")  # fmt: skip
+    parser.add_argument("--note", metavar="TEXT", type=argument(keys_file.note), help="whose it is, for people to read")

@@ -6,6 +6,7 @@ All raise ToolError and keys_file.KeysFileError; then the file is as it was.
 import argparse
 import hashlib
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -34,6 +35,13 @@ LIMITS = (
     Limit("concurrent_requests", "--concurrent", "requests at once", " at once"),
     Limit("tokens_per_day", "--tokens-per-day", "tokens a day", " tokens/day"),
 )
+
+
+UNSET = {
+    "scope": "scopes", "model": "models", "expires": "expires", "note": "note",
+    **{limit.option.removeprefix("--"): limit.field for limit in LIMITS},
+}  # fmt: skip
+"""The fields of a key that options set, by the names of these options."""
 
 
 class Result(NamedTuple):
@@ -68,20 +76,54 @@ def new(_: argparse.Namespace) -> Result:
 def add(arguments: argparse.Namespace) -> Result:
     """Add a new key, or an ssh key, under a name."""
     file, name = arguments.file, arguments.name
-    fields = {
-        "ssh_ed25519": arguments.ssh,
-        "scopes": arguments.scope,
-        "models": arguments.model,
-        "expires": arguments.expires,
-        **{limit.field: getattr(arguments, limit.field) for limit in LIMITS},
-    }
     is_new = not file.exists()
-    key = keys_editor.add(file, name, fields)
+    key = keys_editor.add(file, name, {"ssh_ed25519": arguments.ssh, **values(arguments)})
     how = "the key is shown only now" if key else "with OLLAMA_AUTH=1 the ollama command line signs as that"
     notes = [f"{name} is in {file} now; {how}"]
     if is_new:
         notes.append(f"the gate reads it with OLLAMA_KEYS_FILE={file.absolute()}")
     return Result({"file": str(file), "name": name, "key": key}, key or "", notes)
+
+
+def values(arguments: argparse.Namespace) -> dict[str, object]:
+    """The fields that options set."""
+    given = {field: getattr(arguments, field) for field in UNSET.values()}
+    return {field: value for field, value in given.items() if value is not None}
+
+
+def changes(arguments: argparse.Namespace) -> dict[str, object]:
+    """The fields that `edit` changes; None is removed."""
+    return values(arguments) | dict.fromkeys(UNSET[option] for option in arguments.unset)
+
+
+def edit(arguments: argparse.Namespace) -> Result:
+    """Change fields of a key."""
+    fields = changes(arguments)
+    keys_editor.edit(existing(arguments.file), arguments.name, fields)
+    return changed(arguments, "has changed: " + ", ".join(fields))
+
+
+def note(arguments: argparse.Namespace) -> Result:
+    """Change or remove the note on a key."""
+    keys_editor.edit(existing(arguments.file), arguments.name, {"note": arguments.note})
+    return changed(arguments, "has a note" if arguments.note else "has no note")
+
+
+def disable(arguments: argparse.Namespace) -> Result:
+    """Have a key refused."""
+    keys_editor.disable(existing(arguments.file), arguments.name)
+    return changed(arguments, "is disabled: its next request is denied")
+
+
+def enable(arguments: argparse.Namespace) -> Result:
+    """End what `disable` began."""
+    keys_editor.enable(existing(arguments.file), arguments.name)
+    return changed(arguments, "is enabled")
+
+
+def changed(arguments: argparse.Namespace, what: str) -> Result:
+    """Say what happened to a key, and with --json what it is now."""
+    return Result(show(arguments).facts, "", [f"{arguments.name} {what} ({arguments.file})"])
 
 
 def revoke(arguments: argparse.Namespace) -> Result:
@@ -101,12 +143,27 @@ def rotate(arguments: argparse.Namespace) -> Result:
     return Result(facts, key, [f"{name} has a new key, which is shown only now; {old}"])
 
 
-def show(arguments: argparse.Namespace) -> Result:
+def list_keys(arguments: argparse.Namespace) -> Result:
     """List the names with their permissions."""
     keys, warnings = keys_file.load(existing(arguments.file))
     facts = [describe(list(group)) for _, group in groupby(keys, lambda key: key.principal.name)]
-    rows = [("NAME", "KIND", "SCOPES", "MODELS", "LIMITS", "EXPIRES"), *(row(fact) for fact in facts)]
+    rows = [HEADINGS, *(row(fact) for fact in facts)]
     return Result(facts, aligned(rows) if facts else "", warnings)
+
+
+def show(arguments: argparse.Namespace) -> Result:
+    """Show one name with its permissions, a line for each."""
+    keys, warnings = keys_file.load(existing(arguments.file))
+    fact = describe(named(arguments, keys))
+    lines = zip((heading.lower() for heading in HEADINGS), row(fact), strict=True)
+    return Result(fact, aligned([line for line in lines if line[1]]), warnings)
+
+
+def named(arguments: argparse.Namespace, keys: Sequence[Key]) -> list[Key]:
+    """The keys of the name that is asked for. Raises KeysFileError."""
+    name = keys_file.normalized(arguments.name)
+    keys_editor.check_known(arguments.file, name, keys_editor.owners(keys))
+    return [key for key in keys if key.principal.name == name]
 
 
 def describe(keys: Sequence[Key]) -> dict[str, Any]:
@@ -127,6 +184,9 @@ def describe(keys: Sequence[Key]) -> dict[str, Any]:
     }
 
 
+HEADINGS = ("NAME", "KIND", "SCOPES", "MODELS", "LIMITS", "EXPIRES", "NOTE")
+
+
 def row(fact: Mapping[str, Any]) -> tuple[str, ...]:
     """A row of the table of `list`."""
     limits = [f"{fact[limit.field]}{limit.unit}" for limit in LIMITS if fact[limit.field]]
@@ -139,26 +199,36 @@ def row(fact: Mapping[str, Any]) -> tuple[str, ...]:
         " ".join(fact["models"] or ["all"]),
         ", ".join(limits) or "none",
         (fact["expires"] or "never") + (" (expired)" if fact["expired"] else ""),
+        fact["note"] or "",
     )
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """The rows as text, in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    """The rows as text, in columns; without the last one if it is empty but for its heading."""
+    columns = list(zip(*rows, strict=True))
+    columns = columns if any(columns[-1][1:]) else columns[:-1]
+    padded = []
+    for column in columns:
+        most = max(map(width, column))
+        padded.append([text + " " * (most - width(text)) for text in column])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*padded, strict=True))
+
+
+def width(text: str) -> int:
+    """The columns that a text takes on a terminal."""
+    wide = sum(unicodedata.east_asian_width(one) in "WF" for one in text)
+    return len(text) + wide - sum(unicodedata.category(one) in ("Mn", "Me") for one in text)
 
 
 def check(arguments: argparse.Namespace) -> Result:
     """Check the file for faults, or a request against the permissions of a name."""
     file = arguments.file
     keys, warnings = keys_file.load(existing(file))
-    names = keys_editor.owners(keys)
     if arguments.name is None:
-        count = f"{len(names)} key{'' if len(names) == 1 else 's'}"
-        facts = {"file": str(file), "keys": len(names), "warnings": warnings}
-        return Result(facts, f"{file}: {count}, no fault", warnings)
-    keys_editor.check_known(file, arguments.name, names)
-    return check_request(arguments, next(key.principal for key in keys if key.principal.name == arguments.name))
+        number = len(keys_editor.owners(keys))
+        facts = {"file": str(file), "keys": number, "warnings": warnings}
+        return Result(facts, f"{file}: {number} key{'' if number == 1 else 's'}, no fault", warnings)
+    return check_request(arguments, named(arguments, keys)[0].principal)
 
 
 def check_request(arguments: argparse.Namespace, who: Principal) -> Result:

@@ -37,7 +37,9 @@ def duration(text: str) -> timedelta:
 
 def limit(text: str) -> object:
     """A positive number. Raises FieldError."""
-    return keys_file.limit(int(text) if NUMBER.fullmatch(text) else text)
+    if not NUMBER.fullmatch(text):
+        raise keys_file.FieldError("is not a whole number; write it as in 60")
+    return keys_file.limit(int(text))
 
 
 def public_key(text: str) -> str:

@@ -151,15 +151,25 @@ def test_a_limit_that_is_none(limit: str, written: str, fault: str) -> None:
     assert line.startswith(f"keys.toml: alice: {limit} {fault}")
 
 
-@pytest.mark.parametrize("name", ["a", "A.b_c-9", "7", "_", "x" * 64])
+@pytest.mark.parametrize(
+    "name", ["a", "A.b_c-9", "7", "_", "x" * 64, "Zo\u00eb", "Ёлка", "山田", "\u091c\u094b\u0908", "x\u0323" * 32]
+)
 def test_a_name(name: str) -> None:
     assert the(key(name=name)).name == name
+
+
+def test_one_name_may_be_written_in_two_ways() -> None:
+    assert the(key(name="Zoe\u0308")).name == "Zo\u00eb"
+    assert "name is that of key number 1 too" in faults(key(name="Zo\u00eb") + key(name="Zoe\u0308", sha256=B))[0]
 
 
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
-        *((name, "name is not 1 to 64 letters, digits") for name in ("", " ", "a b", "é", "a/b", "a:b", "x" * 65)),
+        *(
+            (name, "name is not 1 to 64 letters, digits")
+            for name in ("", " ", "a b", "a/b", "a:b", "½", "a\u200bb", "a\u202eb", "🔑", "x" * 65)
+        ),
         *((name, "name is not 1 to 64 letters, digits") for name in (r"a\n", r"\u0000", r"a\tb")),
         ("default", "name default stands for the key that the environment holds; choose another"),
         ("-", "name - stands for a request without a key, in the log; choose another"),

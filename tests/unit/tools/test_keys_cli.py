@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ollama_auth.auth import keys_editor, keys_file, keys_text
-from ollama_auth.auth.keys import KeyRing, Principal
+from ollama_auth.auth.keys import DEFAULT_SCOPES, KeyRing, Principal, Scope
 from scripts.tools.keys import __main__ as cli
 from tests.harness.base import ROOT
 from tests.harness.tools import CLEAN, TOOLS, Said, call, execute
@@ -128,6 +128,56 @@ def test_a_session(terminal: Terminal) -> None:
     said = terminal.run("revoke", "alice")
     assert (said.out, said.err, said.status) == ("", "ollama-auth: alice is no longer in keys.toml\n", 0)
     assert (terminal.owner(alice), terminal.owner(newer), terminal.owner(reader)) == (None, None, "reader")
+
+
+def test_a_key_is_changed(terminal: Terminal) -> None:
+    key = terminal.does("add", "Zoë", "--rpm", "60", "--note", "room 7")
+    said = terminal.run("edit", "Zoë", "--rpm", "120", "--model", "a", "b*", "--scope", "list", "--unset", "note")
+    assert (said.status, said.out, said.err) == (
+        0,
+        "",
+        "ollama-auth: Zoë has changed: scopes, models, requests_per_minute, note (keys.toml)\n",
+    )
+    assert terminal.ring.find(key.encode()) == Principal(
+        "Zoë", frozenset({Scope.LIST}), ("a", "b*"), requests_per_minute=120
+    )
+    fact = terminal.run("edit", "Zoë", "--unset", "rpm", "model", "scope", "--expires", "2127-01-01", "--json").json
+    assert (fact["requests_per_minute"], fact["models"], fact["scopes"]) == (None, None, ["infer", "embed", "list"])
+    assert terminal.run("note", "Zoe\u0308", "on leave").err == "ollama-auth: Zoe\u0308 has a note (keys.toml)\n"
+    terminal.does("disable", "Zoë")
+    assert terminal.does("show", "Zoë").splitlines() == [
+        "name     Zoë",
+        "kind     key (disabled)",
+        "scopes   infer embed list",
+        "models   all",
+        "limits   none",
+        "expires  2127-01-02T00:00:00Z",
+        "note     on leave",
+    ]
+    assert terminal.run("check", "Zoë", "GET", "/api/tags").out.startswith("Zoë: GET /api/tags gets 401 (disabled): ")
+    assert terminal.run("enable", "Zoë", "--json").json["disabled"] is False
+    assert terminal.does("note", "Zoë") == ""
+    assert terminal.ring.find(key.encode()) == Principal("Zoë", DEFAULT_SCOPES, None, 4954521600.0)
+
+
+def test_names_are_of_any_letters(terminal: Terminal) -> None:
+    """A letter that is written in two ways is one, and columns fit also where letters are wide."""
+    key = terminal.does("add", "山田")
+    terminal.does("add", "ज़ोई", "--note", "x")
+    terminal.does("add", "Zoe\u0308")
+    assert "has a key Zo\u00eb already" in terminal.run("add", "Zo\u00eb").err
+    assert terminal.owner(key) == "山田"
+    rows = terminal.does("list").splitlines()
+    assert [row.partition("  ")[0] for row in rows[1:]] == ["山田", "ज़ोई", "Zo\u00eb"]
+    assert rows[1].startswith("山田  key ")
+    said = execute(
+        sys.executable, TOOLS, "keys", "list", folder=terminal.folder, env=CLEAN | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert (said.status, r"\u5c71\u7530" in said.out) == (0, True)
+    for command in ("disable", "rotate", "revoke"):
+        terminal.file.write_text(terminal.file.read_text().replace("Zoe\u0308", "Zo\u00eb"))
+        terminal.does(command, "Zoe\u0308")
+    assert list(terminal.ring.principals) == ["山田", "\u091c\u093c\u094b\u0908"]
 
 
 def test_no_key_is_in_the_file_and_no_digest_is_shown(terminal: Terminal) -> None:
@@ -341,7 +391,18 @@ def test_which_file_it_is(terminal: Terminal) -> None:
         ("add", 2, "required: NAME"),
         ("add a/b", 2, "argument NAME: it is not 1 to 64 letters"),
         ("add default", 2, "argument NAME: it default stands for the key that the environment holds"),
-        ("add x --scope pul", 2, "invalid choice: 'pul'"),
+        ("add x --scope pul", 2, "argument --scope: it is not a valid scope; did you mean pull?"),
+        ("add x --scope zzz", 2, "argument --scope: it is not a valid scope; the scopes are infer, embed, "),
+        ("edit alice", 2, "name what to change, such as --rpm 60 or --unset expires"),
+        ("edit alice --rpm 5 --unset rpm", 2, "--rpm is to be set and unset: give one of them"),
+        ("edit alice --unset rpms", 2, "argument --unset: invalid choice: 'rpms'"),
+        ("edit alice --note a\nb", 2, "argument --note: it is not one line of up to 256 characters; shorten it"),
+        ("edit zed --rpm 5", 1, "keys.toml has no key zed; `scripts/keys list` shows all"),
+        ("edit alice --rpm 5 --file none", 1, "there is no none: `scripts/keys add NAME` makes it"),
+        ("disable zed", 1, "keys.toml has no key zed; "),
+        ("enable alic", 1, "keys.toml has no key alic; did you mean alice?"),
+        ("show zed", 1, "keys.toml has no key zed; "),
+        ("note zed", 1, "keys.toml has no key zed; "),
         ("add x --model a\tb", 2, "argument --model: it is not a valid name of a model"),
         ("add x --rpm 0", 2, "argument --rpm: it is not from 1 to"),
         ("add x --rpm=-1", 2, "argument --rpm: it is not from 1 to"),
@@ -351,7 +412,7 @@ def test_which_file_it_is(terminal: Terminal) -> None:
         ("add x --expires 0d", 2, "argument --expires: it is over already"),
         ("add x --expires 2127-01-01T00:00:00", 2, "argument --expires: it has no time zone; write Z"),
         ("add x --expires tomorrow", 2, "argument --expires: it is not a time; write it as in 30d"),
-        ("add x --expires 7", 2, "argument --expires: it is not a date"),
+        ("add x --expires 7", 2, "argument --expires: it is not a time; write it as in 30d"),
         ("add x --ssh nothing", 2, "argument --ssh: it can't be read (No such file or directory); name a file"),
         ("add x --ssh .", 2, "argument --ssh: it can't be read (Is a directory); name a file"),
         ("add x --ssh keys.toml", 2, "argument --ssh: it is not one line"),
@@ -419,7 +480,10 @@ def test_a_private_key_is_refused_and_not_shown(terminal: Terminal) -> None:
     assert "secret" not in said.err
 
 
-@pytest.mark.parametrize("command", ["new", "add", "list", "revoke", "rotate", "check", ""])
+@pytest.mark.parametrize(
+    "command",
+    ["new", "add", "edit", "list", "show", "disable", "enable", "revoke", "note", "rotate", "check", ""],
+)
 def test_help_has_examples_and_the_exit_status(lab: Terminal, command: str) -> None:
     said = lab.run(*filter(None, [command]), "--help")
     assert (said.status, said.err) == (0, "")
