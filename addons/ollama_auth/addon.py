@@ -32,15 +32,15 @@ from mitmproxy.utils import asyncio_utils, human
 
 from . import process, settings
 from .exchange import Exchange, new_id
-from .http.responses import RETRY_SECONDS, error, render, retry_after
+from .http.responses import error, render
 from .lifecycle import RequestLifecycle
 from .mitmweb.flows import COLUMNS, FlowViews
-from .ollama_api.routes import Dialect
 from .option_table import OPTIONS
 from .proxy.connections import ClientConnection, Connections
 from .proxy.events import Reservation
 from .proxy.hook_dispatch import HookDispatcher
 from .proxy.layer import GateLayer
+from .proxy.listener import TLS_RECORD, TOO_MANY, Listener, too_many
 from .proxy.option_cache import CachedOptions
 from .proxy.teardown import take_apart_at_end
 from .proxy.tls import ClientTls, CloseConnectionLayer
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TLS_RECORD = 0x16
-"""The first byte of a TLS handshake (RFC 8446 section 5.1); no HTTP method begins with it."""
 TLS_ALERT = bytes.fromhex("15 03 01 00 02 02 28")
 """A fatal handshake_failure alert (RFC 8446 section 6), which a TLS client understands."""
 UPSTREAM_CONNECTIONS = 256
@@ -107,6 +105,7 @@ class Gate:
         self.lifecycle = RequestLifecycle(self.config, self.connections, self.is_open, views, self.monitor)
         self.on_behalf: dict[tuple[str, int], str] = {}
         """Addresses of clients that the console asks the gate for, by its own end of the connection."""
+        self.listener = Listener(self.lifecycle, self.connections, self.most_connections, self.is_direct)
 
     # Start and configuration.
 
@@ -190,7 +189,7 @@ class Gate:
         """The settings in force."""
         return self.config.settings
 
-    def running(self) -> None:
+    async def running(self) -> None:
         asyncio_utils.create_task(
             self.connections.sweep(lambda: self.lifecycle.settings), name="gate sweep", keep_ref=True
         )
@@ -203,7 +202,7 @@ class Gate:
         self.other_files = process.open_files()
         self._say_few_files()
         servers = ctx.master.addons.get("proxyserver").servers
-        process.widen_backlog(servers)
+        await self.listener.take_over(servers)
         where = " and ".join({human.format_address(address) for server in servers for address in server.listen_addrs})
         if self.settings and self.settings.metrics_listen:
             status_page = url.hostport("http", *self.settings.metrics_listen)
@@ -277,6 +276,16 @@ class Gate:
 
     # A client connection.
 
+    def is_direct(self) -> bool:
+        """Tell whether mitmproxy is to have a connection before its first request: it is encrypted, or is shown."""
+        self.hooks.set_log_level()
+        return bool(ctx.options.certs) or self.lifecycle.watched() or self.hooks.connections_shown()
+
+    def most_connections(self) -> tuple[int, int]:
+        """Return (client connections that there may be, those of one network or 0)."""
+        limits = self.lifecycle.settings
+        return process.most_connections(limits.max_connections, self.other_files), limits.max_connections_per_client
+
     def client_connected(self, client: Client) -> None:
         """Register a connection, or close it before a byte of it is read if there are too many."""
         client.error = "not registered"  # mitmproxy closes a connection with an error; removed at the end.
@@ -292,14 +301,10 @@ class Gate:
         peer = ClientConnection(client, handler, time.monotonic() + self.lifecycle.settings.head_timeout)
         if behalf := self.on_behalf.pop(client.peername[:2], None):
             peer.stand_for(behalf)
-        limits = self.lifecycle.settings
-        most = process.most_connections(limits.max_connections, self.other_files)
-        if not self.connections.add(peer, most, limits.max_connections_per_client):
-            self.connections.warn_rate_limited("a connection was refused: all others are at work")
+        if not self.connections.add(peer, *self.most_connections()):
+            self.connections.warn_rate_limited(TOO_MANY)
             if not ctx.options.certs:
-                message = "too many connections; try again later"
-                full = error(new_id(), 503, message, Dialect.OLLAMA, retry_after(RETRY_SECONDS))
-                handler.transports[client].writer.write(render(full))
+                handler.transports[client].writer.write(too_many())
             return
         take_apart_at_end(handler)
         BulkReader.take_over(handler, client)
@@ -314,7 +319,7 @@ class Gate:
         mode = context.client.proxy_mode
         if peer is None or not isinstance(mode, ReverseMode) or mode.scheme not in ("http", "https"):
             return
-        encrypted = nextlayer.data_client()[:1] == bytes([TLS_RECORD])
+        encrypted = nextlayer.data_client().startswith(TLS_RECORD)
         if encrypted != bool(ctx.options.certs):
             plain = render(error(new_id(), 400, "this server speaks HTTPS; write https:// for http://"))
             nextlayer.layer = CloseConnectionLayer(context, TLS_ALERT if encrypted else plain)
@@ -403,6 +408,7 @@ class Gate:
         with suppress(TimeoutError):
             await asyncio.wait_for(impatient.wait(), delay)
         await servers.update([])
+        self.connections.close_new()
         for peer in self.connections:
             peer.drain()
         if self.under_way:

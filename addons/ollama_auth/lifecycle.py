@@ -16,6 +16,7 @@ from mitmproxy.utils import asyncio_utils
 
 from .auth import policy
 from .auth.held_bodies import HeldBodies, HeldBody
+from .auth.identity import may_be_known
 from .auth.keys import Principal, Scope
 from .auth.limits import Exceeded, Limiter, StorageUnavailableError
 from .auth.redaction import MASKED_PATH, MAX_SEARCHED, mask_path
@@ -34,7 +35,7 @@ from .ollama_api.prompt import Prompt
 from .ollama_api.request_models import BodyError
 from .ollama_api.routes import Dialect, Route
 from .ollama_api.usage import UsageReader
-from .proxy.connections import ClientConnection, Connections, network
+from .proxy.connections import Connections, Peer, network
 from .proxy.events import Reservation
 from .runtime import ActiveConfig
 from .settings import UNCONFIGURED, Settings
@@ -85,7 +86,19 @@ class RequestLifecycle:
 
     # A request.
 
-    def authorize(self, head: Head, peer: ClientConnection) -> tuple[Exchange, Verdict]:
+    def refuse_stranger(self, head: Head, peer: Peer) -> Answer | None:
+        """Refuse a request without a known credential, which has no body; for any other do nothing, and return None."""
+        if not self.config.authorizer or not self.ready() or head.method == b"OPTIONS":
+            return None  # OPTIONS may be a preflight, after which the connection goes on.
+        if may_be_known(head, self.settings.ring):
+            return None
+        exchange, verdict = self.authorize(head, peer)
+        self.finish(exchange, peer)
+        if not isinstance(verdict, Refusal):
+            raise PermissionError("a request without a credential was about to be admitted")
+        return verdict.answer.to(head.method)
+
+    def authorize(self, head: Head, peer: Peer) -> tuple[Exchange, Verdict]:
         """Decide by the head. An UpstreamRequest waits for its lease, or its body, or both. An exception refuses."""
         exchange, authorizer = Exchange(peer.address), self.config.authorizer
         try:
@@ -108,7 +121,7 @@ class RequestLifecycle:
             peer.exchanges[id(exchange)] = exchange
         return exchange, verdict
 
-    def _apply(self, decision: Decision, exchange: Exchange, peer: ClientConnection) -> Verdict:
+    def _apply(self, decision: Decision, exchange: Exchange, peer: Peer) -> Verdict:
         """Record a decision."""
         exchange.key, exchange.stripped, exchange.suppress_log = decision.key, decision.stripped, decision.suppress_log
         peer.authenticated_before |= exchange.identified
@@ -162,7 +175,7 @@ class RequestLifecycle:
         message = f"nothing came of the request body for {self.settings.body_timeout} s"
         return Authorizer.refuse(exchange, RefusedError("body timeout", 408, message))
 
-    def authorize_body(self, exchange: Exchange, peer: ClientConnection) -> Admission | Refusal:
+    def authorize_body(self, exchange: Exchange, peer: Peer) -> Admission | Refusal:
         """Decide about an UpstreamRequest that waited for its body, which its reader has got. An exception refuses."""
         try:
             authorizer, request = self.config.authorizer, exchange.state.upstream_request
@@ -222,7 +235,7 @@ class RequestLifecycle:
         if granted.requests:
             exchange.state.limit_fields = limit_fields("requests_per_minute", *granted.requests)
 
-    def _admit(self, exchange: Exchange, request: UpstreamRequest, peer: ClientConnection) -> Admission | Refusal:
+    def _admit(self, exchange: Exchange, request: UpstreamRequest, peer: Peer) -> Admission | Refusal:
         authorizer = self.config.authorizer
         if authorizer is None or exchange.route is None or not self.ready():
             return self._not_ready(exchange)
@@ -237,7 +250,7 @@ class RequestLifecycle:
         again = retry_after(RETRY_SECONDS)
         return Refusal("closed", responses.error(exchange.id, 503, "the gateway is not ready", exchange.dialect, again))
 
-    def refuse_malformed(self, error: HeadError, peer: ClientConnection) -> Answer:
+    def refuse_malformed(self, error: HeadError, peer: Peer) -> Answer:
         """Log a head that could not be parsed, and return the answer to it."""
         exchange = Exchange(peer.address, status=error.status, reason="malformed")
         self.finish(exchange, peer)
@@ -324,7 +337,7 @@ class RequestLifecycle:
             logger.warning("ollama_auth: %s: %s (request %s)", reason, text, exchange.id)
         return responses.error(exchange.id, status or 502, text, exchange.dialect, *exchange.state.cors, *extra)
 
-    def finish(self, exchange: Exchange, peer: ClientConnection | None) -> None:
+    def finish(self, exchange: Exchange, peer: Peer | None) -> None:
         """End an exchange: count it, log it, charge it. A second call changes nothing."""
         if exchange.ended is not None:
             return

@@ -1,4 +1,4 @@
-"""Settings of mitmproxy's process: version, option defaults, file limit, accept queue, exit status, garbage collection.
+"""Settings of mitmproxy's process: version, option defaults, file limit, exit status, garbage collection.
 
 Nothing here reads mitmproxy's `ctx`: addon.py passes what is needed.
 
@@ -17,24 +17,16 @@ import atexit
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from mitmproxy.proxy.mode_servers import ServerInstance
-
 from .settings import SettingsError
-
-BACKLOG = 4096
-"""Connections that may wait to be accepted; the kernel's own limit (`net.core.somaxconn`) may be lower."""
 
 SPARE_FILES = 96
 """File descriptors for the status listener, logs, name lookups and Redis, and for clients that are being closed."""
 FEWEST_CONNECTIONS = 8
 """Client connections that are taken, however few file descriptors there are."""
-
-ACCEPTED = 8
-"""Connections that are accepted at once. Others are closed for them, if need be, before there are more."""
 
 # What makes mitmproxy safe and correct as a gateway, unless the user has set it.
 DEFAULTS: dict[str, Any] = {
@@ -115,22 +107,6 @@ def most_connections(wanted: int, others: int) -> int:
     if limit == resource.RLIM_INFINITY:
         return wanted
     return max(min(wanted, (limit - others - SPARE_FILES) // 2), min(wanted, FEWEST_CONNECTIONS))
-
-
-def widen_backlog(instances: Iterable[ServerInstance[Any]]) -> None:
-    """Let BACKLOG connections wait to be accepted; with asyncio's 100, others in a burst retry after a second.
-
-    asyncio also accepts so many at once, before any of them is looked at: of these, no more than ACCEPTED.
-    """
-    for instance in instances:
-        for server in instance._servers:  # type: ignore[attr-defined]
-            with suppress(AttributeError, OSError):
-                if isinstance(server, asyncio.base_events.Server):
-                    server._backlog, server._serving = ACCEPTED, False  # type: ignore[attr-defined]
-                    server._start_serving()  # type: ignore[attr-defined]
-                for listener in server.sockets:
-                    with listener.dup() as own:
-                        own.listen(BACKLOG)
 
 
 def force_exit_status(status: int) -> None:

@@ -43,6 +43,16 @@ def identify(head: Head, target: bytes, ring: KeyRing, now: float, window: float
     return Identity(principal, secret, signature)
 
 
+def may_be_known(head: Head, ring: KeyRing) -> bool:
+    """Tell whether `identify` may return an identity; signatures are not verified."""
+    if any(map(cli_signature.parse, values(head.fields, b"authorization"))):
+        return True
+    try:
+        return ring.find(credentials.parse(head.fields)) is not None
+    except CredentialError:
+        return False
+
+
 def find_again(identity: Identity, ring: KeyRing) -> Principal | None:
     """Return the principal that a credential belongs to now, in a ring that may be newer."""
     return ring.find_ssh(identity.signature.key) if identity.signature else ring.find(identity.secret)

@@ -60,6 +60,11 @@ class HeadError(RefusedError):
         super().__init__("malformed", status, message, *fields)
 
 
+def late() -> HeadError:
+    """Make the error of a head that did not arrive in time."""
+    return HeadError(408, "the request head took too long")
+
+
 class Incoming(Protocol):
     """The part of h11's ReceiveBuffer that is used here."""
 

@@ -34,6 +34,8 @@ CONNECT_TIMEOUT = "connect timeout"
 """The error that mitmproxy then reports for a connection to the upstream that was given up."""
 STALLED = "clients that took nothing of their answers were disconnected"
 """A warning: it took ollama_idle_timeout seconds."""
+MADE_ROOM = "connections without a request were closed to make room for new ones"
+"""A warning."""
 WARNING_INTERVAL = 10.0
 """Seconds between two log lines with the same warning."""
 
@@ -78,6 +80,40 @@ class Outflow:
         return now - self.waits_since
 
 
+class Peer(Protocol):
+    """What deciding on a request needs of its connection: a ClientConnection, or a NewConnection."""
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def network(self) -> str: ...
+    @property
+    def sockname(self) -> tuple[str, int] | None:
+        """The local address that the client connected to."""
+        ...
+
+    admitted: bool
+    """A request of this connection was admitted; until then it may have no connection to the upstream."""
+    authenticated_before: bool
+    """A request of this connection had a valid credential, even if it was refused for another reason."""
+    exchanges: dict[int, Exchange]
+    """Requests that were not refused and have not ended, by Python's id; the ids of clients are not unique."""
+
+
+class New(Protocol):
+    """A NewConnection (proxy/listener.py), which mitmproxy does not know yet."""
+
+    deadline: float
+
+    @property
+    def network(self) -> str: ...
+    @property
+    def transport(self) -> asyncio.Transport: ...
+    @property
+    def waits(self) -> bool: ...
+    def expire(self) -> None: ...
+
+
 class BoundedServer(Protocol):
     """What a client connection needs of BoundedHttp1Server and BoundedHttp2Server, which import this module."""
 
@@ -100,11 +136,8 @@ class ClientConnection:
     http_server: BoundedServer | None = None
     """None until the first byte has arrived, or the TLS handshake is done."""
     admitted: bool = False
-    """A request of this connection was admitted; until then it may have no connection to the upstream."""
     authenticated_before: bool = False
-    """A request of this connection had a valid credential, even if it was refused for another reason."""
     exchanges: dict[int, Exchange] = field(default_factory=dict)
-    """Requests that were not refused and have not ended, by Python's id; the ids of clients are not unique."""
     closed: bool = False
     """It has ended, or is about to: nothing more goes upstream for it."""
     read_holds: dict[Connection, set[object]] = field(default_factory=dict)
@@ -133,7 +166,6 @@ class ClientConnection:
 
     @property
     def sockname(self) -> tuple[str, int] | None:
-        """The local address that the client connected to."""
         return self.client.sockname
 
     def await_request(self, head_timeout: float, idle_timeout: float) -> None:
@@ -224,13 +256,15 @@ class Connections:
 
     def __init__(self) -> None:
         self._by_client: dict[str, ClientConnection] = {}
+        self._new: dict[asyncio.Transport, New] = {}
+        """Those of which no request head has arrived, oldest first."""
         self._networks: Counter[str] = Counter()
         self._leaving: list[Outflow] = []
         """Connections that have ended, but for what their clients have still to take; they count, too."""
         self._warnings: dict[str, tuple[float, int]] = {}
 
     def __len__(self) -> int:
-        return len(self._by_client)
+        return len(self._by_client) + len(self._new)
 
     def __iter__(self) -> Iterator[ClientConnection]:
         return iter(list(self._by_client.values()))
@@ -244,13 +278,38 @@ class Connections:
 
         Returns False if all others have running requests. A `most_per_network` of 0 means no limit.
         """
-        if most_per_network and self._networks[peer.network] >= most_per_network and not self._evict(peer.network):
-            return False
-        if len(self._by_client) + len(self._leaving) >= most and not self._evict(None):
+        if new := self.remove_new(peer.outflow.transport):
+            peer.deadline = new.deadline
+        if not self._make_room(peer.network, most, most_per_network):
             return False
         self._by_client[peer.client.id] = peer
         self._networks[peer.network] += 1
         return True
+
+    def add_new(self, new: New, most: int, most_per_network: int) -> bool:
+        """Do as `add` for a connection that mitmproxy does not know yet."""
+        if not self._make_room(new.network, most, most_per_network):
+            return False
+        self._new[new.transport] = new
+        self._networks[new.network] += 1
+        return True
+
+    def remove_new(self, transport: asyncio.Transport | None) -> New | None:
+        """Remove a connection that has ended, or goes to mitmproxy now."""
+        new = self._new.pop(transport, None) if transport else None
+        if new:
+            self._forget(new.network)
+        return new
+
+    def close_new(self) -> None:
+        """Close the connections that mitmproxy does not know yet."""
+        for transport in list(self._new):
+            transport.abort()
+
+    def _make_room(self, of_network: str, most: int, most_per_network: int) -> bool:
+        if most_per_network and self._networks[of_network] >= most_per_network and not self._evict(of_network):
+            return False
+        return len(self) + len(self._leaving) < most or self._evict(None)
 
     def remove(self, client_id: str) -> ClientConnection | None:
         """Remove a connection that has ended, or is about to."""
@@ -281,6 +340,12 @@ class Connections:
 
         One whose client has still to take the end of an answer is no idle one, unless the client takes nothing.
         """
+        for new in self._new.values():
+            if of_network in (None, new.network) and new.waits:
+                self.remove_new(new.transport)
+                new.transport.abort()
+                self.warn_rate_limited(MADE_ROOM)
+                return True
         for spare in (True, False):
             for peer in self._by_client.values():
                 idle = peer.idle and not unsent(peer.outflow.transport)
@@ -302,7 +367,7 @@ class Connections:
     def _close(self, peer: ClientConnection) -> None:
         self.remove(peer.client.id)
         peer.close_now()
-        self.warn_rate_limited("connections without a request were closed to make room for new ones")
+        self.warn_rate_limited(MADE_ROOM)
 
     async def sweep(self, settings: Callable[[], Settings]) -> None:
         """End connections whose deadline has passed, and those that take nothing while they may not be idle for longer.
@@ -324,8 +389,16 @@ class Connections:
                         self.warn_rate_limited(STALLED)
                 except Exception as error:
                     self.warn_rate_limited(f"a connection could not be ended: {type(error).__name__}")
+            self._check_new(now)
             self._check_leaving(now, patience)
             self._summarize(now)
+
+    def _check_new(self, now: float) -> None:
+        for new in list(self._new.values()):
+            if new.transport.is_closing():
+                self.remove_new(new.transport)
+            elif now > new.deadline and new.waits:
+                new.expire()
 
     def _check_leaving(self, now: float, patience: float) -> None:
         for outflow in list(self._leaving):

@@ -36,6 +36,7 @@ type IdleTest = Callable[[Any, Any], bool]
 IDLE_WHEN: Mapping[type, IdleTest] = {
     addons.anticache.AntiCache: lambda _, options: not options.anticache,
     addons.anticomp.AntiComp: lambda _, options: not options.anticomp,
+    addons.block.Block: lambda _, options: not (options.block_global or options.block_private),
     addons.blocklist.BlockList: lambda addon, _: not addon.items,
     # http/head.py and the allow-list of header fields leave nothing to disable.
     addons.disable_h2c.DisableH2C: lambda *_: True,
@@ -111,6 +112,10 @@ class HookDispatcher:
         if CONNECTION_LOGGER.level != level:
             CONNECTION_LOGGER.setLevel(level)
 
+    def connections_shown(self) -> bool:
+        """Tell whether an addon other than the guarded one, or the log, wants to know of each client connection."""
+        return CONNECTION_LOGGER.level == logging.NOTSET or self._any_active("client_connected")
+
     def request_hooks_idle(self) -> bool:
         """Tell whether no addon would do anything at the hooks of a request that begins now."""
         return not self._any_active(*REQUEST_HOOK_NAMES)
@@ -121,7 +126,7 @@ class HookDispatcher:
         return any(not idle(addon, options) for addon, idle in found.builtin) or any(
             type(one) not in IDLE_WHEN or not IDLE_WHEN[type(one)](one, options)
             for one in traverse(found.others)
-            if any(hasattr(one, name) for name in names)
+            if one is not self.guarded and any(hasattr(one, name) for name in names)
         )
 
 

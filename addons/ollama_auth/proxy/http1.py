@@ -25,7 +25,7 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server, make_body_reader
 
 from ..exchange import Exchange, Refusal
-from ..http.head import CHUNKED, Head, HeadError, bare, parse_head, take_head
+from ..http.head import CHUNKED, Head, HeadError, bare, late, parse_head, take_head
 from ..http.responses import Answer, error, render
 from .connections import ClientConnection, Drain, Expire, Resume
 from .events import MALFORMED_BODY, ClosedBeforeResponse, Commands, Failure, Lifecycle, ParsedRequestHeaders, Refuse
@@ -351,9 +351,8 @@ class BoundedHttp1Server(Body, Http1Server):
     def expire(self) -> Commands:
         """Act on a passed deadline: that of a request head, an idle connection or a lingering close."""
         if self.state == self.read_headers and self.buf:
-            late = HeadError(408, "the request head took too long")
             self.head = None
-            yield commands.SendData(self.conn, render(self.lifecycle.refuse_malformed(late, self.peer)))
+            yield commands.SendData(self.conn, render(self.lifecycle.refuse_malformed(late(), self.peer)))
         if self.state in (self.read_headers, self.linger):
             yield from self.close()
 

@@ -27,8 +27,9 @@ async def default_addons() -> list[object]:
 
 
 def test_all_of_mitmproxys_addons_were_looked_at() -> None:
-    """IDLE_WHEN lists each addon of mitmproxy with a method for the hooks of a request."""
-    hearing = {type(a) for a in asyncio.run(default_addons()) if any(hasattr(a, name) for name in REQUEST_HOOK_NAMES)}
+    """IDLE_WHEN lists each addon of mitmproxy with a method for the hooks of a request, or of a new connection."""
+    names = (*REQUEST_HOOK_NAMES, "client_connected")
+    hearing = {type(a) for a in asyncio.run(default_addons()) if any(hasattr(a, name) for name in names)}
     assert hearing == {kind for kind in IDLE_WHEN if kind.__module__.startswith("mitmproxy.")}
 
 

@@ -139,6 +139,7 @@ mitmproxy.proxy.mode_servers
     10e340d70b3f ProxyConnectionHandler                         addon.Gate.client_connected
     21eea06f208c ServerInstance.handle_stream                   addon.Gate.client_connected
     d565bfefd6af AsyncioServerInstance                          addon.Gate.drain
+    d565bfefd6af AsyncioServerInstance                          listener.Listener.take_over
 mitmproxy.addons.proxyserver
     6c950fbed489 Servers                                        addon.Gate.drain
     d79bb91554a8 Proxyserver.register_connection                addon.Gate.client_connected
@@ -180,6 +181,8 @@ mitmproxy.addons.anticache
     b48d2e8a6a56 AntiCache.request                              hook_dispatch.IDLE_WHEN
 mitmproxy.addons.anticomp
     b0d9e97431ce AntiComp.request                               hook_dispatch.IDLE_WHEN
+mitmproxy.addons.block
+    44848d3720b1 Block.client_connected                         hook_dispatch.IDLE_WHEN
 mitmproxy.addons.blocklist
     b57fd28ef285 BlockList.request                              hook_dispatch.IDLE_WHEN
 mitmproxy.addons.disable_h2c
@@ -263,6 +266,7 @@ h11._readers
     fdf438f5ca7e ContentLengthReader                            http1.Body.read_body
 h11._receivebuffer
     108c4355eb3b ReceiveBuffer                                  http1.BoundedHttp1Server
+    108c4355eb3b ReceiveBuffer                                  listener.NewConnection
 h2.frame_buffer
     22fe5e16e85f,660a8b118b91 FrameBuffer                       http2_frames.FrameReader
 """

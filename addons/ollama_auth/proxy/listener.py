@@ -1,0 +1,143 @@
+"""Listen in mitmproxy's place, and refuse requests without a known credential before mitmproxy makes anything for them.
+
+For each connection mitmproxy makes a handler, a task, a context and layers, which costs several times as much as the
+refusal. A `NewConnection` waits for the first request head. If no principal can be behind it, the lifecycle refuses it,
+by the same rules and with the same bytes as later; else all that has arrived goes to mitmproxy, as if it came just now.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+from h11._receivebuffer import ReceiveBuffer
+from mitmproxy.proxy.mode_servers import ServerInstance
+
+from ..exchange import Exchange, new_id
+from ..http.head import HeadError, late, parse_head, take_head
+from ..http.responses import RETRY_SECONDS, error, render, retry_after
+from ..ollama_api.routes import Dialect
+from .connections import Connections, network
+from .events import Lifecycle
+
+BACKLOG = 4096
+"""Connections that may wait to be accepted; the kernel's own limit (`net.core.somaxconn`) may be lower. With asyncio's
+100, others in a burst retry after a second."""
+ACCEPTED = 8
+"""Connections that asyncio accepts at once. Others are closed for them, if need be, before there are more."""
+TLS_RECORD = b"\x16"
+"""The first byte of a TLS handshake (RFC 8446 section 5.1); no HTTP method begins with it."""
+TOO_MANY = "a connection was refused: all others are at work"
+
+type Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """What its connections share."""
+
+    lifecycle: Lifecycle
+    connections: Connections
+    most: Callable[[], tuple[int, int]]
+    """(connections that there may be, those of one network or 0)."""
+    direct: Callable[[], bool]
+    """Whether connections go to mitmproxy at once: with TLS, or if somebody wants to see them."""
+
+    async def take_over(self, instances: Iterable[ServerInstance[Any]]) -> None:
+        """Take the listening sockets of mitmproxy's servers; those of UDP stay."""
+        loop = asyncio.get_running_loop()
+        for instance in instances:
+            servers = cast(list[Any], instance._servers)  # type: ignore[attr-defined]
+            for server in [one for one in servers if hasattr(one, "sockets")]:
+                for listening in server.sockets:
+                    own = listening.dup()
+                    made = partial(NewConnection, self, instance.handle_stream)
+                    servers.append(await loop.create_server(made, sock=own, backlog=ACCEPTED))
+                    with suppress(OSError):
+                        own.listen(BACKLOG)
+                servers.remove(server)
+                server.close()
+
+
+class NewConnection(asyncio.Protocol):
+    """A client connection, up to the end of its first request head."""
+
+    def __init__(self, listener: Listener, serve: Serve) -> None:
+        self.listener, self.serve = listener, serve
+        self.received = ReceiveBuffer()
+        self.exchanges: dict[int, Exchange] = {}
+        self.authenticated_before = self.admitted = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        peername, self.sockname = (transport.get_extra_info(name) for name in ("peername", "sockname"))
+        if peername is None or self.listener.direct():
+            self.hand_over()
+            return
+        self.address = str(peername[0])
+        self.network = network(self.address)
+        self.deadline = time.monotonic() + self.listener.lifecycle.settings.head_timeout
+        if not self.listener.connections.add_new(self, *self.listener.most()):
+            self.listener.connections.warn_rate_limited(TOO_MANY)
+            self.end(too_many())
+
+    @property
+    def waits(self) -> bool:
+        """It waits for its first request head; else mitmproxy has it."""
+        return self.transport.get_protocol() is self
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        try:
+            answer = self.read_head()
+        except Exception as failure:
+            answer = render(self.listener.lifecycle.internal_error(failure))
+        if answer:
+            self.end(answer)
+
+    def read_head(self) -> bytes | None:
+        """Return the refusal of the request that has arrived; None if it has not, or is not for here to decide."""
+        bounds, arrived = self.listener.lifecycle.settings.bounds, bytes(self.received)
+        head = None
+        with suppress(HeadError):
+            raw = take_head(self.received, bounds)
+            if raw is None and not arrived.startswith(TLS_RECORD):
+                return None
+            head = parse_head(raw, bounds) if raw is not None else None
+        alone = head is not None and head.body == 0 and not self.received
+        refusal = self.listener.lifecycle.refuse_stranger(head, self) if head and alone else None
+        if refusal is None:
+            self.hand_over(arrived)
+            return None
+        return render(refusal)
+
+    def hand_over(self, arrived: bytes = b"") -> None:
+        """Let mitmproxy serve the connection, as asyncio.start_server would have."""
+        loop = asyncio.get_running_loop()
+        protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), self.serve, loop=loop)
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
+        if arrived:
+            protocol.data_received(arrived)
+
+    def expire(self) -> None:
+        """Act on the deadline of the head."""
+        self.end(render(self.listener.lifecycle.refuse_malformed(late(), self)) if self.received else b"")
+
+    def end(self, answer: bytes = b"") -> None:
+        """Send the last bytes of the connection, and close it."""
+        if answer:
+            self.transport.write(answer)
+        self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.listener.connections.remove_new(self.transport)
+
+
+def too_many() -> bytes:
+    """Return the answer to a connection that is one too many."""
+    message = "too many connections; try again later"
+    return render(error(new_id(), 503, message, Dialect.OLLAMA, retry_after(RETRY_SECONDS)))

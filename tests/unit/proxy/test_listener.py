@@ -1,0 +1,167 @@
+"""Refusals before mitmproxy: the same bytes as later, the same bounds, and everything else goes on to mitmproxy."""
+
+import re
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.harness.base import BEARER, wait_until
+from tests.harness.gate import Controlled, Gate, logged
+from tests.harness.upstream import Upstream
+from tests.harness.wire import Wire, ask, assert_gone, head, parse, wires
+
+pytestmark = pytest.mark.ways
+
+HANDLERS = """
+from mitmproxy.proxy.server import ConnectionHandler
+ConnectionHandler.made = 0
+original = ConnectionHandler.handle_client
+def counted(self):
+    ConnectionHandler.made += 1
+    return original(self)
+ConnectionHandler.handle_client = counted
+"""
+MADE = "from mitmproxy.proxy.server import ConnectionHandler\nresult = ConnectionHandler.made"
+STRANGERS = {
+    "no key": head("GET", "/api/tags"),
+    "a wrong key": head("GET", "/api/tags", "Authorization: Bearer nobody-has-this-key"),
+    "another field": head("POST", "/v1/messages", "x-api-key: nobody-has-this-key", "Content-Length: 0"),
+    "two keys": head("GET", "/v1/models", BEARER, "x-api-key: nobody-has-this-key"),
+    "twice": head("GET", "/api/tags", BEARER, BEARER.replace("Bearer ", "Bearer x")),
+    "not a key": head("GET", "/api/tags", "Authorization: Digest x"),
+    "a browser": head("GET", "/", "Accept: text/html", "Sec-Fetch-Mode: navigate", "Origin: http://evil.example"),
+    "its own id": head("GET", "/api/tags", "X-Request-Id: mine-1"),
+    "HEAD": head("HEAD", "/api/tags"),
+    "an upgrade": head("GET", "/v1/responses", "Upgrade: websocket", "Connection: Upgrade"),
+    "an unknown method": head("BREW", "/api/tags"),
+    "CONNECT": b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n",
+    "another host": head("GET", "http://example.com/api/tags"),
+    "asterisk": head("GET", "*"),
+    "HTTP/1.0": b"GET /api/tags HTTP/1.0\r\n\r\n",
+    "kept alive": head("GET", "/api/tags", "Connection: keep-alive"),
+    "empty lines before": b"\r\n\r\n" + head("GET", "/api/tags"),
+}
+CHANGING = ("time", "id", "duration_ms")
+OTHERS = {
+    "the key": (head("GET", "/api/version", BEARER, "Connection: close"), 200),
+    "a body": (head("POST", "/api/chat", "Content-Length: 2") + b"{}", 401),
+    "a second request": (head("GET", "/api/tags") * 2, 401),
+    "a preflight": (head("OPTIONS", "/api/tags", "Origin: http://a", "Access-Control-Request-Method: GET"), 401),
+    "malformed": (b"GET /api/tags\r\n\r\n", 400),
+    "too long": (head("GET", "/" + "a" * 9000), 414),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+}
+
+
+@pytest.fixture(scope="module")
+def gate(shared_upstream: Upstream) -> Iterator[Controlled]:
+    with Controlled(shared_upstream.url, "--set", "ollama_access_log=-", "--set", "ollama_head_timeout=2") as gate:
+        gate.do(HANDLERS)
+        yield gate
+
+
+def answer(gate: Gate, request: bytes) -> bytes:
+    """What comes back, but for what is chosen at random."""
+    with Wire(gate.port, request) as wire:
+        return re.sub(rb"(?i)(Request-Id: )[0-9a-f]{16}\r\n", rb"\1?\r\n", wire.read_all())
+
+
+def made(gate: Controlled) -> int:
+    """How many connections mitmproxy has seen."""
+    return int(gate.do(MADE))
+
+
+def test_the_same_bytes_without_mitmproxy(gate: Controlled, upstream: Upstream) -> None:
+    """A byte more than the head sends the same request the long way."""
+    before = made(gate)
+    with upstream.untouched(), logged(gate, 2 * len(STRANGERS)) as lines:
+        early = {kind: answer(gate, request) for kind, request in STRANGERS.items()}
+        assert made(gate) == before
+        late = {kind: answer(gate, request + b"G") for kind, request in STRANGERS.items()}
+        assert made(gate) == before + len(STRANGERS)
+    assert early == late
+    for kind, received in early.items():
+        assert 400 <= parse(received, head=kind == "HEAD").status < 500, kind
+    shown = [{name: value for name, value in line.items() if name not in CHANGING} for line in lines]
+    assert shown[: len(STRANGERS)] == shown[len(STRANGERS) :]
+
+
+def test_all_else_goes_on_to_mitmproxy(gate: Controlled) -> None:
+    before = made(gate)
+    for kind, (request, status) in OTHERS.items():
+        with Wire(gate.port, request) as wire:
+            assert parse(wire.read_until(b"\r\n\r\n")).status == status, kind
+    assert made(gate) == before + len(OTHERS)
+
+
+def test_a_head_in_pieces(gate: Controlled, upstream: Upstream) -> None:
+    before = made(gate)
+    with upstream.untouched(), Wire(gate.port) as wire:
+        for byte in head("GET", "/api/tags"):
+            wire.send(bytes([byte]))
+        assert parse(wire.read_all()).status == 401
+        assert made(gate) == before
+    with Wire(gate.port) as wire:
+        for byte in head("GET", "/api/version", BEARER):
+            wire.send(bytes([byte]))
+        assert wire.read_response().status == 200
+
+
+def test_a_head_that_does_not_end(gate: Controlled, upstream: Upstream) -> None:
+    """Neither does the first piece of one, nor nothing: mitmproxy has none of them."""
+    before = made(gate)
+    with upstream.untouched(), logged(gate) as lines, wires(gate.port, 3) as silent, Wire(gate.port, b"GET /") as begun:
+        assert parse(begun.read_all()).status == 408
+        assert_gone(*silent)
+    assert [line["reason"] for line in lines] == ["malformed"]
+    assert made(gate) == before
+
+
+def test_who_stops_sending(gate: Controlled) -> None:
+    before = made(gate)
+    with Wire(gate.port, b"GET / HT") as wire:
+        wire.socket.shutdown(1)
+        assert wire.read_all() == b""
+    assert made(gate) == before
+
+
+def test_an_exception_denies(gate: Controlled, upstream: Upstream) -> None:
+    gate.do("g = ctx.master.addons.get('ollama_gate'); g.lifecycle.refuse_stranger = lambda *_: 1 / 0")
+    try:
+        with upstream.untouched():
+            assert ask(gate.port, "GET", "/api/tags", BEARER).status == 503
+    finally:
+        gate.do("del ctx.master.addons.get('ollama_gate').lifecycle.refuse_stranger")
+    assert "ZeroDivisionError" in gate.output
+    assert ask(gate.port, "GET", "/api/tags", BEARER).status == 200
+
+
+def test_who_wants_to_see_connections_sees_all(gate: Controlled, upstream: Upstream) -> None:
+    seen = "class Seen:\n    def client_connected(self, client): pass\nctx.master.addons.add(Seen())"
+    before = made(gate)
+    gate.do(seen)
+    try:
+        with upstream.untouched():
+            assert ask(gate.port, "GET", "/api/tags").status == 401
+        assert made(gate) == before + 1
+    finally:
+        gate.do("ctx.master.addons.remove(ctx.master.addons.get('seen'))")
+
+
+def test_the_end_of_the_gate_waits_for_no_stranger(shared_upstream: Upstream) -> None:
+    with Gate(shared_upstream.url) as gate, wires(gate.port, 20) as silent, Wire(gate.port, b"GET /api") as begun:
+        assert ask(gate.port, "GET", "/api/tags").status == 401
+        gate.signal(signal.SIGTERM)
+        assert gate.wait() == 0
+        assert_gone(*silent)
+        assert begun.read_all() == b""
+
+
+def test_they_count_among_all_connections(shared_upstream: Upstream) -> None:
+    """They make room for others, the oldest first; one with a running request keeps its place."""
+    with Gate(shared_upstream.url, "--set", "ollama_max_connections=4") as gate:
+        with wires(gate.port, 4) as silent:
+            assert ask(gate.port, "GET", "/api/version", BEARER).status == 200
+            assert_gone(silent[0])
+        wait_until(lambda: "were closed to make room" in gate.output, "a warning")
