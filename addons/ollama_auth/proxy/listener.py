@@ -32,6 +32,10 @@ TLS_RECORD = b"\x16"
 """The first byte of a TLS handshake (RFC 8446 section 5.1); no HTTP method begins with it."""
 TOO_MANY = "a connection was refused: all others are at work"
 
+LINGER_SECONDS = 0.1
+"""Time in which the request of such a connection may come. With data unread at the end, the kernel would reset the
+connection, and the client might lose the answer (RFC 9112 section 9.6)."""
+
 type Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -70,6 +74,8 @@ class NewConnection(asyncio.Protocol):
         self.received = ReceiveBuffer()
         self.exchanges: dict[int, Exchange] = {}
         self.authenticated_before = self.admitted = False
+        self.refused = False
+        """It is one too many, and not counted; it was told so."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -82,7 +88,9 @@ class NewConnection(asyncio.Protocol):
         self.deadline = time.monotonic() + self.listener.lifecycle.settings.head_timeout
         if not self.listener.connections.add_new(self, *self.listener.most()):
             self.listener.connections.warn_rate_limited(TOO_MANY)
-            self.end(too_many())
+            self.refused = True
+            self.transport.write(too_many())
+            asyncio.get_running_loop().call_later(LINGER_SECONDS, self.transport.close)
 
     @property
     def waits(self) -> bool:
@@ -90,6 +98,9 @@ class NewConnection(asyncio.Protocol):
         return self.transport.get_protocol() is self
 
     def data_received(self, data: bytes) -> None:
+        if self.refused:
+            self.transport.close()
+            return
         self.received += data
         try:
             answer = self.read_head()
