@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from time import monotonic
-from time import time as wall_clock
 
 from .auth.held_bodies import HeldBody
 from .auth.identity import UNKNOWN, Identity
@@ -13,6 +12,7 @@ from .auth.keys import Principal
 from .auth.limits import Limiter, limited
 from .auth.redaction import MASK, mask_model
 from .bounded_copy import Recording
+from .clock import wall
 from .http.head import Fields
 from .http.responses import Answer
 from .ollama_api.prompt import Prompt
@@ -136,7 +136,7 @@ class Exchange:
     path: bytes | None = None
     """Decoded, without its query, with keys masked."""
     id: str = field(default_factory=new_id)
-    time: float = field(default_factory=wall_clock)
+    time: float = field(default_factory=wall)
     started: float = field(default_factory=monotonic)
     first_byte: float | None = None
     first_token: float | None = None

@@ -40,6 +40,7 @@ from .proxy.events import Reservation
 from .runtime import ActiveConfig
 from .settings import UNCONFIGURED, Settings
 from .telemetry import audit_log
+from .telemetry.ledger import entry_of
 from .telemetry.monitor import Monitor
 
 logger = logging.getLogger(__name__)
@@ -369,6 +370,8 @@ class RequestLifecycle:
     def _count(self, exchange: Exchange) -> None:
         """Count and record it. An exception here must not cost a request."""
         try:
+            if self.config.ledger:
+                self.config.ledger.add(entry_of(exchange), row=not exchange.suppress_log)
             self.monitor.ended(exchange)
             if self.config.audit:
                 self.config.audit.write(exchange)

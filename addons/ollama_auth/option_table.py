@@ -170,6 +170,11 @@ OPTIONS: tuple[Option, ...] = (
            address, "OLLAMA_METRICS_LISTEN"),
     Option("ollama_metrics_public", bool, True,
            "Whether /metrics there needs no key. Off: it needs one with the scope admin.", as_it_is),
+    Option("ollama_usage_db", str | None, None,
+           "Path of a SQLite file that remembers who used what, so that a restart forgets nothing. Environment: "
+           "OLLAMA_USAGE_DB. Unset: in memory.", optional, "OLLAMA_USAGE_DB"),
+    Option("ollama_usage_days", int, 30, "Days for which each request is kept there; sums by hour are kept for ever.",
+           positive),
     Option("ollama_forward_headers", Sequence[str], [],
            "Names of request headers to forward to Ollama besides the usual ones. Repeat for several. Credentials "
            "and hop-by-hop headers are refused.", header_names),

@@ -25,6 +25,7 @@ from .settings import Settings, SettingsError
 from .telemetry import workers
 from .telemetry.access_log import AccessLog
 from .telemetry.audit_log import AuditLog
+from .telemetry.ledger import Ledger
 from .telemetry.monitor import ListenError, Monitor
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class ActiveConfig:
         self._replaced: list[Limiter] = []
         self.log = AccessLog()
         self.audit: AuditLog | None = None
+        self.ledger: Ledger | None = None
         self.monitor = monitor
         self._emit = emit
         self._abuse = AbuseState(Throttle(), ReplayCache())
@@ -78,7 +80,7 @@ class ActiveConfig:
         old = self.settings
         with ExitStack() as opened:  # Closed again where something that comes after can't be had.
             limiter = self._limiter_for(new)
-            log, audit = self.log, self.audit
+            log, audit, ledger = self.log, self.audit, self.ledger
             if old is None or old.access_log != new.access_log:
                 log = _open("ollama_access_log", new.access_log, lambda: AccessLog(new.access_log, self._emit()))
                 opened.callback(log.close)
@@ -87,17 +89,21 @@ class ActiveConfig:
                 if path := new.audit_log:
                     audit = _open("ollama_audit_log", path, lambda: AuditLog(path, new.audit_size, new.audit_keep))
                     opened.callback(audit.close)
+            if ledger is None or old is None or old.usage_db != new.usage_db:
+                ledger = _open("ollama_usage_db", new.usage_db, lambda: Ledger(new.usage_db))
+                opened.callback(ledger.close)
             try:
                 self.monitor.listen(new.metrics_listen)
             except ListenError as error:
                 raise SettingsError(f"ollama_metrics_listen: {error}") from error
             opened.pop_all()
-        for used, fresh in ((self.log, log), (self.audit, audit)):
+        for used, fresh in ((self.log, log), (self.audit, audit), (self.ledger, ledger)):
             if used and used is not fresh:
                 used.close()
         if audit is not self.audit and new.audit_log:
             logger.warning("ollama_auth: ollama_audit_log: prompts and responses are written to %s", new.audit_log)
-        self.log, self.audit = log, audit
+        self.log, self.audit, self.ledger = log, audit, ledger
+        ledger.days = new.usage_days
         if self.limiter and self.limiter is not limiter:
             self._replaced.append(self.limiter)
         self.settings, self.limiter = new, limiter
@@ -127,6 +133,8 @@ class ActiveConfig:
         self.log.close()
         if self.audit:
             self.audit.close()
+        if self.ledger:
+            self.ledger.close()
         self.monitor.close()
 
     # The keys file.

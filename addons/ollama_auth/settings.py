@@ -59,6 +59,8 @@ class Settings:
     metrics_listen: tuple[str, int] | None
     metrics_public: bool
     """/metrics needs no key."""
+    usage_db: str | None
+    usage_days: int
     forward_headers: frozenset[bytes]
     bounds: Bounds
     max_body: Mapping[RouteClass, int]

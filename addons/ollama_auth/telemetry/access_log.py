@@ -36,8 +36,8 @@ def record(exchange: Exchange) -> dict[str, object]:
         "stripped": names(exchange.stripped) or None,
         "bytes_in": exchange.bytes_in,
         "bytes_out": exchange.bytes_out,
-        "duration_ms": _ms(ended - exchange.started),
-        "ttft_ms": _ms(exchange.ttft) if exchange.ttft is not None else None,
+        "duration_ms": as_ms(ended - exchange.started),
+        "ttft_ms": as_ms(exchange.ttft) if exchange.ttft is not None else None,
         "prompt_tokens": used and used.prompt_tokens,
         "completion_tokens": used and used.completion_tokens,
         "complete": used and used.complete,
@@ -104,7 +104,7 @@ def utc(seconds: float, precision: str = "milliseconds") -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
 
 
-def _ms(seconds: float) -> float:
+def as_ms(seconds: float) -> float:
     return round(seconds * 1000, 1)
 
 

@@ -1,0 +1,361 @@
+"""Remember who used what: every request that ended, in a SQLite file that several processes may share, or in memory.
+
+`add` is called by the event loop, and only puts in memory; a thread writes, at most a second later, so a full disk or a
+lock of another process costs rows and one line of the log, never a request: a warning, because mitmproxy ends at an
+error at its start. A file that can't work, because it is
+damaged or a later release wrote it, is set aside and a new one begun. `tokens` is what limits are counted by.
+"""
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import closing, suppress
+from functools import lru_cache
+from pathlib import Path
+from secrets import randbits
+
+from .. import clock
+from ..exchange import Exchange
+from ..http.head import MAX_METHOD
+from ..ollama_api.model_names import canonical
+from . import usage_db
+from .access_log import MAX_MODEL, as_ms, escape_name, path
+from .figures import UNKNOWN_MODEL, used_by
+from .usage_db import HOUR, MAX_ROWS, QUARTER, Entry, UnusableError
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING = 10_000
+"""Rows that wait to be written; further ones are dropped and counted."""
+MAX_ROWS_IN_MEMORY = 50_000
+MAX_MODELS = 200
+"""Models of an hour that are named although they did not answer; clients may ask for as many as they like."""
+MAX_COUNT = 10**12
+"""The largest count of bytes or tokens: sums over many must fit 64 bits."""
+PAUSE = 0.25
+"""Seconds between two writes."""
+TRIM = 60.0
+"""Seconds between two looks for rows that are too old or too many."""
+FRESH = 1.0
+"""Seconds after which what other processes wrote is read again."""
+MAX_KNOWN = 10_000
+"""Keys and times for which it is kept."""
+OTHER = "(other)"
+
+
+class Spent:
+    """The tokens of one key, by quarters of an hour that never go back."""
+
+    __slots__ = ("_before", "_quarters", "total")
+
+    def __init__(self) -> None:
+        self._quarters: list[int] = []
+        self._before: list[int] = []
+        """What was used before each of the quarters."""
+        self.total = 0
+
+    def add(self, quarter: int, tokens: int) -> int:
+        """Count tokens, and return the quarter in which they count."""
+        if not self._quarters or quarter > self._quarters[-1]:
+            self._quarters.append(quarter)
+            self._before.append(self.total)
+        self.total += tokens
+        return self._quarters[-1]
+
+    def since(self, quarter: int) -> int:
+        index = bisect_left(self._quarters, quarter)
+        return self.total - self._before[index] if index < len(self._quarters) else 0
+
+
+class Ledger:
+    """The ledger of one process."""
+
+    def __init__(self, file: str | None = None, days: int = 30) -> None:
+        """Keep it in `file`, or in memory, with rows for so many days. Raises OSError where the file can't be made."""
+        self.days = days
+        self._path = Path(file).expanduser() if file else None
+        self._process = randbits(62)
+        self._lock = threading.Lock()
+        """For what waits to be written; never held while something is."""
+        self._rows: list[Entry] = []
+        self._sums: usage_db.Sums = {}
+        self._spent: usage_db.Spent = {}
+        self._own: defaultdict[str, Spent] = defaultdict(Spent)
+        self._others: dict[tuple[str, int], tuple[float, int]] = {}
+        """(when it was read, tokens) by key and quarter."""
+        self._models: set[str] = set()
+        self._hour = 0
+        """When the first of these was named."""
+        self._lost = 0
+        self._failing = False
+        self._work, self._stop = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._trimmed = time.monotonic()
+        self._connection: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None
+        self._using = threading.Lock()
+        """For the connection, which also reads if the database is in memory."""
+        if self._path:
+            try:
+                self._connection = self._open()
+            except sqlite3.Error:
+                self._start()  # It tries again, and says what is wrong if it still is.
+                self._work.set()
+
+    def add(self, entry: Entry, *, row: bool = True) -> None:
+        """Count a request, and give it a row. Never blocks, never raises."""
+        try:
+            with self._lock:
+                self._start()
+                entry = self._with_bounded_model(entry)
+                usage_db.add_to(self._sums, entry)
+                if row and len(self._rows) < MAX_WAITING:
+                    self._rows.append(entry)
+                elif row:
+                    self._lost += 1
+                if tokens := entry.tokens:
+                    place = entry.key, self._own[entry.key].add(int(clock.wall()) // QUARTER, tokens)
+                    self._spent[place] = self._spent.get(place, 0) + tokens
+            if not self._work.is_set():
+                self._work.set()
+        except Exception as error:
+            logger.error("ollama_auth: a request is missing in the ledger: %s", type(error).__name__)
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+            self._thread.start()
+
+    def _with_bounded_model(self, entry: Entry) -> Entry:
+        if entry.model in self._models:
+            return entry
+        if (hour := int(entry.ended) // HOUR) != self._hour:
+            self._hour = hour
+            self._models.clear()
+        if entry.status != 200 and len(self._models) >= MAX_MODELS:
+            return entry._replace(model=OTHER)
+        self._models.add(entry.model)
+        return entry
+
+    def tokens(self, key: str, since: float) -> int:
+        """The tokens that a key used since a quarter of an hour began, in Unix seconds. For the event loop.
+
+        It includes what was not written yet, and what other processes wrote until a second ago.
+        """
+        quarter = int(since) // QUARTER
+        own = self._own[key].since(quarter) if key in self._own else 0
+        return own + (self._spent_by_others(key, quarter) if self._path else 0)
+
+    def _spent_by_others(self, key: str, quarter: int) -> int:
+        read, tokens = self._others.get((key, quarter), (float("-inf"), 0))
+        if time.monotonic() - read < FRESH:
+            return tokens
+        try:
+            self._reader = self._reader or usage_db.connect(self._path, timeout=0)
+            tokens = usage_db.spent_by_others(self._reader, key, quarter, self._process)
+        except sqlite3.Error:
+            self._forget_reader()  # What was known stays; the thread says that something is wrong with the file.
+        if len(self._others) >= MAX_KNOWN:
+            self._others.clear()
+        self._others[key, quarter] = time.monotonic(), tokens
+        return tokens
+
+    def _forget_reader(self) -> None:
+        if reader := self._reader:
+            self._reader = None
+            reader.close()
+
+    def query[T](self, ask: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what a function of usage_queries reads. Blocks: call it in a thread. Raises sqlite3.Error."""
+        if self._path:
+            with closing(usage_db.connect(self._path)) as connection:
+                return ask(connection)
+        with self._using:
+            return ask(self._current())
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Write what waits, for at most so many seconds."""
+        self._stop.set()
+        self._work.set()
+        if self._thread:
+            self._thread.join(timeout)
+        elif self._connection:
+            self._connection.close()
+        self._forget_reader()
+
+    # In the thread.
+
+    def _run(self) -> None:
+        """Write until stopped; nothing that is raised ends this."""
+        last = False
+        while not last:
+            self._work.wait()
+            last = self._stop.wait(PAUSE)
+            with suppress(Exception):
+                self._write_waiting()
+        with suppress(Exception), self._using:
+            if self._connection:
+                self._connection.close()
+            self._connection = None
+
+    def _write_waiting(self) -> None:
+        self._work.clear()
+        with self._lock:
+            rows, sums, spent = self._rows, self._sums, self._spent
+            self._rows, self._sums, self._spent = [], {}, {}
+        try:
+            self._attempt(rows, sums, spent)
+        except sqlite3.OperationalError as error:  # Such as a lock, or a full disk: it may be over soon.
+            self._put_back(rows, sums, spent)
+            self._say_failing(error)
+        except Exception as error:
+            self._lost += len(rows)
+            self._say_failing(error)
+        else:
+            if self._failing:
+                logger.warning(
+                    "ollama_auth: the ledger %s is written again; %d requests are missing in it", self._path, self._lost
+                )
+            self._failing, self._lost = False, 0
+
+    def _attempt(self, rows: list[Entry], sums: usage_db.Sums, spent: usage_db.Spent) -> None:
+        with self._using:
+            try:
+                connection = self._current()
+                usage_db.write(connection, rows, sums, spent, self._process)
+                if time.monotonic() - self._trimmed >= TRIM:
+                    self._trimmed = time.monotonic()
+                    usage_db.trim(connection, clock.wall(), self.days, MAX_ROWS if self._path else MAX_ROWS_IN_MEMORY)
+            except sqlite3.Error as error:
+                if self._path and self._connection:
+                    self._connection.close()
+                    self._connection = None
+                if not usage_db.is_damage(error):
+                    raise
+                self._connection = self._open()
+                usage_db.write(self._connection, rows, sums, spent, self._process)
+
+    def _put_back(self, rows: list[Entry], sums: usage_db.Sums, spent: usage_db.Spent) -> None:
+        """Let it wait for the next write."""
+        self._work.set()
+        with self._lock:
+            room = max(0, MAX_WAITING - len(self._rows))
+            self._lost += len(rows[room:])
+            self._rows = rows[:room] + self._rows
+            for place, numbers in self._sums.items():
+                sums[place] = [sum(pair) for pair in zip(numbers, sums.get(place, [0] * len(numbers)), strict=True)]
+            for spent_at, tokens in self._spent.items():
+                spent[spent_at] = tokens + spent.get(spent_at, 0)
+            self._sums, self._spent = sums, spent
+
+    def _current(self) -> sqlite3.Connection:
+        """The connection, opened anew where its file was moved away. Raises sqlite3.Error."""
+        if self._connection and self._path and self._inode != inode(self._path):
+            self._connection.close()
+            self._connection = None
+        if self._connection is None:
+            self._connection = self._open()
+        return self._connection
+
+    def _open(self) -> sqlite3.Connection:
+        """Open the file, or a new one where it can't work. Raises sqlite3.Error, OSError or UnusableError."""
+        try:
+            return self._opened()
+        except UnusableError as error:
+            if self._path and inode(self._path) == self._inode:
+                self._set_aside(self._path, error)
+            return self._opened()
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._path:
+            make_private(self._path)
+            self._inode = inode(self._path)
+        connection = usage_db.connect(self._path, write=True)
+        try:
+            usage_db.prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _set_aside(self, file: Path, error: Exception) -> None:
+        aside = file.with_name(f"{file.name}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                Path(f"{file}{suffix}").rename(f"{aside}{suffix}")
+        logger.warning(
+            "ollama_auth: the ledger %s can't be used (%s): it is now %s, and a new one begun", file, error, aside
+        )
+
+    def _say_failing(self, error: Exception) -> None:
+        if not self._failing:
+            self._failing = True
+            logger.warning(
+                "ollama_auth: the ledger %s can't be written (%s): requests are not recorded until it can",
+                self._path,
+                error,
+            )
+
+
+def make_private(file: Path) -> None:
+    """Make a file that only its owner may read, also where it exists with another mode. Raises OSError."""
+    os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+    with suppress(PermissionError):  # It belongs to another user, who lets us write.
+        file.chmod(0o600)
+
+
+def inode(file: Path) -> tuple[int, int] | None:
+    """What tells a file from another one in its place; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def entry_of(exchange: Exchange) -> Entry:
+    """The row of an exchange that has ended."""
+    used = used_by(exchange)
+    seconds = (exchange.ended or exchange.started) - exchange.started
+    duration = as_ms(seconds)
+    ttft = as_ms(exchange.ttft) if used and exchange.ttft is not None else None
+    completion = used.completion_tokens if used else None
+    known = usage_db.UNKNOWN_KEY if exchange.key else usage_db.NO_KEY
+    return Entry(
+        exchange.time,
+        exchange.time + seconds,
+        exchange.id,
+        exchange.client,
+        escape_name(exchange.method[:MAX_METHOD]),
+        str(exchange.route.route_class) if exchange.route else "",
+        path(exchange) or "",
+        exchange.status,
+        bounded(used.prompt_tokens) if used else None,
+        bounded(completion),
+        used.estimated if used else False,
+        min(exchange.bytes_in, MAX_COUNT),
+        min(exchange.bytes_out, MAX_COUNT),
+        ttft,
+        duration,
+        (round(duration - ttft, 1) if exchange.stream and ttft else duration) if completion else None,
+        exchange.key if exchange.identified and exchange.key else known,
+        shown_model(exchange.model) if exchange.model else UNKNOWN_MODEL if used else "",
+        str(exchange.outcome),
+        exchange.reason or "",
+    )
+
+
+def bounded(count: int | None) -> int | None:
+    return None if count is None else min(count, MAX_COUNT)
+
+
+@lru_cache(1024)
+def shown_model(name: str) -> str:
+    """One name for all ways to write a model's: without its default registry, namespace and tag."""
+    shown = (canonical(name) or name)[:MAX_MODEL].removesuffix(":latest")
+    return shown if shown.isprintable() else shown.encode("unicode_escape").decode("ascii")

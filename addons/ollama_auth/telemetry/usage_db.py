@@ -1,0 +1,224 @@
+"""The database of the ledger: its schema, opening it, and writing to it. `usage_queries.py` reads it.
+
+Three tables, and the names they share in `groups`. `requests` has a row for each of the latest requests. `hours` has
+sums for ever, by the hour in which the requests began. `spent` has what each key used in a quarter of an hour, the unit
+in which the days of all time zones begin, as each process counted it when requests ended: the limits of keys are asked
+of it. Only what it needs of the standard library is imported here, for scripts/usage.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from ..errors import OllamaAuthError
+
+MAX_ROWS = 1_000_000
+"""Requests that have a row."""
+UNKNOWN_SHARE = 10
+"""One in so many may be of a request without a known key: strangers must not push out the rows of others."""
+MAX_DELETED = 50_000
+"""Rows that are deleted in one transaction: others wait for it."""
+QUARTER, HOUR, DAY = 900, 3600, 86_400
+"""Seconds."""
+SPENT_DAYS = 40
+"""Days that `spent` reaches back: a month, and some."""
+NO_KEY, UNKNOWN_KEY = "", "(unknown)"
+"""The key of requests that came with none, or with one that is not known. No name of a key has parentheses in it."""
+
+_MIGRATIONS = (
+    """
+    CREATE TABLE groups (
+        id INTEGER PRIMARY KEY, key TEXT NOT NULL, model TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL,
+        UNIQUE (key, model, outcome, reason)
+    );
+    CREATE TABLE requests (
+        time REAL NOT NULL, ended REAL NOT NULL, id TEXT NOT NULL, group_id INTEGER NOT NULL, client TEXT NOT NULL,
+        method TEXT NOT NULL, class TEXT NOT NULL, path TEXT NOT NULL, status INTEGER,
+        prompt_tokens INTEGER, completion_tokens INTEGER, estimated INTEGER NOT NULL,
+        bytes_in INTEGER NOT NULL, bytes_out INTEGER NOT NULL, ttft_ms REAL, duration_ms REAL NOT NULL,
+        generation_ms REAL
+    );
+    CREATE INDEX requests_by_end ON requests (ended);
+    CREATE TABLE hours (
+        hour INTEGER NOT NULL, group_id INTEGER NOT NULL, requests INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
+        completion_tokens INTEGER NOT NULL, estimated INTEGER NOT NULL, bytes_in INTEGER NOT NULL,
+        bytes_out INTEGER NOT NULL, generation_ms REAL NOT NULL, PRIMARY KEY (hour, group_id)
+    ) WITHOUT ROWID;
+    CREATE TABLE spent (
+        key TEXT NOT NULL, quarter INTEGER NOT NULL, process INTEGER NOT NULL, tokens INTEGER NOT NULL,
+        PRIMARY KEY (key, quarter, process)
+    ) WITHOUT ROWID;
+    """,
+)
+"""What makes version n + 1 of the schema of version n; the version is in PRAGMA user_version."""
+_SUMS = ("requests", "prompt_tokens", "completion_tokens", "estimated", "bytes_in", "bytes_out", "generation_ms")
+ADD_TO_HOURS = "ON CONFLICT DO UPDATE SET " + ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUMS)
+_INSERT = (
+    "INSERT INTO requests SELECT ?, ?, ?, id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM groups "
+    "WHERE key = ? AND model = ? AND outcome = ? AND reason = ?"
+)
+
+type Group = tuple[str, str, str, str]
+"""(key, model, outcome, reason)"""
+type Sums = dict[tuple[int, Group], list[float]]
+"""By (hour, group), in the order of the columns of `hours`."""
+type Spent = dict[tuple[str, int], int]
+"""Tokens by (key, quarter)."""
+
+
+class UnusableError(OllamaAuthError):
+    """The file is no database of this or an older release."""
+
+
+class Entry(NamedTuple):
+    """A request that has ended. Times in Unix seconds; no content, no secret."""
+
+    time: float
+    ended: float
+    id: str
+    client: str
+    method: str
+    route_class: str
+    path: str
+    status: int | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    estimated: bool
+    bytes_in: int
+    bytes_out: int
+    ttft_ms: float | None
+    duration_ms: float
+    generation_ms: float | None
+    """The time in which its tokens were made."""
+    key: str
+    model: str
+    outcome: str
+    reason: str
+
+    @property
+    def group(self) -> Group:
+        return self[-4:]
+
+    @property
+    def tokens(self) -> int:
+        """Those that count for the limits of its key."""
+        return (self.prompt_tokens or 0) + (self.completion_tokens or 0)
+
+
+def add_to(sums: Sums, entry: Entry) -> None:
+    """Add a request to the sums of its hour."""
+    _, _, _, _, _, _, _, _, prompt, completion, estimated, received, sent, _, _, generation, *_ = entry
+    more = (1, prompt or 0, completion or 0, estimated, received, sent, generation or 0)
+    place = (int(entry.time) // HOUR * HOUR, entry.group)
+    if (found := sums.get(place)) is None:
+        sums[place] = list(more)
+    else:
+        for index, number in enumerate(more):
+            found[index] += number
+
+
+def connect(path: Path | None, *, write: bool = False, timeout: float = 2.0) -> sqlite3.Connection:
+    """Open a database for any one thread at a time; None is one in memory. Raises sqlite3.Error.
+
+    `timeout` is in seconds, for a lock of another process.
+    """
+    if path is None:
+        return sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+    uri = f"file:{quote(str(path.absolute()))}?mode={'rw' if write else 'ro'}"
+    return sqlite3.connect(uri, timeout=timeout, uri=True, check_same_thread=False, isolation_level=None)
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Bring a database to this release's schema.
+
+    Raises UnusableError where it is damaged or not ours, another sqlite3.Error where it can't be used now.
+    """
+    newest = len(_MIGRATIONS)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        if (found := version(connection)) > newest:
+            raise UnusableError(f"a later release wrote it: version {found}")
+        if found < newest:
+            migrate(connection, newest)
+        connection.execute("SELECT 1 FROM groups, hours, spent, requests LIMIT 1")
+    except sqlite3.Error as error:
+        if is_damage(error) or primary_code(error) == sqlite3.SQLITE_ERROR:
+            raise UnusableError(str(error)) from error
+        raise
+
+
+def migrate(connection: sqlite3.Connection, newest: int) -> None:
+    """Bring an older schema, or none, to the newest. Raises sqlite3.Error."""
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
+        for step in _MIGRATIONS[version(connection) :]:  # Another process may have done it meanwhile.
+            for statement in step.split(";"):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {newest}")
+
+
+def version(connection: sqlite3.Connection) -> int:
+    """The version of its schema; 0 is none."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def write(
+    connection: sqlite3.Connection, rows: Iterable[Entry], sums: Sums, spent: Spent | None = None, process: int = 0
+) -> None:
+    """Write it all in one transaction, or nothing. Raises sqlite3.Error."""
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
+        write_within(connection, rows, sums)
+        connection.executemany(
+            "INSERT INTO spent VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET tokens = tokens + excluded.tokens",
+            ((key, quarter, process, tokens) for (key, quarter), tokens in (spent or {}).items()),
+        )
+
+
+def write_within(connection: sqlite3.Connection, rows: Iterable[Entry], sums: Sums) -> None:
+    """Write in the transaction that is open. Raises sqlite3.Error."""
+    groups = {group for _, group in sums} | {row.group for row in rows}
+    connection.executemany(
+        "INSERT INTO groups (key, model, outcome, reason) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", groups
+    )
+    connection.executemany(_INSERT, rows)
+    connection.executemany(
+        "INSERT INTO hours SELECT ?, id, ?, ?, ?, ?, ?, ?, ? FROM groups "
+        f"WHERE key = ? AND model = ? AND outcome = ? AND reason = ? {ADD_TO_HOURS}",
+        ((hour, *numbers, *group) for (hour, group), numbers in sums.items()),
+    )
+
+
+def trim(connection: sqlite3.Connection, now: float, days: int, most: int) -> None:
+    """Delete rows that are older than `days`, and the oldest of more than `most`. Raises sqlite3.Error."""
+    connection.execute("DELETE FROM spent WHERE quarter < ?", ((now - SPENT_DAYS * DAY) // QUARTER,))
+    unknown = f"group_id IN (SELECT id FROM groups WHERE key IN ('{NO_KEY}', '{UNKNOWN_KEY}'))"
+    for which, kept in ((f"ended < {now - days * DAY}", 0), (unknown, most // UNKNOWN_SHARE), ("true", most)):
+        (count,) = connection.execute(f"SELECT count(*) FROM requests WHERE {which}").fetchone()
+        for excess in range(count - kept, 0, -MAX_DELETED):
+            connection.execute(
+                "DELETE FROM requests WHERE rowid IN "
+                f"(SELECT rowid FROM requests WHERE {which} ORDER BY rowid LIMIT ?)",
+                (min(excess, MAX_DELETED),),
+            )
+
+
+def spent_by_others(connection: sqlite3.Connection, key: str, quarter: int, process: int) -> int:
+    """The tokens that a key used from this quarter on, as all other processes counted them. Raises sqlite3.Error."""
+    (found,) = connection.execute(
+        "SELECT sum(tokens) FROM spent WHERE key = ? AND quarter >= ? AND process <> ?", (key, quarter, process)
+    ).fetchone()
+    return found or 0
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether a file is no database, or a damaged one."""
+    return primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def primary_code(error: sqlite3.Error) -> int:
+    """SQLite's result code, without what it adds in higher bits."""
+    return error.sqlite_errorcode & 0xFF if hasattr(error, "sqlite_errorcode") else sqlite3.SQLITE_OK

@@ -1,0 +1,161 @@
+"""Ask the ledger: sums of any period by any of COLUMNS, and the latest requests. SQL on a connection, nothing else.
+
+The status page, its console and scripts/usage all ask here. Sums come from the table `hours`, which is kept for ever,
+except for what it does not have, clients: these are asked of `requests`. All times are Unix seconds, and a request
+counts when it began. Everything here may raise sqlite3.Error.
+"""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import UTC, date, datetime, tzinfo
+from typing import Any
+
+from .usage_db import DAY, HOUR, QUARTER
+
+PERIODS = ("hour", "day", "month")
+NAMES = ("key", "model", "outcome", "reason")
+COLUMNS = (*PERIODS, *NAMES, "client")
+"""What sums may be asked by: at most one of PERIODS, and any of the others."""
+FOREVER = 253_402_300_799.0
+"""The end of the year 9999."""
+_EPOCH = date(1970, 1, 1).toordinal()
+
+
+@dataclass(slots=True)
+class Sums:
+    """Sums over some requests."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: int = 0
+    """Requests of which the tokens are an estimate."""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    generation_ms: float = 0
+    """The time in which the tokens were made, of all answers together."""
+    refused: int = 0
+    failed: int = 0
+    broken_off: int = 0
+
+    @property
+    def answered(self) -> int:
+        return self.requests - self.refused - self.failed - self.broken_off
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens per second of an answer; None where nothing was made."""
+        tokens, took = self.completion_tokens, self.generation_ms
+        return round(1000 * tokens / took, 1) if tokens and took else None
+
+
+_NUMBERS = tuple(one.name for one in fields(Sums))
+_SUMMED = _NUMBERS[1:7]
+_OUTCOMES = _NUMBERS[7:]
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Requests that began in [since, until), and that have one of the values of each column in `where`."""
+
+    since: float = 0
+    until: float = FOREVER
+    where: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Values by column: of NAMES, or client."""
+
+    def condition(self, time: str) -> tuple[str, list[Any]]:
+        """An SQL condition on a table with group_id, and its parameters; `time` is the column of the time."""
+        parts = [f"{time} >= ?", f"{time} < ?"]
+        values: list[Any] = [self.since, self.until]
+        for column, allowed in self.where.items():
+            test = f"{column} IN ({', '.join('?' * len(allowed))})"
+            parts.append(test if column == "client" else f"group_id IN (SELECT id FROM groups WHERE {test})")
+            values += allowed
+        return " AND ".join(parts), values
+
+
+def sums(
+    connection: sqlite3.Connection, by: Sequence[str], chosen: Chosen | None = None, zone: tzinfo = UTC
+) -> dict[tuple[str, ...], Sums]:
+    """Return sums by the values of columns, in no order. Hours, days and months are those of a time zone.
+
+    Without clients, [since, until) is widened to whole hours; with clients, the past ends where rows are kept no more.
+    """
+    chosen = chosen or Chosen()
+    clients = "client" in by or "client" in chosen.where
+    table, time, count = ("requests", "time", "count(*)") if clients else ("hours", "hour", "sum(requests)")
+    if not clients:
+        chosen = Chosen(chosen.since // HOUR * HOUR, chosen.until, chosen.where)
+    condition, values = chosen.condition(time)
+    period = next((name for name in PERIODS if name in by), "")
+    unit = "0"
+    if period == "hour":
+        unit = f"CAST({time} AS INTEGER) / {HOUR}"
+    elif period:
+        unit = f"CAST({time} + {offset(connection, table, time, chosen, zone)} AS INTEGER) / {DAY}"
+    client = "client" if "client" in by else "''"
+    totals = ", ".join([count, *(f"coalesce(sum({name}), 0)" for name in _SUMMED)])
+    groups = {number: names for number, *names in connection.execute(f"SELECT id, {', '.join(NAMES)} FROM groups")}
+    found: dict[tuple[str, ...], list[Any]] = {}
+    for number, at, whose, requests, *numbers in connection.execute(
+        f"SELECT group_id, {unit}, {client}, {totals} FROM {table} WHERE {condition} GROUP BY 1, 2, 3", values
+    ):
+        row = dict(zip(NAMES, groups[number], strict=True)) | {"client": whose, period: shown(at, period, zone)}
+        counts: list[Any] = [requests, *numbers, *(requests * (row["outcome"] == name) for name in _OUTCOMES)]
+        place = tuple(row[column] for column in by)
+        found[place] = [*map(sum, zip(found[place], counts, strict=True))] if place in found else counts
+    return {place: Sums(*numbers) for place, numbers in found.items()}
+
+
+def shown(number: int, period: str, zone: tzinfo) -> str:
+    """The hour, day or month of a number of hours or days since 1970."""
+    if period == "hour":
+        return local(number * HOUR, zone).isoformat(timespec="minutes")
+    return date.fromordinal(_EPOCH + number).isoformat()[: len("2026-11" if period == "month" else "2026-11-26")]
+
+
+def local(time: float, zone: tzinfo) -> datetime:
+    return datetime.fromtimestamp(time, zone)
+
+
+def offset(connection: sqlite3.Connection, table: str, time: str, chosen: Chosen, zone: tzinfo) -> str:
+    """An SQL expression for the seconds that a zone is ahead of UTC at the time in a column."""
+    first, last = connection.execute(f"SELECT min({time}), max({time}) FROM {table}").fetchone()
+    start, end = max(first or 0, chosen.since), min(last or 0, chosen.until)
+    changes: list[tuple[int, int]] = []
+    """(offset, when it ended)"""
+    at, before = int(start) // QUARTER * QUARTER, seconds_ahead(start, zone)
+    while at < end:
+        at += QUARTER
+        if (now := seconds_ahead(at, zone)) != before:
+            changes.append((before, at))
+            before = now
+    cases = "".join(f"WHEN {time} < {when} THEN {ahead} " for ahead, when in changes)
+    return f"CASE {cases}ELSE {before} END" if cases else str(before)
+
+
+def seconds_ahead(time: float, zone: tzinfo) -> int:
+    ahead = local(time, zone).utcoffset()
+    return int(ahead.total_seconds()) if ahead else 0
+
+
+_ROW = (
+    "time", "ended", "id", "client", "method", "class", "path", "status", "prompt_tokens", "completion_tokens",
+    "estimated", "bytes_in", "bytes_out", "ttft_ms", "duration_ms", "generation_ms",
+)  # fmt: skip
+
+
+def latest(
+    connection: sqlite3.Connection, chosen: Chosen | None = None, limit: int = 100, before: int | None = None
+) -> list[dict[str, Any]]:
+    """Return rows of requests, those that ended last first. `number` of the last one is the `before` of the next."""
+    condition, values = (chosen or Chosen()).condition("time")
+    if before is not None:
+        condition, values = f"{condition} AND requests.rowid < ?", [*values, before]
+    rows = connection.execute(
+        f"SELECT requests.rowid, {', '.join(f'requests.{name}' for name in _ROW)}, {', '.join(NAMES)} "
+        f"FROM requests JOIN groups ON groups.id = group_id WHERE {condition} ORDER BY requests.rowid DESC LIMIT ?",
+        [*values, limit],
+    )
+    return [dict(zip(("number", *_ROW, *NAMES), row, strict=True)) for row in rows]
