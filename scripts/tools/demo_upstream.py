@@ -1,33 +1,42 @@
 """A fake Ollama server, for trying the gateway and for its tests.
 
-On the wire it is like Ollama: the framing, the order of header fields, the JSON and the errors. It runs no model; every
-answer is one sentence that quotes the question.
+On the wire it is like Ollama: the framing, the order of header fields, the JSON and the errors. It runs no model:
+demo_answers.py makes the answers.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import hashlib
 import json
-import math
 import re
 import secrets
 import signal
-import struct
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, Self
+from typing import Self
 from urllib.parse import unquote
 
-type Json = dict[str, Any]
+from .demo_answers import (
+    FORMATS,
+    JSON,
+    NDJSON,
+    Completion,
+    Folded,
+    Json,
+    an_object,
+    dump,
+    embeddings,
+    thinks,
+    timestamp,
+)  # fmt: skip
+
 type Handler = Callable[[DemoRequest], Awaitable[Json | None]]
-type Format = Callable[[Completion], Iterator[bytes]]
 
 PIECE = 64 * 1024
 HEAD_LIMIT = KEPT_BODY = 1 << 20
@@ -35,9 +44,10 @@ KEPT_REQUESTS = 1000
 DRAIN_LIMIT = 256 * 1024  # Go reads away an unused body up to this long, to keep the connection
 GO_BUFFER = 2048  # Go gives no Content-Length to more than this
 LINGER = 0.5  # seconds, as in Go
-JSON, NDJSON, SSE, TEXT = "application/json", "application/x-ndjson", "text/event-stream", "text/plain"
-UTF8 = "; charset=utf-8"
-REPLY = 'You said: "{:.60}". I am only a stand-in for Ollama, but your words came all the way and back.'
+TEXT, UTF8 = "text/plain", "; charset=utf-8"
+ALL = ["completion", "tools", "thinking", "embedding"]
+CAPABILITIES = {"tiny:latest": ["completion"]}
+"""Of the models that can't do ALL."""
 DIGEST = hashlib.sha256(b"demo").hexdigest()
 SIZES = {"size": 4096, "digest": DIGEST}
 DETAILS = {"parent_model": "", "format": "gguf", "family": "llama", "families": ["llama"]}
@@ -48,8 +58,8 @@ PULLED = {"status": f"pulling {DIGEST[:12]}", "digest": f"sha256:{DIGEST}", "tot
 JOBS: dict[str, list[Json]] = {
     "/api/create": [{"status": "parsing GGUF"}, {"status": f"creating new layer sha256:{DIGEST}"}],
     "/api/pull": [{"status": "pulling manifest"}, PULLED, PULLED | {"completed": 4096}],
+    "/api/push": [{"status": "retrieving manifest"}, PULLED | {"status": f"pushing {DIGEST[:12]}", "completed": 4096}],
 }
-JOB_END = [{"status": "writing manifest"}, {"status": "success"}]
 
 
 @dataclass
@@ -138,15 +148,12 @@ class DemoRequest:
         self.seen.complete = True
 
     async def read_json(self) -> Json:
-        """Read a JSON object as Go does: keys are case-insensitive, and the last of two equal ones wins.
-
-        Raises ApiError.
-        """
+        """Read a JSON object. Raises ApiError."""
         text = b"".join([piece async for piece in self.body()]).decode(errors="replace").rstrip()
         if not text:
             raise ApiError(400, "missing request body")
         try:
-            return an_object(json.loads(text, object_pairs_hook=lower_keys))
+            return an_object(json.loads(text, object_pairs_hook=Folded))
         except RecursionError:
             raise ApiError(400, "exceeded max depth") from None
         except json.JSONDecodeError as error:
@@ -227,178 +234,10 @@ class DemoRequest:
             pass
 
 
-def lower_keys(pairs: list[tuple[str, object]]) -> Json:
-    """Make an object whose keys are in lower case."""
-    return {key.lower(): value for key, value in pairs}
-
-
-def an_object(value: object) -> Json:
-    """Return the value if it is a JSON object, else an empty object."""
-    return value if isinstance(value, dict) else {}
-
-
-def dump(value: Json) -> bytes:
-    """Write JSON as Go does: compact, with <, > and & escaped."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return re.sub("[<>&]", lambda mark: f"\\u{ord(mark[0]):04x}", text).encode(errors="replace")
-
-
-def sse(event: Json) -> bytes:
-    """Write a server-sent event. Anthropic's have a type, which is the event's name, too."""
-    name = f"event: {event['type']}\n" if "type" in event else ""
-    return b"%bdata: %b\n\n" % (name.encode(), dump(event))
-
-
-def timestamp(nanoseconds: int) -> str:
-    """Write a time as Go does."""
-    seconds, fraction = divmod(nanoseconds, 10**9)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{fraction:09d}".rstrip("0.") + "Z"
-
-
 def full_name(name: object) -> str:
     """Spell out a model's name, whichever of its forms is given."""
     short = str(name).lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
     return short if ":" in short else f"{short}:latest"
-
-
-def texts_of(content: object) -> list[str]:
-    """Find the texts in a string, a message, a part of one, or a list of these."""
-    if isinstance(content, dict):
-        return texts_of(content.get("content") or content.get("text"))
-    if isinstance(content, list):
-        return [text for item in content for text in texts_of(item)]
-    return [content] if isinstance(content, str) else []
-
-
-def tokens_of(text: str) -> list[str]:
-    """Split a text into words and marks, each with the space before it."""
-    return re.findall(r"\s*\w+|\s*[^\w\s]|\s+$", text)
-
-
-def count(texts: list[str]) -> int:
-    """Count the tokens of texts."""
-    return sum(len(tokens_of(text)) for text in texts)
-
-
-def vector_of(text: str) -> list[float]:
-    """An embedding of length one, derived from a hash of the text."""
-    raw = [byte - 127.5 for byte in hashlib.sha256(text.encode(errors="replace")).digest()]
-    return [round(number / math.hypot(*raw), 7) for number in raw]
-
-
-class Completion:
-    """A prompt and the reply to it. `asked` and `answered` count tokens."""
-
-    def __init__(self, path: str, ask: Json) -> None:
-        self.path, self.model, self.begun = path, ask.get("model", ""), time.time_ns()
-        self.counts = bool(an_object(ask.get("stream_options")).get("include_usage"))
-        texts = texts_of([ask.get(key) for key in ("system", "messages", "prompt")]) or [""]
-        given = an_object(ask.get("options")) | ask
-        limit = given.get("num_predict") or given.get("max_tokens") or given.get("max_completion_tokens")
-        reply = tokens_of(REPLY.format(texts[-1])) if any(texts) else []
-        self.tokens = reply[:limit] if isinstance(limit, int) and limit > 0 else reply
-        self.text, self.reason = "".join(self.tokens), "stop" if self.tokens == reply else "length"
-        self.asked, self.answered = count(texts), len(self.tokens)
-        wanted = path.startswith("/api/") if ask.get("stream") is None else bool(ask["stream"])
-        self.stream = wanted and bool(reply)
-        # A prompt without words only loads or unloads the model. The CLI sends such prompts.
-        self.idle = "unload" if ask.get("keep_alive") in (0, "0s") else "load"
-
-    def openai(self, prefix: str, kind: str) -> tuple[Json, Json, Json]:
-        """The parts of all OpenAI responses: the first fields, those of the model, and the usage."""
-        head = {"id": f"{prefix}-{secrets.randbelow(1000)}", "object": kind, "created": self.begun // 10**9}
-        signature = {"model": self.model, "system_fingerprint": "fp_ollama"}
-        usage = {"prompt_tokens": self.asked, "completion_tokens": self.answered}
-        return head, signature, {"usage": usage | {"total_tokens": self.asked + self.answered}}
-
-
-def native(completion: Completion) -> Iterator[bytes]:
-    """The response in Ollama's format."""
-
-    def line(text: str, **rest: object) -> bytes:
-        said = {"message": {"role": "assistant", "content": text}} if chat else {"response": text}
-        head = {"model": completion.model, "created_at": timestamp(time.time_ns())}
-        return dump(head | said | rest) + b"\n" * completion.stream
-
-    chat = completion.path == "/api/chat"
-    if not completion.tokens:
-        yield line("", done=True, done_reason=completion.idle)
-        return
-    if completion.stream:
-        yield from (line(token, done=False) for token in completion.tokens)
-    took = time.time_ns() - completion.begun
-    end: Json = {} if chat else {"context": [*range(completion.asked)]}
-    end |= {"total_duration": took, "load_duration": took // 8}
-    end |= {"prompt_eval_count": completion.asked, "prompt_eval_duration": took // 8}
-    end |= {"eval_count": completion.answered, "eval_duration": took // 2}
-    yield line("" if completion.stream else completion.text, done=True, done_reason=completion.reason, **end)
-
-
-def openai_chat(completion: Completion) -> Iterator[bytes]:
-    """The response in the format of OpenAI's chat completions."""
-
-    def chunk(*deltas: Json, reason: str | None = None) -> Json:
-        choices = [{"index": 0, "delta": delta, "finish_reason": reason} for delta in deltas]
-        return head | signature | {"choices": choices}
-
-    head, signature, usage = completion.openai("chatcmpl", "chat.completion" + ".chunk" * completion.stream)
-    said = {"role": "assistant", "content": completion.text}
-    if not completion.stream:
-        choice = {"index": 0, "message": said, "finish_reason": completion.reason}
-        yield dump(head | signature | {"choices": [choice]} | usage)
-        return
-    for token in completion.tokens:
-        yield sse(chunk(said | {"content": token}))
-        said = {}
-    total = sse(chunk() | usage) if completion.counts else b""
-    yield sse(chunk({}, reason=completion.reason)) + total + b"data: [DONE]\n\n"
-
-
-def openai_text(completion: Completion) -> Iterator[bytes]:
-    """The response in the format of OpenAI's completions."""
-
-    def choices(*texts: str, reason: str | None = None) -> Json:
-        return {"choices": [{"text": text, "index": 0, "finish_reason": reason} for text in texts]}
-
-    head, signature, usage = completion.openai("cmpl", "text_completion")
-    if not completion.stream:
-        yield dump(head | signature | choices(completion.text, reason=completion.reason) | usage)
-        return
-    zero = {"usage": dict.fromkeys(usage["usage"], 0)} if completion.counts else {}
-    for token in completion.tokens:
-        yield sse(head | choices(token) | signature | zero)
-    total = sse(head | choices() | signature | usage) if completion.counts else b""
-    yield sse(head | choices("", reason=completion.reason) | signature | zero) + total + b"data: [DONE]\n\n"
-
-
-def messages(completion: Completion) -> Iterator[bytes]:
-    """The response in the format of Anthropic's messages."""
-    head = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": completion.model}
-    reason = {"stop_reason": "end_turn" if completion.reason == "stop" else "max_tokens"}
-    usage = {"usage": {"input_tokens": completion.asked, "output_tokens": completion.answered}}
-    if not completion.stream:
-        yield dump(head | {"content": [{"type": "text", "text": completion.text}]} | reason | usage)
-        return
-    guess = {"usage": {"input_tokens": 5, "output_tokens": 0}}  # as in Ollama: the true count comes last
-    yield sse({"type": "message_start", "message": head | {"content": []} | guess})
-    yield sse({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}})
-    for token in completion.tokens:
-        yield sse({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": token}})
-    yield sse({"type": "content_block_stop", "index": 0})
-    yield sse({"type": "message_delta", "delta": reason} | usage)
-    yield sse({"type": "message_stop"})
-
-
-FORMATS: dict[str, tuple[Format, dict[str, str]]] = {
-    "/api/chat": (native, {"Content-Type": NDJSON}),
-    "/api/generate": (native, {"Content-Type": NDJSON}),
-    "/v1/chat/completions": (openai_chat, {"Content-Type": SSE}),
-    "/v1/completions": (openai_text, {"Content-Type": SSE}),
-    "/v1/messages": (
-        messages,
-        {"Content-Type": SSE, "Cache-Control": "no-cache", "Connection": "keep-alive"},
-    ),
-}
 
 
 class DemoUpstream:
@@ -507,10 +346,11 @@ class DemoUpstream:
             await request.json(dump(value))
 
     async def _paced[T](self, items: Iterable[T]) -> AsyncIterator[T]:
-        for item in items:
+        for number, item in enumerate(items):
+            if number:
+                await self.hold.wait()
+                await asyncio.sleep(self.token_delay)
             yield item
-            await self.hold.wait()
-            await asyncio.sleep(self.token_delay)
 
     def _find(self, name: object, complaint: str = "model '{}' not found") -> str:
         if (full := full_name(name)) not in self._models:
@@ -518,10 +358,15 @@ class DemoUpstream:
         return full
 
     async def _generate(self, request: DemoRequest) -> None:
-        completion = Completion(request.path, await request.read_json())
+        ask = await request.read_json()
+        completion = Completion(request.path, ask)
         answer, headers = FORMATS[request.path]
         request.headers |= headers if completion.stream else {}
-        self._find(completion.model)
+        can = CAPABILITIES.get(self._find(completion.model), ALL)
+        if ask.get("tools") and "tools" not in can:
+            raise ApiError(400, f"registry.ollama.ai/library/{full_name(completion.model)} does not support tools")
+        if thinks(ask) and "thinking" not in can:
+            raise ApiError(400, f"{json.dumps(completion.model)} does not support thinking")
         if completion.stream:
             return await request.stream(self._paced(answer(completion)))
         async for _ in self._paced(completion.tokens):
@@ -530,29 +375,27 @@ class DemoUpstream:
 
     async def _job(self, request: DemoRequest) -> None:
         ask = await request.read_json()
-        lines = self._paced(dump(step) + b"\n" for step in JOBS[request.path] + JOB_END)
+        pushes, name = request.path == "/api/push", full_name(ask.get("model") or ask.get("name"))
+        steps = [
+            *JOBS[request.path],
+            {"status": f"{'pushing' if pushes else 'writing'} manifest"},
+            {"status": "success"},
+        ]
+        if pushes and name not in self._models:
+            steps = [steps[0], {"status": "couldn't retrieve manifest"}, {"error": f"open {name}: no such file"}]
+        lines = self._paced(dump(step) + b"\n" for step in steps)
         if ask.get("stream") is False:
             await request.answer(200, [line.strip() async for line in lines][-1], JSON)
         else:
             request.headers["Content-Type"] = NDJSON
             await request.stream(lines)
-        self._models[full_name(ask.get("model") or ask.get("name"))] = time.time_ns()
+        if not pushes:
+            self._models[name] = time.time_ns()
 
     async def _embed(self, request: DemoRequest) -> Json:
         ask = await request.read_json()
         self._find(ask.get("model"), 'model "{}" not found, try pulling it first')
-        texts, model = texts_of([ask.get("input"), ask.get("prompt")]), {"model": ask["model"]}
-        vectors: list[Any] = [vector_of(text) for text in texts]
-        if request.path == "/api/embeddings":
-            return {"embedding": vectors[0] if vectors else []}
-        if request.path == "/api/embed":
-            times = {"total_duration": 1000, "load_duration": 100}
-            return model | {"embeddings": vectors} | times | {"prompt_eval_count": count(texts)}
-        if ask.get("encoding_format") == "base64":
-            vectors = [base64.b64encode(struct.pack("<32f", *vector)).decode() for vector in vectors]
-        data = [{"object": "embedding", "embedding": vector, "index": n} for n, vector in enumerate(vectors)]
-        usage = {"prompt_tokens": count(texts), "total_tokens": count(texts)}
-        return {"object": "list", "data": data} | model | {"usage": usage}
+        return embeddings(request.path, ask)
 
     async def _blob(self, request: DemoRequest) -> None:
         wanted, known, digest = request.tail, request.tail in self._blobs, hashlib.sha256()
@@ -588,7 +431,7 @@ class DemoUpstream:
         ask = await request.read_json()
         name = self._find(full_name(ask.get("model") or ask.get("name")))
         head = {"modelfile": f"FROM {name}\n", "parameters": "num_ctx 2048", "template": "{{ .Prompt }}"}
-        tail = {"capabilities": ["completion"], "modified_at": timestamp(self._models[name])}
+        tail = {"capabilities": CAPABILITIES.get(name, ALL), "modified_at": timestamp(self._models[name])}
         return head | {"details": DETAILS, "model_info": INFO, "tensors": TENSORS} | tail
 
     async def _root(self, request: DemoRequest) -> None:
@@ -599,9 +442,14 @@ class DemoUpstream:
 
     async def _tags(self, request: DemoRequest) -> Json:
         details = DETAILS | {"context_length": 2048, "embedding_length": 32}
-        tail = SIZES | {"details": details, "capabilities": ["completion"]}
-        times = {name: {"modified_at": timestamp(at)} for name, at in self._models.items()}
-        return {"models": [{"name": name, "model": name} | time | tail for name, time in times.items()]}
+        tail = SIZES | {"details": details}
+        models = [
+            {"name": name, "model": name, "modified_at": timestamp(at)}
+            | tail
+            | {"capabilities": CAPABILITIES.get(name, ALL)}
+            for name, at in self._models.items()
+        ]
+        return {"models": models}
 
     async def _ps(self, request: DemoRequest) -> Json:
         expires = {"expires_at": timestamp(time.time_ns() + 300 * 10**9)}

@@ -222,7 +222,7 @@ def serve_demo(launched: Launch, environment: Mapping[str, str], guide: Callable
         demo_ended_first = gate.poll() is None
         processes.stop()
 
-    command = [sys.executable, str(TOOLS / "demo_upstream.py"), "--port", "0"]
+    command = [sys.executable, str(TOOLS), "demo_upstream", "--port", "0"]
     demo = processes.start(command, stdout=subprocess.PIPE)
     try:
         ready = demo.stdout.readline().split() if demo.stdout else []

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from scripts.tools import demo_upstream
+from scripts.tools import demo_answers, demo_upstream
 from scripts.tools.demo_upstream import DemoUpstream
+from tests.harness.tools import TOOLS
 
 if TYPE_CHECKING:  # Their imports take three seconds, and every worker imports all tests.
     import anthropic
@@ -200,6 +201,32 @@ CHUNK = f'data: {{"id":"chatcmpl-819","object":"chat.completion.chunk","created"
 TEXT = 'data: {"id":"cmpl-334","object":"text_completion","created":1795426774,"choices":['
 DONE = "data: [DONE]\n\n"
 DELTA = 'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":'
+AT = {"content_index": 0, "item_id": "msg_69653"}
+PART: dict[str, Any] = {"annotations": [], "logprobs": [], "text": "mU", "type": "output_text"}
+ITEM = {"content": [PART], "id": "msg_69653", "role": "assistant", "status": "completed", "type": "message"}
+SPENT = {
+    "input_tokens": 25, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": 20,
+    "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 45,
+}  # fmt: skip
+RESPONSE = json.loads("""{
+    "background":false,"completed_at":null,"created_at":1795426869,"error":null,"frequency_penalty":0,
+    "id":"resp_288038","incomplete_details":null,"instructions":null,"max_output_tokens":20,"max_tool_calls":null,
+    "metadata":{},"model":"slow","object":"response","output":[],"parallel_tool_calls":true,"presence_penalty":0,
+    "previous_response_id":null,"prompt_cache_key":null,"reasoning":null,"safety_identifier":null,
+    "service_tier":"default","status":"in_progress","store":false,"temperature":1,
+    "text":{"format":{"type":"text"}},"tool_choice":"auto","tools":[],"top_logprobs":0,"top_p":1,
+    "truncation":"disabled","usage":null
+}""")
+
+
+def event(kind: str, **fields: Any) -> str:
+    """An event of /v1/responses, with its fields in the order of the alphabet."""
+    name = f"response.{kind}"
+    place = {} if "response" in fields else {"output_index": 0}
+    data = json.dumps(fields | place | {"sequence_number": 0, "type": name}, sort_keys=True)
+    return f"event: {name}\ndata: {data}\n\n"
+
+
 START = (
     'event: message_start\ndata: {"type":"message_start","message":{"id":"msg_4675","type":"message",'
     '"role":"assistant","model":"tiny","content":[],"usage":{"input_tokens":5,"output_tokens":0}}}\n\n'
@@ -339,6 +366,24 @@ STREAMS = [
         [
             f'{TEXT}{{"text":"","index":0,"finish_reason":"length"}}],{SIGNED},{USAGE}}}\n\n'
             f"{TEXT}],{SIGNED},{USAGE}}}\n\n{DONE}"
+        ],
+    ),
+    (
+        "/v1/responses",
+        body_of(input="why is the sky blue", max_output_tokens=20, stream=True),
+        ["Cache-Control: no-cache", "Connection: keep-alive", *SSE],
+        [
+            event("created", response=RESPONSE),
+            event("in_progress", response=RESPONSE),
+            event("output_item.added", item=ITEM | {"content": [], "status": "in_progress"}),
+            event("content_part.added", **AT, part=PART | {"text": ""}),
+        ],
+        event("output_text.delta", **AT, delta="m", logprobs=[]),
+        [
+            event("output_text.done", **AT, logprobs=[], text="x"),
+            event("content_part.done", **AT, part=PART),
+            event("output_item.done", item=ITEM),
+            event("completed", response=RESPONSE | {"completed_at": 1795426869, "output": [ITEM], "usage": SPENT}),
         ],
     ),
     (
@@ -794,7 +839,8 @@ async def test_ollama_python(ollama_client: ollama.AsyncClient) -> None:
     assert "hello" in str((await ollama_client.generate("demo", "hello")).response)
     assert [model.model for model in (await ollama_client.list()).models] == ["demo:latest", "tiny:latest"]
     assert len((await ollama_client.embed("demo", ["a", "b"])).embeddings) == 2
-    assert (await ollama_client.show("demo")).capabilities == ["completion"]
+    assert (await ollama_client.show("demo")).capabilities == ["completion", "tools", "thinking", "embedding"]
+    assert (await ollama_client.show("tiny")).capabilities == ["completion"]
     assert (await ollama_client.ps()).models[0].model == "demo:latest"
 
 
@@ -829,6 +875,118 @@ async def test_openai_python(openai_client: openai.AsyncOpenAI) -> None:
     assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (PROMPT_TOKENS, REPLY_TOKENS)
     assert "hello" in (await openai_client.completions.create(model="demo", prompt="hello")).choices[0].text
     assert [model.id async for model in openai_client.models.list()] == ["demo:latest", "tiny:latest"]
+
+
+TOOL_SCHEMA = {
+    "type": "object",
+    "properties": {"filePath": {"type": "string"}, "unit": {"enum": ["C", "F"]}, "days": {"type": ["integer", "null"]}},
+    "required": ["filePath", "unit"],
+}
+TOOL: Any = {"type": "function", "function": {"name": "weather", "description": "x", "parameters": TOOL_SCHEMA}}
+OTHER: Any = {"type": "function", "function": {"name": "other", "parameters": {"type": "object"}}}
+SIMPLEST, GIVEN = {"filePath": "demo", "unit": "C"}, {"filePath": "a", "days": 2}
+
+
+async def test_ollama_python_is_asked_to_call_tools(ollama_client: ollama.AsyncClient) -> None:
+    """The only one, or those that are named, with what the question says; not after a result."""
+    whole = await ollama_client.chat("demo", ASK, tools=[TOOL])
+    assert whole.message.tool_calls
+    assert (whole.message.tool_calls[0].function.name, whole.message.content) == ("weather", "")
+    assert whole.message.tool_calls[0].function.arguments == SIMPLEST
+    stream = await ollama_client.chat(
+        "demo", [{"role": "user", "content": f"ask weather {json.dumps(GIVEN)} now"}], tools=[TOOL, OTHER], stream=True
+    )
+    calls = [call for part in [part async for part in stream] for call in part.message.tool_calls or []]
+    assert [(call.function.name, call.function.arguments) for call in calls] == [("weather", GIVEN)]
+    assert (await ollama_client.chat("demo", ASK, tools=[TOOL, OTHER])).message.content == REPLY
+    result = [*ASK, whole.message, {"role": "tool", "content": "9 degrees", "tool_name": "weather"}]
+    assert "9 degrees" in str((await ollama_client.chat("demo", result, tools=[TOOL])).message.content)
+    with pytest.raises(ollama_error(), match="does not support tools"):
+        await ollama_client.chat("tiny", ASK, tools=[TOOL])
+
+
+async def test_ollama_python_gets_thoughts_and_json(ollama_client: ollama.AsyncClient) -> None:
+    stream = await ollama_client.chat("demo", ASK, think=True, stream=True)
+    parts = [part.message async for part in stream]
+    assert "".join(part.thinking or "" for part in parts) == demo_answers.THOUGHT
+    assert "".join(part.content or "" for part in parts) == REPLY
+    assert parts[0].thinking
+    assert (await ollama_client.generate("demo", "x", think=True)).thinking == demo_answers.THOUGHT
+    schema = {"$defs": {"T": TOOL_SCHEMA}, "type": "object", "properties": {"all": {"items": {"$ref": "#/$defs/T"}}}}
+    schema["properties"]["all"]["type"] = "array"  # type: ignore[index]
+    fitting = await ollama_client.chat("demo", ASK, format=schema)
+    assert json.loads(str(fitting.message.content)) == {"all": [SIMPLEST]}
+    assert json.loads(str((await ollama_client.generate("demo", "x", format="json")).response)).keys() == {"answer"}
+    with pytest.raises(ollama_error(), match='"tiny" does not support thinking'):
+        await ollama_client.chat("tiny", ASK, think=True)
+
+
+async def test_ollama_python_pushes(ollama_client: ollama.AsyncClient) -> None:
+    steps = [step.status async for step in await ollama_client.push("demo", stream=True)]
+    assert (steps[0], steps[-2:]) == ("retrieving manifest", ["pushing manifest", "success"])
+    with pytest.raises(ollama_error(), match="no such file"):
+        [step async for step in await ollama_client.push("nope", stream=True)]
+
+
+def ollama_error() -> type[Exception]:
+    import ollama
+
+    return ollama.ResponseError
+
+
+async def test_openai_python_uses_tools_thoughts_and_json(openai_client: openai.AsyncOpenAI) -> None:
+    create: Any = openai_client.chat.completions.create
+    whole = await create(model="demo", messages=ASK, tools=[TOOL], reasoning_effort="low")
+    (call,) = whole.choices[0].message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("weather", SIMPLEST)
+    assert (whole.choices[0].finish_reason, whole.choices[0].message.reasoning) == ("tool_calls", demo_answers.THOUGHT)
+    chosen = {"type": "function", "function": {"name": "other"}}
+    stream = await create(model="demo", messages=ASK, tools=[TOOL, OTHER], tool_choice=chosen, stream=True)
+    chunks = [chunk async for chunk in stream]
+    assert [call.function.name for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []] == ["other"]
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    wanted = {"type": "json_schema", "json_schema": {"name": "w", "schema": TOOL_SCHEMA}}
+    fitting = await create(model="demo", messages=ASK, response_format=wanted)
+    assert json.loads(fitting.choices[0].message.content) == SIMPLEST
+
+
+async def test_openai_python_asks_for_responses(openai_client: openai.AsyncOpenAI) -> None:
+    create: Any = openai_client.responses.create
+    whole = await create(model="demo", input="why is the sky blue", reasoning={"effort": "low"})
+    assert (whole.output_text, whole.output[0].summary[0].text) == (REPLY, demo_answers.THOUGHT)
+    assert (whole.usage.input_tokens, whole.usage.output_tokens > REPLY_TOKENS) == (PROMPT_TOKENS, True)
+    tool = {"type": "function", **TOOL["function"]}
+    events = [event async for event in await create(model="demo", input=ASK, tools=[tool], stream=True)]
+    done = events[-1]
+    assert (done.type, done.response.output[0].name) == ("response.completed", "weather")
+    assert [event.sequence_number for event in events] == [*range(len(events))]
+    result = {"type": "function_call_output", "call_id": done.response.output[0].call_id, "output": "9 degrees"}
+    async with openai_client.responses.stream(model="demo", input=[*ASK, result], tools=[tool]) as stream:  # type: ignore[list-item]
+        assert "9 degrees" in (await stream.get_final_response()).output_text
+    wanted = {"format": {"type": "json_schema", "name": "w", "schema": TOOL_SCHEMA}}
+    assert json.loads((await create(model="demo", input="x", text=wanted)).output_text) == SIMPLEST
+
+
+async def test_anthropic_python_uses_tools_and_thoughts(anthropic_client: anthropic.AsyncAnthropic) -> None:
+    tool: Any = {"name": "weather", "input_schema": TOOL_SCHEMA}
+    given: Any = {"model": "demo", "max_tokens": 99, "messages": ASK, "tools": [tool]}
+    whole = await anthropic_client.messages.create(**given, thinking={"type": "enabled", "budget_tokens": 1024})
+    assert [block.type for block in whole.content] == ["thinking", "tool_use"]
+    async with anthropic_client.messages.stream(**given) as stream:
+        final = await stream.get_final_message()
+    assert (final.stop_reason, [block.input for block in final.content if block.type == "tool_use"]) == (
+        "tool_use",
+        [SIMPLEST],
+    )
+    result: Any = [{"type": "tool_result", "tool_use_id": "x", "content": [{"type": "text", "text": "9 degrees"}]}]
+    after = await anthropic_client.messages.create(**given | {"messages": [*ASK, {"role": "user", "content": result}]})
+    assert after.content[0].type == "text"
+    assert "9 degrees" in after.content[0].text
+
+
+async def test_nothing_is_waited_for_after_the_last_item() -> None:
+    """As in Ollama. Clients stop reading where the answer ends; this would take an hour."""
+    assert [item async for item in DemoUpstream(token_delay=3600)._paced(["the only one"])] == ["the only one"]
 
 
 async def test_openai_python_gets_embeddings(openai_client: openai.AsyncOpenAI) -> None:
@@ -867,7 +1025,7 @@ async def test_anthropic_python_meets_an_unknown_model(anthropic_client: anthrop
 
 
 async def run(*arguments: str) -> asyncio.subprocess.Process:
-    command = [sys.executable, demo_upstream.__file__, *arguments]
+    command = [sys.executable, TOOLS, "demo_upstream", *arguments]
     return await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
