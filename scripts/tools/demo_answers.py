@@ -167,11 +167,17 @@ def example(schema: Json, root: Json, depth: int = 0) -> Any:
     return {"boolean": True, "null": None}.get(kind, text.ljust(schema.get("minLength", 0), "."))
 
 
+def last_message(ask: Json) -> Json:
+    """The latest message that is not the system's, or nothing."""
+    messages = map(an_object, a_list(ask.get("messages")) or a_list(ask.get("input")))
+    own = [message for message in messages if message.get("role") not in ("system", "developer")]
+    return own[-1] if own else {}
+
+
 def calls(ask: Json, question: str) -> list[Json]:
     """The calls of tools with which a question is answered: of the one that has to be called, of those that it names,
     or of the only one. None after the result of a tool."""
-    messages = a_list(ask.get("messages")) or a_list(ask.get("input"))
-    last = an_object(messages[-1]) if messages else {}
+    last = last_message(ask)
     kinds = {an_object(part).get("type") for part in a_list(last.get("content"))}
     if last.get("role") == "tool" or str(last.get("type")).endswith("_output") or "tool_result" in kinds:
         return []
@@ -209,14 +215,15 @@ class Completion:
         self.path, self.model, self.begun, self.ask = path, ask.get("model", ""), time.time_ns(), ask
         self.counts = bool(an_object(ask.get("stream_options")).get("include_usage"))
         texts = texts_of([ask.get(key) for key in ("system", "instructions", "messages", "prompt", "input")]) or [""]
+        question = (texts_of(last_message(ask)) or texts)[-1]
         given = an_object(ask.get("options")) | ask
         names = ("num_predict", "max_tokens", "max_completion_tokens", "max_output_tokens")
         limit = next((given[name] for name in names if given.get(name)), None)
-        reply = tokens_of(REPLY.format(texts[-1])) if any(texts) else []
+        reply = tokens_of(REPLY.format(question)) if any(texts) else []
         if reply and (schema := schema_of(ask)) is not None:
-            made = example(schema, schema) if schema else {"answer": REPLY.format(texts[-1])}
+            made = example(schema, schema) if schema else {"answer": REPLY.format(question)}
             reply = tokens_of(dump(made).decode())
-        self.calls = calls(ask, texts[-1])
+        self.calls = calls(ask, question)
         reply = [] if self.calls else reply
         self.thoughts = tokens_of(THOUGHT) if (reply or self.calls) and thinks(ask) else []
         self.tokens = reply[:limit] if isinstance(limit, int) and limit > 0 else reply

@@ -978,6 +978,9 @@ async def test_anthropic_python_uses_tools_and_thoughts(anthropic_client: anthro
         "tool_use",
         [SIMPLEST],
     )
+    told = [*ASK, {"role": "system", "content": "other tools: weather, files"}]  # As Claude Code does.
+    after = await anthropic_client.messages.create(**given | {"messages": told, "tools": [tool, tool | {"name": "x"}]})
+    assert [block.text for block in after.content if block.type == "text"] == [REPLY]
     result: Any = [{"type": "tool_result", "tool_use_id": "x", "content": [{"type": "text", "text": "9 degrees"}]}]
     after = await anthropic_client.messages.create(**given | {"messages": [*ASK, {"role": "user", "content": result}]})
     assert after.content[0].type == "text"
