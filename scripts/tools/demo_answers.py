@@ -15,6 +15,7 @@ import secrets
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 type Json = dict[str, Any]
@@ -135,6 +136,17 @@ def schema_of(ask: Json) -> Json | None:
     return given if given and kind != "text" else None
 
 
+def schema_in(texts: list[str]) -> Json:
+    """The first JSON schema of an object that is written in texts, or nothing: instructor puts it into the prompt."""
+    for text in texts:
+        for found in re.finditer(r"\{", text):
+            with suppress(ValueError, RecursionError):
+                value, _ = json.JSONDecoder().raw_decode(text[found.start() :])
+                if isinstance(value, dict) and isinstance(value.get("properties"), dict):
+                    return value
+    return {}
+
+
 def example(schema: Json, root: Json, depth: int = 0) -> Any:
     """The simplest value that a JSON schema allows; only patterns are not looked at."""
     for name in ("const", "default"):
@@ -204,7 +216,7 @@ def arguments_of(question: str, name: str, schema: Json) -> Json:
     try:
         found, _ = json.JSONDecoder().raw_decode(rest[rest.index("{") :])
         return an_object(found)
-    except ValueError:
+    except (ValueError, RecursionError):
         return an_object(example(schema, schema))
 
 
@@ -221,6 +233,7 @@ class Completion:
         limit = next((given[name] for name in names if given.get(name)), None)
         reply = tokens_of(REPLY.format(question)) if any(texts) else []
         if reply and (schema := schema_of(ask)) is not None:
+            schema = schema or schema_in(texts)
             made = example(schema, schema) if schema else {"answer": REPLY.format(question)}
             reply = tokens_of(dump(made).decode())
         self.calls = calls(ask, question)

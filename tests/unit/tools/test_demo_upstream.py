@@ -917,6 +917,8 @@ async def test_ollama_python_gets_thoughts_and_json(ollama_client: ollama.AsyncC
     fitting = await ollama_client.chat("demo", ASK, format=schema)
     assert json.loads(str(fitting.message.content)) == {"all": [SIMPLEST]}
     assert json.loads(str((await ollama_client.generate("demo", "x", format="json")).response)).keys() == {"answer"}
+    told: Any = [{"role": "system", "content": f"Say {{JSON}}: {json.dumps(TOOL_SCHEMA)}"}, *ASK]
+    assert json.loads(str((await ollama_client.chat("demo", told, format="json")).message.content)) == SIMPLEST
     with pytest.raises(ollama_error(), match='"tiny" does not support thinking'):
         await ollama_client.chat("tiny", ASK, think=True)
 
