@@ -42,6 +42,7 @@ from .proxy.hook_dispatch import HookDispatcher
 from .proxy.layer import GateLayer
 from .proxy.listener import TLS_RECORD, TOO_MANY, Listener, too_many
 from .proxy.option_cache import CachedOptions
+from .proxy.proxy_protocol import ProxyHeaderLayer
 from .proxy.teardown import take_apart_at_end
 from .proxy.tls import ClientTls, CloseConnectionLayer
 from .proxy.transport import BulkReader, close_sockets, limit_receive_buffer, transport_of
@@ -306,6 +307,8 @@ class Gate:
             if not ctx.options.certs:
                 handler.transports[client].writer.write(too_many())
             return
+        peer.shared = peer.authenticated_before = not behalf and peer.address in self.lifecycle.settings.proxies
+        peer.awaits_proxy_header = peer.shared and self.lifecycle.settings.proxy_protocol
         take_apart_at_end(handler)
         BulkReader.take_over(handler, client)
         handler.max_conns = defaultdict(lambda: asyncio.Semaphore(UPSTREAM_CONNECTIONS))
@@ -318,6 +321,11 @@ class Gate:
         peer = self.connections.get(context.client.id)
         mode = context.client.proxy_mode
         if peer is None or not isinstance(mode, ReverseMode) or mode.scheme not in ("http", "https"):
+            return
+        if peer.awaits_proxy_header:
+            context.layers.remove(nextlayer.layer)
+            answer = b"" if ctx.options.certs else too_many()
+            nextlayer.layer = ProxyHeaderLayer(context, peer, self.connections, self.lifecycle.settings, answer)
             return
         encrypted = nextlayer.data_client().startswith(TLS_RECORD)
         if encrypted != bool(ctx.options.certs):

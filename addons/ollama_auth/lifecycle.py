@@ -7,14 +7,14 @@ one line that constructs an Admission is here.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from mitmproxy import http
 from mitmproxy.utils import asyncio_utils
 
-from .auth import policy
+from .auth import client_ip, policy
 from .auth.held_bodies import HeldBodies, HeldBody
 from .auth.identity import may_be_known
 from .auth.keys import Principal, Scope
@@ -35,7 +35,7 @@ from .ollama_api.prompt import Prompt
 from .ollama_api.request_models import BodyError
 from .ollama_api.routes import Dialect, Route
 from .ollama_api.usage import UsageReader
-from .proxy.connections import Connections, Peer, network
+from .proxy.connections import ClientConnection, Connections, Peer
 from .proxy.events import Reservation
 from .runtime import ActiveConfig
 from .settings import UNCONFIGURED, Settings
@@ -46,6 +46,9 @@ from .telemetry.monitor import Monitor
 logger = logging.getLogger(__name__)
 
 
+TOO_MANY = "too many connections; try again later"
+MAX_SAID = 16
+"""Proxies that are not trusted and told about."""
 MOST_WAITED = 60
 """Seconds of Retry-After that the libraries wait; after more they ask again and again, or wait for hours."""
 
@@ -79,6 +82,8 @@ class RequestLifecycle:
         self.monitor = monitor
         self.draining = False
         self.held_bodies = HeldBodies()
+        self._said: set[str] = set()
+        """Addresses of proxies that are not trusted, once it was told."""
 
     @property
     def settings(self) -> Settings:
@@ -103,12 +108,14 @@ class RequestLifecycle:
         """Decide by the head. An UpstreamRequest waits for its lease, or its body, or both. An exception refuses."""
         exchange, authorizer = Exchange(peer.address), self.config.authorizer
         try:
+            exchange.client = self.settings.proxies.client_of(peer.address, head.fields)
             if authorizer is None or not self.ready():
                 exchange.method = shown_method(head.method)
                 verdict: Verdict = self._not_ready(exchange)
             else:
-                exchange = authorizer.parse(head, peer.address, peer.sockname)
-                decision = authorizer.authorize(head, exchange, peer.network, peer.sockname)
+                exchange = authorizer.parse(head, exchange.client, peer.sockname)
+                network = self._network(exchange.client, peer)
+                decision = authorizer.authorize(head, exchange, network, peer.sockname)
                 verdict = self._apply(decision, exchange, peer)
                 if isinstance(verdict, UpstreamRequest) and verdict.inspects_body:
                     self._begin_to_hold(exchange, verdict, head.body)
@@ -122,10 +129,35 @@ class RequestLifecycle:
             peer.exchanges[id(exchange)] = exchange
         return exchange, verdict
 
+    def _network(self, client: str, peer: Peer) -> str:
+        """Return what a client is counted by. A connection of a proxy counts for the client of its latest request.
+
+        Raises RefusedError if that client has too many.
+        """
+        if not self.settings.proxies.networks:
+            return peer.network
+        network, most = client_ip.network_of(client), self.settings.max_connections_per_client
+        if isinstance(peer, ClientConnection) and not self.connections.count_for(peer, network, most):
+            raise RefusedError("connections", 503, TOO_MANY, retry_after(RETRY_SECONDS))
+        return network
+
+    def _say_untrusted(self, stripped: Sequence[str], address: str) -> None:
+        """Tell once that a neighbour sends what a proxy sends, and is not believed."""
+        header, proxies = client_ip.names_client(stripped), self.settings.proxies
+        if header is None or address in proxies or address in self._said or not client_ip.is_private(address):
+            return
+        if len(self._said) < MAX_SAID:
+            self._said.add(address)
+            more = f" and ollama_client_ip_header={header}" if header != proxies.header else ""
+            where = f"{address} sends {header}, which is not believed, so all its clients count as one"
+            logger.warning("ollama_auth: %s: for your proxy, set ollama_trusted_proxies=%s%s", where, address, more)
+
     def _apply(self, decision: Decision, exchange: Exchange, peer: Peer) -> Verdict:
         """Record a decision."""
         exchange.key, exchange.stripped, exchange.suppress_log = decision.key, decision.stripped, decision.suppress_log
         peer.authenticated_before |= exchange.identified
+        if not client_ip.HEADER_NAMES.isdisjoint(decision.stripped):
+            self._say_untrusted(decision.stripped, peer.address)
         if exchange.identified:
             exchange.path = mask_path(exchange.state.decoded_path, self.settings.ring.holds, MAX_SEARCHED)
         if isinstance(decision.verdict, Refusal):
@@ -353,7 +385,7 @@ class RequestLifecycle:
         if exchange.state.holds_lease or charged:
             asyncio_utils.create_task(self._settle(exchange), name="limits", keep_ref=True)
         if exchange.suppress_log:
-            where = network(exchange.client)
+            where = client_ip.network_of(exchange.client)
             self.connections.warn_rate_limited(
                 f"many different wrong keys come from {where}: for up to {WINDOW:.0f} s they get 429 and no line here; "
                 "right keys are accepted. If a program of yours sends them, give it its key; the limit is "

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .auth import forwarding
+from .auth import client_ip, forwarding
 from .errors import OllamaAuthError
 from .http import cors
-from .http.head import Bounds
+from .http.head import TOKEN, Bounds
 from .ollama_api.routes import RouteClass
 from .units import parse_size
 
@@ -52,8 +52,8 @@ class Option:
     def read(self, options: Options, environ: Mapping[str, str]) -> Any:
         """Return the setting, of the option or else of the environment. Raises SettingsError."""
         value = getattr(options, self.name)
-        if value is None and self.environment:
-            value = environ.get(self.environment)
+        if value in (None, []) and self.environment:
+            value = environ.get(self.environment, value)
         return self.reader(self.name, value) if self.reader else value
 
 
@@ -144,6 +144,21 @@ def header_names(name: str, names: Sequence[str]) -> frozenset[bytes]:
         raise SettingsError(f"{name}: {error}") from error
 
 
+def networks(name: str, value: str | Sequence[str]) -> tuple[client_ip.Network, ...]:
+    """Return addresses and networks, of the option or of the variable, where commas separate them."""
+    try:
+        return client_ip.parse_networks([value] if isinstance(value, str) else value)
+    except client_ip.ProxyError as error:
+        raise SettingsError(f"{name}: {error}") from error
+
+
+def header_name(name: str, text: str) -> str:
+    """Return the name of a header field."""
+    if not TOKEN.fullmatch(text.encode("utf-8", "replace")):
+        raise SettingsError(f"{name}: {text!r} is not the name of a header, such as {' or '.join(client_ip.HEADERS)}")
+    return text
+
+
 OPTIONS: tuple[Option, ...] = (
     Option("ollama_api_key", str | None, None,
            "The key that lets a client in. Prefer the environment variable OLLAMA_API_KEY: what is on a command line "
@@ -216,6 +231,15 @@ OPTIONS: tuple[Option, ...] = (
     Option("ollama_max_connections_per_client", int, 1024,
            "Most connections of one client address (of one /64 network in IPv6); 0: no limit of its own.",
            not_negative),
+    Option("ollama_trusted_proxies", Sequence[str], [],
+           "Addresses and networks of the proxies in front that are believed when they name the client, such as "
+           "10.0.0.2 or 10.0.0.0/24. Repeat for several. Environment, with commas: OLLAMA_TRUSTED_PROXIES. "
+           "Unset: none.", networks, "OLLAMA_TRUSTED_PROXIES"),
+    Option("ollama_client_ip_header", str, client_ip.FORWARDED_FOR,
+           "The header in which they name it: X-Forwarded-For, Forwarded, X-Real-IP or CF-Connecting-IP.", header_name),
+    Option("ollama_proxy_protocol", bool, False,
+           "They send the PROXY protocol (version 1 or 2): each of their connections has to begin with it.",
+           lambda _, on: on),
     Option("ollama_max_flows", int, 1000,
            "Most requests that mitmweb and mitmproxy keep to look at; the oldest that have ended are dropped.",
            positive),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from .auth import keys, keys_file, weak_keys
+from .auth.client_ip import TrustedProxies
 from .http.head import Bounds
 from .ollama_api.routes import RouteClass
 from .option_table import NAMES, OPTIONS, RENAMED, Options
@@ -85,6 +86,8 @@ class Settings:
     signature_window: int
     max_wrong_keys: int
     cors_origins: frozenset[str]
+    proxies: TrustedProxies
+    proxy_protocol: bool
     warnings: tuple[str, ...] = field(default=())
 
 
@@ -103,6 +106,8 @@ def read(
     check_mode(options.mode)
     check_mitmproxy(options)
     values = {option.setting: option.read(options, environ) for option in OPTIONS if option.reader}
+    if values["proxy_protocol"] and not values["trusted_proxies"]:
+        raise SettingsError("ollama_proxy_protocol: name the proxies that send it in ollama_trusted_proxies")
     path = keys_file_of(options, environ)
     if values["max_wrong_keys"] is None:
         values["max_wrong_keys"] = WRONG_KEYS if path else 0
@@ -112,7 +117,8 @@ def read(
 
 def _settings(values: dict[str, Any], **more: Any) -> Settings:
     bounds = Bounds(values.pop("max_head"), values.pop("max_header_count"), values.pop("max_target"))
-    return Settings(bounds=bounds, **values, **more)
+    proxies = TrustedProxies(values.pop("trusted_proxies"), values.pop("client_ip_header"))
+    return Settings(bounds=bounds, proxies=proxies, **values, **more)
 
 
 _DEFAULTS = {option.setting: option.reader(option.name, option.default) for option in OPTIONS if option.reader}

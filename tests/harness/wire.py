@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Self
 
@@ -54,6 +55,16 @@ def head(method: str, path: str, *fields: str, host: str = "gate") -> bytes:
     """A request head; a Host is added where no field is one."""
     hosts = () if any(field.lower().startswith("host:") for field in fields) else (f"Host: {host}",)
     return "\r\n".join((f"{method} {path} HTTP/1.1", *hosts, *fields, "", "")).encode("latin-1")
+
+
+def proxy_header(version: int, address: str) -> bytes:
+    """A header of the PROXY protocol for a client at that address, port 4711."""
+    source = ip_address(address)
+    if version == 1:
+        return f"PROXY TCP{source.version} {address} {ip_address(bytes(len(source.packed)))} 4711 80\r\n".encode()
+    family, addresses = {4: 0x11, 6: 0x21}[source.version], source.packed + bytes(len(source.packed))
+    block = addresses + struct.pack(">HH", 4711, 80)
+    return b"\r\n\r\n\0\r\nQUIT\n\x21" + struct.pack(">BH", family, len(block)) + block
 
 
 def chat(model: str = "demo", **more: object) -> bytes:

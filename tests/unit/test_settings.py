@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_auth import option_table
+from ollama_auth.auth.client_ip import TrustedProxies, parse_networks
 from ollama_auth.auth.forwarding import FORWARDED
 from ollama_auth.auth.keys import Principal
 from ollama_auth.http.head import Bounds
@@ -509,3 +510,27 @@ def test_where_the_access_log_goes(value: str | None, target: str | None) -> Non
 
 def test_a_certificate_means_tls() -> None:
     assert settings(certs=["*=cert.pem"]).tls
+
+
+# Proxies.
+
+
+def test_no_proxy_is_trusted() -> None:
+    assert (settings().proxies, settings().proxy_protocol) == (TrustedProxies(), False)
+
+
+def test_proxies_by_option_or_environment() -> None:
+    environ = ENVIRON | {"OLLAMA_TRUSTED_PROXIES": " 10.0.0.2, ::1 "}
+    assert settings(environ).proxies == TrustedProxies(parse_networks(["10.0.0.2", "::1"]))
+    assert settings(environ, ollama_trusted_proxies=["10.0.0.3"]).proxies.networks == parse_networks(["10.0.0.3"])
+    assert settings(ENVIRON | {"OLLAMA_TRUSTED_PROXIES": ""}).proxies == TrustedProxies()
+    assert settings(ollama_client_ip_header="Forwarded").proxies.header == "Forwarded"
+
+
+def test_proxies_that_can_not_be_right() -> None:
+    assert "ollama_trusted_proxies: 'nginx'" in refusal(ollama_trusted_proxies=["10.0.0.2", "nginx"])
+    assert "write 10.0.0.0/8" in refusal(ENVIRON | {"OLLAMA_TRUSTED_PROXIES": "10.0.0.1/8"})
+    assert "name the proxies" in refusal(ollama_trusted_proxies=["0.0.0.0/0"])
+    assert "ollama_client_ip_header: 'X Real IP'" in refusal(ollama_client_ip_header="X Real IP")
+    assert "ollama_client_ip_header: ''" in refusal(ollama_client_ip_header="")
+    assert "ollama_trusted_proxies" in refusal(ollama_proxy_protocol=True)

@@ -9,6 +9,7 @@ from collections.abc import Container
 from tornado.httputil import HTTPServerRequest
 
 from ..auth import policy
+from ..auth.client_ip import network_of
 from ..auth.credentials import CredentialError
 from ..auth.keys import Principal, Scope
 from ..auth.redaction import MASK
@@ -16,8 +17,8 @@ from ..errors import RefusedError
 from ..exchange import Exchange
 from ..http import responses
 from ..http.head import Head
-from ..proxy.connections import network
 from ..runtime import ActiveConfig
+from ..settings import UNCONFIGURED
 
 HOW = "send a key as `Authorization: Bearer <key>`"
 
@@ -27,6 +28,13 @@ def head_of(request: HTTPServerRequest) -> Head:
     sent = [value.encode("latin-1", "replace") for value in request.headers.get_list("Authorization")]
     method, target = (request.method or "").encode(), (request.uri or "").encode("latin-1", "replace")
     return Head(method, target, b"HTTP/1.1", tuple((b"authorization", value) for value in sent), 0, False)
+
+
+def client_of(request: HTTPServerRequest, config: ActiveConfig) -> str:
+    """Return the address of who asks, also behind a proxy that is trusted."""
+    address, proxies = request.remote_ip or "unknown", (config.settings or UNCONFIGURED).proxies
+    sent = [value.encode("latin-1", "replace") for value in request.headers.get_list(proxies.header)]
+    return proxies.client_of(address, tuple((proxies.header.encode(), value) for value in sent))
 
 
 def sign_in(request: HTTPServerRequest, config: ActiveConfig) -> Principal:
@@ -41,7 +49,7 @@ def sign_in(request: HTTPServerRequest, config: ActiveConfig) -> Principal:
             raise CredentialError("missing", HOW)
         if any(not value.lower().startswith(b"bearer ") for _, value in head.fields):
             raise CredentialError("malformed", HOW)
-        return config.authorizer.sign_in(head, network(request.remote_ip or ""))
+        return config.authorizer.sign_in(head, network_of(client_of(request, config)))
     except RefusedError as error:
         if error.status == 401:
             sent = error.reason != "missing"
@@ -67,7 +75,7 @@ def log(
 ) -> None:
     """Write a line of the access log, for a change or a refusal. `path` is as it may be shown."""
     method = request.method if request.method in ("GET", "HEAD", "POST", "PATCH", "DELETE") else MASK.decode()
-    exchange = Exchange(request.remote_ip or "", method, path=path.encode())
+    exchange = Exchange(client_of(request, config), method, path=path.encode())
     exchange.key, exchange.status, exchange.reason = key, status, reason
     exchange.finish()
     config.log.write(exchange)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import h11
 
 from ..telemetry.status_server import Problem
+from . import access
 from .router import Call, Text
 
 PIECE = 64 * 1024
@@ -61,7 +62,7 @@ async def _connect(call: Call) -> Line:
     try:
         local.setblocking(False)
         local.bind((host, 0))
-        gate.on_behalf[local.getsockname()[:2]] = call.request.remote_ip or "unknown"
+        gate.on_behalf[local.getsockname()[:2]] = access.client_of(call.request, call.console.config)
         await asyncio.get_running_loop().sock_connect(local, (host, port))
         trust = None
         if call.console.config.settings and call.console.config.settings.tls:

@@ -5,7 +5,6 @@ of an attempt to connect to the upstream. The sweep also ends clients that take 
 """
 
 import asyncio
-import ipaddress
 import logging
 import socket
 import struct
@@ -20,6 +19,7 @@ from mitmproxy.proxy import events
 from mitmproxy.proxy.server import ConnectionHandler
 from mitmproxy.utils import asyncio_utils
 
+from ..auth.client_ip import network_of, normal
 from ..exchange import Exchange
 from ..settings import Settings
 from .transport import bytes_taken, pause_reading, resume_reading, transport_of, unsent
@@ -131,12 +131,17 @@ class ClientConnection:
     """In terms of `time.monotonic`; None while a request is running."""
     address: str = "unknown"
     network: str = ""
+    """What it counts for: that of its address, or behind a trusted proxy that of the client of its latest request."""
     expiry_sent: bool = False
     """The deadline has passed, and an Expire event was sent."""
     http_server: BoundedServer | None = None
     """None until the first byte has arrived, or the TLS handshake is done."""
     admitted: bool = False
     authenticated_before: bool = False
+    shared: bool = False
+    """It belongs to a trusted proxy, so one client of it must not cost the others the connection."""
+    awaits_proxy_header: bool = False
+    """Its first bytes name the client: see proxy/proxy_protocol.py."""
     exchanges: dict[int, Exchange] = field(default_factory=dict)
     closed: bool = False
     """It has ended, or is about to: nothing more goes upstream for it."""
@@ -150,14 +155,14 @@ class ClientConnection:
 
     def __post_init__(self) -> None:
         if self.client.peername:
-            self.address = str(self.client.peername[0])
-        self.network = network(self.address)
+            self.address = normal(str(self.client.peername[0]))
+        self.network = network_of(self.address)
         self.outflow = Outflow(transport_of(self.handler, self.client), self.network)
 
     def stand_for(self, address: str) -> None:
         """Count and log it as a connection of that address, for which the console made it."""
         self.address = address
-        self.network = self.outflow.network = network(address)
+        self.network = self.outflow.network = network_of(address)
 
     @property
     def idle(self) -> bool:
@@ -311,6 +316,17 @@ class Connections:
             return False
         return len(self) + len(self._leaving) < most or self._evict(None)
 
+    def count_for(self, peer: ClientConnection, network: str, most_per_network: int) -> bool:
+        """Count a connection for the network of a client that uses it now; False if that one has too many."""
+        if network == peer.network or peer.closed:
+            return True
+        if most_per_network and self._networks[network] >= most_per_network and not self._evict(network):
+            return False
+        self._forget(peer.network)
+        self._networks[network] += 1
+        peer.network = peer.outflow.network = network
+        return True
+
     def remove(self, client_id: str) -> ClientConnection | None:
         """Remove a connection that has ended, or is about to."""
         peer = self._by_client.pop(client_id, None)
@@ -423,11 +439,3 @@ class Connections:
                 del self._warnings[message]
                 if count:
                     logger.warning("%s (%d more times in %d seconds)", message, count, int(WARNING_INTERVAL))
-
-
-def network(address: str) -> str:
-    """Return what connections are counted by: an IPv4 address, or the /64 network that an IPv6 host usually owns."""
-    if ":" not in address:
-        return address
-    parsed = ipaddress.IPv6Address(address.partition("%")[0])
-    return str(parsed.ipv4_mapped or ipaddress.IPv6Network((int(parsed), 64), strict=False))

@@ -280,7 +280,7 @@ class BoundedHttp2Server(Http2Server):
         now = time.monotonic()
         self.resets = max(0.0, self.resets - (now - self.reset_at) * RESETS_PER_SECOND) + 1
         self.reset_at = now
-        return self.resets > MAX_RESETS
+        return self.resets > MAX_RESETS and not self.peer.shared
 
     def protocol_error(self, message: str, error_code: int = ErrorCodes.PROTOCOL_ERROR) -> Commands:
         """Do as mitmproxy, but let the client read why, and cut the message where h2 quotes what the client sent."""

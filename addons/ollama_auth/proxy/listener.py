@@ -16,11 +16,12 @@ from typing import Any, cast
 from h11._receivebuffer import ReceiveBuffer
 from mitmproxy.proxy.mode_servers import ServerInstance
 
+from ..auth.client_ip import network_of, normal
 from ..exchange import Exchange, new_id
 from ..http.head import HeadError, late, parse_head, take_head
 from ..http.responses import RETRY_SECONDS, error, render, retry_after
 from ..ollama_api.routes import Dialect
-from .connections import Connections, network
+from .connections import Connections
 from .events import Lifecycle
 
 BACKLOG = 4096
@@ -83,9 +84,12 @@ class NewConnection(asyncio.Protocol):
         if peername is None or self.listener.direct():
             self.hand_over()
             return
-        self.address = str(peername[0])
-        self.network = network(self.address)
-        self.deadline = time.monotonic() + self.listener.lifecycle.settings.head_timeout
+        settings, self.address = self.listener.lifecycle.settings, normal(str(peername[0]))
+        if settings.proxy_protocol and self.address in settings.proxies:
+            self.hand_over()
+            return
+        self.network = network_of(self.address)
+        self.deadline = time.monotonic() + settings.head_timeout
         if not self.listener.connections.add_new(self, *self.listener.most()):
             self.listener.connections.warn_rate_limited(TOO_MANY)
             self.refused = True

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import ollama_auth
-from ollama_auth.proxy import connections, events, http1, http2, layer, tls, transport
+from ollama_auth.proxy import connections, events, http1, http2, layer, proxy_protocol, tls, transport
 
 TABLE = """
 mitmproxy.proxy.layers.http
@@ -404,7 +404,7 @@ def test_each_option_was_thought_of(program: str, tmp_path: Path) -> None:
 
 OURS = [
     member
-    for module in (connections, events, http1, http2, layer, tls, transport)
+    for module in (connections, events, http1, http2, layer, proxy_protocol, tls, transport)
     for member in vars(module).values()
     if isinstance(member, type) and member.__module__ == module.__name__
 ]

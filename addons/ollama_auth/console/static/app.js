@@ -22,6 +22,7 @@ const REASONS = {
   "limits unavailable": "The storage that counts limits does not answer",
   "malformed body": "The request body could not be read",
   "body timeout": "The request body stopped coming",
+  "connections": "Too many connections of one client behind a proxy",
   "held bodies": "Too many large requests at once",
   "body too large": "The request body was too large",
   "key in path": "The key was in the URL, where others can read it",
