@@ -14,9 +14,9 @@ import pytest
 from ollama_auth import option_table
 from ollama_auth.auth.keys import digest
 from tests.harness.base import BEARER, KEY, ROOT, free_port, wait_until
-from tests.harness.deploy import COMPOSE, DEPLOY, OBJECTS, UNIT, container, haproxy, kinds, nginx, template
-from tests.harness.gate import Gate, Ready
-from tests.harness.programs import listens, run, tool
+from tests.harness.deploy import COMPOSE, DEPLOY, OBJECTS, UNIT, caddy, container, haproxy, kinds, nginx, template
+from tests.harness.gate import Gate, Ready, logged
+from tests.harness.programs import listens, proxy, run, tool
 from tests.harness.upstream import Upstream
 from tests.harness.wire import Line, Response, TlsWire, chat, head, parse
 
@@ -40,8 +40,9 @@ def test_compose_is_what_its_schema_says() -> None:
 
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
 def test_kubernetes_takes_the_manifests(version: str) -> None:
-    said = run(tool("kubernetes-validate"), "-k", version, "--strict", DEPLOY / "kubernetes.yaml")
-    assert said.count("passed for resource") == len(OBJECTS)
+    files = DEPLOY / "kubernetes.yaml", DEPLOY / "ingress.yaml"
+    said = run(tool("kubernetes-validate"), "-k", version, "--strict", *files)
+    assert said.count("passed for resource") == len(OBJECTS) + 1
 
 
 def test_systemd_takes_the_unit_and_finds_little_exposed(tmp_path: Path) -> None:
@@ -67,8 +68,9 @@ GIVEN = {
     "compose": COMPOSE["services"]["gate"]["command"],
     "kubernetes": container("ollama-auth")["args"],
     "systemd": unit_command()[3:],
-    "nginx": re.findall(r"--set|(?<=--set )\S+", (DEPLOY / "nginx.conf").read_text()),
-    "haproxy": re.findall(r"--set|(?<=--set )\S+", (DEPLOY / "haproxy.cfg").read_text()),
+} | {
+    name: re.findall(r"--set|(?<=--set )\S+", (DEPLOY / name).read_text())
+    for name in ("nginx.conf", "haproxy.cfg", "Caddyfile", "traefik.yaml", "cloudflared.yaml")
 }
 
 
@@ -269,7 +271,8 @@ def test_the_units_command_serves_without_executable_memory(upstream: Upstream, 
 
 @pytest.fixture(scope="module")
 def shared_ready(shared_upstream: Upstream) -> Iterator[Ready]:
-    with Ready(shared_upstream.url) as gate:
+    args = ("--set", "ollama_trusted_proxies=127.0.0.1", "--set", "ollama_access_log=-")
+    with Ready(shared_upstream.url, *args) as gate:
         yield gate
 
 
@@ -279,6 +282,7 @@ def ready(shared_ready: Ready, upstream: Upstream) -> Ready:
     return shared_ready
 
 
+PROXIES = pytest.mark.parametrize("balancer", [nginx, haproxy, caddy])
 BALANCERS = pytest.mark.parametrize("balancer", [nginx, haproxy])
 
 
@@ -296,7 +300,7 @@ def stream(port: int, cert: Path) -> TlsWire:
     return wire
 
 
-@BALANCERS
+@PROXIES
 def test_who_has_no_key_gets_the_gates_answer(
     balancer: Any, ready: Ready, upstream: Upstream, cert: Path, tmp_path: Path
 ) -> None:
@@ -306,6 +310,65 @@ def test_who_has_no_key_gets_the_gates_answer(
             refusal = ask(port, cert)
         assert (refusal.status, refusal.headers["content-type"]) == (401, "application/json")
         assert "www-authenticate" in refusal.headers
+
+
+@PROXIES
+def test_the_gate_knows_the_client(balancer: Any, ready: Ready, cert: Path, tmp_path: Path) -> None:
+    """Whatever it says of itself."""
+    fields = "X-Forwarded-For: 198.51.100.1", "Forwarded: for=198.51.100.1", "X-Real-IP: 198.51.100.1"
+    with balancer([ready], cert, tmp_path) as port:
+        wait_until(lambda: ask(port, cert, BEARER).status == 200, "the balancer to know the gate")
+        with logged(ready, 2) as lines:
+            for more in ((), fields):
+                with TlsWire(port, cert, source="127.0.0.9") as wire:
+                    wire.send(head("GET", "/api/tags", BEARER, "Connection: close", *more, host="localhost"))
+                    assert wire.read_response().status == 200
+    assert [line["client"] for line in lines] == ["127.0.0.9"] * 2
+
+
+@pytest.mark.parametrize("version", ["send-proxy", "send-proxy-v2"])
+def test_the_gate_knows_the_client_of_a_haproxy_that_passes_tls_on(
+    upstream: Upstream, cert: Path, tmp_path: Path, version: str
+) -> None:
+    args = ("--set", "ollama_trusted_proxies=127.0.0.1", "--set", "ollama_proxy_protocol=true")
+    port, log = free_port(), ("--set", "ollama_access_log=-", "--certs", str(cert))
+    with Gate(upstream.url, *args, *log) as gate:
+        lines = "mode tcp", "timeout connect 5s", "timeout client 60s", "timeout server 60s"
+        public = f"listen public\n bind 127.0.0.1:{port}\n server gate 127.0.0.1:{gate.port} {version}\n"
+        (tmp_path / "haproxy.cfg").write_text("\n ".join(("defaults", *lines)) + "\n" + public)
+        with (
+            proxy([tool("haproxy"), "-f", str(tmp_path / "haproxy.cfg"), "-db"], port, tmp_path),
+            logged(gate) as lines_of_log,
+            TlsWire(port, cert, source="127.0.0.9") as wire,
+        ):
+            assert wire.send(head("GET", "/api/tags", BEARER, host="localhost")).read_response().status == 200
+        assert lines_of_log[0]["client"] == "127.0.0.9"
+
+
+def test_clients_of_a_caddy_that_speaks_http2_to_the_gate(upstream: Upstream, cert: Path, tmp_path: Path) -> None:
+    """They share connections: the refusal of one is no other's concern."""
+    args = ("--set", "ollama_trusted_proxies=127.0.0.1", "--set", "ollama_access_log=-", "--certs", str(cert))
+    port, body = free_port(), chat()
+    data = head("POST", "/api/chat", BEARER, f"Content-Length: {len(body)}") + body
+    with Gate(upstream.url, *args) as gate:
+        site = ("admin off", "http://:%d", "https://localhost:%d", "tls_insecure_skip_verify\n versions 2")
+        text = "{{\n {}\n}}\n{} {{\n reverse_proxy {} {{\n flush_interval -1\n transport http {{\n {}\n }}\n }}\n}}\n"
+        (tmp_path / "Caddyfile").write_text(text.format(*site) % (port, gate.port))
+        command = [tool("caddy"), "run", "--adapter", "caddyfile", "--config", str(tmp_path / "Caddyfile")]
+        upstream.hold()
+        with (
+            proxy(command, port, tmp_path, env={"HOME": str(tmp_path)}),
+            Line.to(port, data, "127.0.0.8") as stream,
+            logged(gate, 41) as lines,
+        ):
+            stream.read_until(b'"done":false}')
+            for number in range(40):
+                key = BEARER if number % 2 else "Authorization: Bearer wrong"
+                with Line.to(port, head("GET", "/api/tags", key, "Connection: close"), "127.0.0.9") as line:
+                    assert parse(line.read_all()).status == (200 if number % 2 else 401)
+            upstream.go_on()
+            assert b'"done":true' in stream.read_until(b"0\r\n\r\n")
+        assert [line["client"] for line in lines] == ["127.0.0.9"] * 40 + ["127.0.0.8"]
 
 
 @BALANCERS

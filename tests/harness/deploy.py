@@ -65,3 +65,15 @@ def haproxy(gates: Sequence[Ready | Place], cert: Path, folder: Path, *more: str
     run(*command, "-c")
     with proxy([*command, "-db"], port, folder):
         yield port
+
+
+@contextmanager
+def caddy(gates: Sequence[Gate], cert: Path, folder: Path) -> Iterator[int]:
+    """A port of Caddy with our example, with that certificate, which asks nobody for another one."""
+    port, (gate,) = free_port(), gates
+    text = (DEPLOY / "Caddyfile").read_text().replace("127.0.0.1:8081", f"127.0.0.1:{gate.port}")
+    text = text.replace("ollama.example {", f"https://localhost:{port} {{\n\ttls {cert} {cert}")
+    (folder / "Caddyfile").write_text("{\n\tadmin off\n\tauto_https disable_redirects\n}\n" + text)
+    command = [tool("caddy"), "run", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile")]
+    with proxy(command, port, folder, env={"HOME": str(folder)}):
+        yield port

@@ -77,8 +77,11 @@ def chat(model: str = "demo", **more: object) -> bytes:
 class Wire:
     """A raw connection."""
 
-    def __init__(self, port: int, data: bytes = b"", timeout: float = PATIENCE, host: str = "127.0.0.1") -> None:
-        self.socket = socket.create_connection((host, port), timeout)
+    def __init__(
+        self, port: int, data: bytes = b"", timeout: float = PATIENCE, host: str = "127.0.0.1", source: str = ""
+    ) -> None:
+        """Connect, from that address if there is one."""
+        self.socket = socket.create_connection((host, port), timeout, (source, 0) if source else None)
         self.received = b""
         if data:
             self.send(data)
@@ -156,8 +159,8 @@ class Line(Wire):
 class TlsWire(Wire):
     """A raw connection in TLS."""
 
-    def __init__(self, port: int, cert: Path, data: bytes = b"", *alpn: str) -> None:
-        super().__init__(port)
+    def __init__(self, port: int, cert: Path, data: bytes = b"", *alpn: str, source: str = "") -> None:
+        super().__init__(port, source=source)
         self.plain = self.socket
         self.socket = trusting(cert, *alpn).wrap_socket(
             self.plain, server_hostname="localhost", suppress_ragged_eofs=False
