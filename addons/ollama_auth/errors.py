@@ -1,6 +1,15 @@
 """The root of all errors that this package raises on purpose, and the one that refuses a request."""
 
+from pathlib import Path
+
 from . import IMPORTED  # noqa: F401, not a script: see __init__.py
+
+CHECKOUT = Path(__file__).parents[1].joinpath("auth.py").exists()
+
+
+def command(tool: str) -> str:
+    """How a user runs a tool, for remedies: `scripts/TOOL` in a checkout, `ollama-auth TOOL` where a wheel is."""
+    return f"scripts/{tool}" if CHECKOUT else f"ollama-auth {tool}"
 
 
 class OllamaAuthError(Exception):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .auth import client_ip, forwarding
-from .errors import OllamaAuthError
+from .errors import OllamaAuthError, command
 from .http import cors
 from .http.head import TOKEN, Bounds
 from .ollama_api.routes import RouteClass
@@ -166,8 +166,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("ollama_api_key_file", str | None, None,
            "Path of a file that holds the key, such as a Docker secret. Environment: OLLAMA_API_KEY_FILE."),
     Option("ollama_keys_file", str | None, None,
-           "Path of a file of named keys, in TOML; scripts/keys writes it. Read again when it changes, and on SIGHUP. "
-           "Environment: OLLAMA_KEYS_FILE."),
+           f"Path of a file of named keys, in TOML; {command('keys')} writes it. Read again when it changes, and "
+           "on SIGHUP. Environment: OLLAMA_KEYS_FILE."),
     Option("ollama_access_log", str | None, None,
            "Where the access log goes as JSON lines: a path, or - for standard output. Unset: readable lines on "
            "standard output.", optional),

@@ -23,6 +23,9 @@ from typing import Any
 
 from .settings import SettingsError
 
+OLDEST, NEXT = (12, 2, 2), (12, 4)
+"""The versions of mitmproxy that are supported: the first, and the first that nobody has reviewed."""
+
 SPARE_FILES = 96
 """File descriptors for the status listener, logs, name lookups and Redis, and for clients that are being closed."""
 FEWEST_CONNECTIONS = 8
@@ -67,13 +70,15 @@ def check_version(version: str) -> None:
     """Raise SettingsError for a mitmproxy that this addon does not support.
 
     Older versions have vulnerabilities of their own (CVE-2025-57804); newer ones may have changed the internals that
-    proxy/ depends on.
+    proxy/ depends on: nothing that nobody has read is in front of Ollama.
     """
-    numbers = tuple(int(part) if part.isdigit() else 0 for part in version.split(".")[:3])
-    if not (12, 2, 2) <= numbers < (13,):
+    found = tuple(int(part) if part.isdigit() else 0 for part in version.split(".")[:3])
+    if not OLDEST <= found < NEXT:
+        oldest, following = (".".join(map(str, numbers)) for numbers in (OLDEST, NEXT))
+        fault = f"needs {oldest}" if found < OLDEST else f"was reviewed with those before {following} alone"
         raise SettingsError(
-            f"this is mitmproxy {version}, and at least 12.2.2 and less than 13 is needed: "
-            "pip install 'mitmproxy>=12.2.2,<13' with Python 3.12 or newer"
+            f"this is mitmproxy {version}, and this version of ollama-auth {fault}: "
+            f"pip install 'mitmproxy>={oldest},<{following}' with Python 3.12 or newer"
         )
 
 

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from . import PACKAGE  # noqa: F401, not a script: see there
+
 type Json = dict[str, Any]
 type Format = Callable[[Completion], Iterator[bytes]]
 

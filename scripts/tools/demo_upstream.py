@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -502,7 +503,8 @@ async def serve(host: str, port: int, token_delay: float) -> None:
     """Serve until a signal says to stop."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        with suppress(NotImplementedError):  # Windows
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with DemoUpstream(host, port, token_delay) as upstream:
         print(f"Demo upstream (a fake Ollama server) on {upstream.url}", flush=True)
         await stop.wait()

@@ -32,6 +32,8 @@ def join_workers() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+if __name__ != "__main__":
+    raise ImportError("this is a program, and no script for mitmdump")
 if __name__ == "__main__":
     try:
         import uvloop

@@ -21,7 +21,6 @@ import http.client
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +28,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,12 +36,10 @@ from urllib.parse import urlsplit
 from ollama_auth.auth.keys import new_key
 from ollama_auth.settings import is_given
 
-from . import launch
+from . import ADDON, TOOLS, launch
 from .launch import Launch
-from .terminal import ToolError, say
+from .terminal import ToolError, say, shown
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-TOOLS = REPOSITORY / "scripts" / "tools"
 ENV_FILE = Path(".env.local")
 ENV_LINE = re.compile(r"""\s*(?:export\s+)?(\w+)\s*=\s*(?:(['"])(.*)\2|(.*?))(?:\s+#.*)?\s*""")
 KEY, KEY_FILE, KEYS_FILE = "OLLAMA_API_KEY", "OLLAMA_API_KEY_FILE", "OLLAMA_KEYS_FILE"
@@ -101,6 +99,9 @@ def status_address(launched: Launch, environment: Mapping[str, str]) -> dict[str
     """The variable for the default address of the status page, unless one is set or the port is taken."""
     if launched.is_set("ollama_metrics_listen", environment):
         return {}
+    if not find_spec("prometheus_client"):
+        print("ollama-auth: no status page: pip install prometheus-client")
+        return {}
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -129,10 +130,7 @@ def check_free(address: str) -> None:
 
 
 def gate_command(upstream: str, launched: Launch) -> list[str]:
-    """The command line of the gate, or of the supervisor of several. Raises ToolError."""
-    folder = Path(sys.executable).parent
-    if not shutil.which("mitmdump", path=str(folder)):
-        raise ToolError(f"there is no mitmdump in {folder}: pip install -r scripts/requirements.txt")
+    """The command line of the gate, or of the supervisor of several."""
     program = [sys.executable, str(TOOLS / "mitmdump.py")]
     if launched.workers > 1:
         program = [sys.executable, str(TOOLS), "supervisor", str(launched.workers), *program]
@@ -140,7 +138,7 @@ def gate_command(upstream: str, launched: Launch) -> list[str]:
         program += ["--mode", launched.mode.full_spec if launched.mode else f"reverse:{upstream}"]
     if launched.options.listen_port is None:
         program += ["--listen-port", str(launch.DEFAULT_PORT)]
-    return [*program, "-s", str(REPOSITORY / "addons" / "auth.py"), *launched.arguments]
+    return [*program, "-s", str(ADDON), *launched.arguments]
 
 
 def become(command: list[str], environment: Mapping[str, str]) -> int:
@@ -273,7 +271,7 @@ def serve(command_line: Sequence[str]) -> int:
 
 def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
+        print(shown(__doc__))
         return 0
     try:
         return serve(sys.argv[1:])

@@ -1,14 +1,22 @@
 """Messages to the terminal, and the error that ends a tool with one."""
 
+import re
 import sys
 
-from ollama_auth.errors import OllamaAuthError
+from ollama_auth.errors import OllamaAuthError, command
+
+from . import PACKAGE  # noqa: F401, not a script: see there
 
 
 class ToolError(OllamaAuthError):
     """A reason why a tool can't go on, with the remedy; never holds a secret."""
 
 
+def shown(text: str) -> str:
+    """The text, with the commands named as this installation has them."""
+    return re.sub(r"\bscripts/(serve|keys|usage|doctor)\b", lambda match: command(match[1]), text)
+
+
 def say(text: str) -> None:
     """Write one message to standard error."""
-    print(f"ollama-auth: {text}", file=sys.stderr, flush=True)
+    print(f"ollama-auth: {shown(text)}", file=sys.stderr, flush=True)

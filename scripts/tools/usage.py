@@ -27,6 +27,8 @@ from typing import Any, NamedTuple, cast
 from ollama_auth.errors import OllamaAuthError
 from ollama_auth.telemetry.log_histogram import MAX_MS, LogHistogram
 
+from .terminal import shown
+
 COLUMNS = ("key", "model", "day")
 SUMS = ("prompt_tokens", "completion_tokens", "bytes_in", "bytes_out")
 NUMBERS = (
@@ -352,7 +354,7 @@ def day(text: str) -> str:
 
 def parse(command_line: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="scripts/usage", description=__doc__, epilog=EXAMPLES,
+        prog=shown("scripts/usage"), description=__doc__, epilog=shown(EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument(

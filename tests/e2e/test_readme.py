@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 from mitmproxy.proxy.mode_specs import ProxyMode
 
-from ollama_auth import option_table
+from ollama_auth import option_table, process
 from ollama_auth.auth import keys_file
 from ollama_auth.auth.keys import Scope
 from ollama_auth.ollama_api.routes import RouteClass
+from ollama_auth.settings import SettingsError
 from ollama_auth.telemetry import access_log
 from ollama_auth.telemetry.metrics import Metrics
 from scripts.tools import image, usage
@@ -53,13 +54,18 @@ CHECKED = {
     "OLLAMA_ENDPOINT=http://gpu-box:11434 scripts/serve --listen-port 9000": (
         "test_serve.py::test_the_address_follows_the_arguments_which_all_reach_mitmdump"
     ),
-    "pip install 'mitmproxy>=12.2.2,<13'": "test_readme.py::test_the_version_of_mitmproxy",
+    "pip install 'mitmproxy>=12.2.2,<12.4'": "test_readme.py::test_the_version_of_mitmproxy",
     'export OLLAMA_API_KEY="sk-ollama-$(openssl rand -hex 16)"': "test_readme.py::test_the_making_of_a_key",
     'echo "sk-ollama-$(openssl rand -hex 16)"': "test_readme.py::test_the_making_of_a_key",
     "export OLLAMA_ENDPOINT=http://127.0.0.1:11434": "test_readme.py::test_mitmproxy_alone",
     "mitmdump --mode reverse:$OLLAMA_ENDPOINT -s addons/auth.py": "test_readme.py::test_mitmproxy_alone",
     "mitmweb --mode reverse:http://127.0.0.1:11434 --listen-port 8081 --web-port 8082 -s addons/auth.py": (
         "test_readme.py::test_mitmweb"
+    ),
+    "pip install 'ollama-auth[all]'": "test_wheel.py::test_what_it_says_of_itself",
+    "ollama-auth": "test_wheel.py::test_one_line_starts_a_guarded_chat",
+    'mitmdump --mode reverse:http://127.0.0.1:11434 -s "$(ollama-auth addon)"': (
+        "test_wheel.py::test_its_addon_guards_and_each_other_file_refuses"
     ),
     "docker build -t ollama-auth .": "test_packaging.py::test_the_dockerfile_has_no_fault_that_hadolint_knows",
     "docker run --read-only -p 8081:8081 -e OLLAMA_API_KEY -e OLLAMA_ENDPOINT=http://host.docker.internal:11434 "
@@ -80,6 +86,7 @@ CHECKED = {
     "scripts/test tests/e2e/test_gate.py -k streaming": "test_readme.py::test_the_test_command",
     "scripts/bench --quick": "test_readme.py::test_scripts_exist",
     "scripts/refresh-pins": "test_readme.py::test_scripts_exist",
+    "scripts/set-repository OWNER/NAME": "test_packaging.py::test_the_address_of_the_repository_is_set_by_one_command",
     # Commands of the other pages.
     "mkdir -p ~/.ollama && ssh-keygen -t ed25519 -N '' -f ~/.ollama/id_ed25519": "test_pages.py::test_the_stock_cli",
     "scripts/keys add my-laptop --ssh ~/.ollama/id_ed25519.pub --scope all": "test_pages.py::test_the_stock_cli",
@@ -118,7 +125,7 @@ def test_the_readme_is_short() -> None:
 
 
 def test_the_readme_lists_every_page() -> None:
-    listed = re.findall(r"\]\((scripts/docs/[^)#]+\.md)\)", str(tables(README, "Documentation")))
+    listed = re.findall(r"\]\(((?:scripts/docs|\.github)/[^)#]+\.md)\)", str(tables(README, "Documentation")))
     assert sorted(listed) == sorted(PAGES.keys() - {README})
 
 
@@ -218,7 +225,7 @@ def listens(port: int) -> bool:
 
 def test_mitmproxy_alone(upstream: Upstream, tmp_path: Path) -> None:
     """Run the `mitmdump` line of README as it stands, with the variables that README exports before it."""
-    (shown,) = [block.text for block in blocks(README, "sh") if "mitmdump" in block.text]
+    (shown,) = [block.text for block in blocks(README, "sh") if "mitmdump" in block.text and "export" in block.text]
     *before, line = shown.splitlines()
     assert [words.partition("=")[0] for words in before[1:]] == ["export OLLAMA_ENDPOINT", "export OLLAMA_API_KEY"]
     assert line == "mitmdump --mode reverse:$OLLAMA_ENDPOINT -s addons/auth.py"
@@ -287,7 +294,12 @@ def test_fields_and_scopes_of_keys() -> None:
 
 def test_the_version_of_mitmproxy() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text()
-    assert '"mitmproxy>=12.2.2,<13"' in pyproject
+    assert '"mitmproxy>=12.2.2,<12.4"' in pyproject
+    for unknown in ("12.2.1", "12.4.0", "13.0.0"):
+        with pytest.raises(SettingsError, match=r": pip install 'mitmproxy>=12\.2\.2,<12\.4' with"):
+            process.check_version(unknown)
+    for known in ("12.2.2", "12.3.1"):
+        process.check_version(known)
 
 
 def test_docker_run() -> None:

@@ -10,7 +10,8 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
-    for path in (ROOT / "README.md", *ROOT.glob("scripts/**/*.md"), *ROOT.glob("tests/**/*.md"))
+    for where in ("README.md", ".github/*.md", "scripts/**/*.md", "tests/**/*.md")
+    for path in ROOT.glob(where)
 }
 README, DEPLOYMENT = "README.md", "scripts/docs/deployment.md"
 CLIENTS, TROUBLESHOOTING = "scripts/docs/clients.md", "scripts/docs/troubleshooting.md"

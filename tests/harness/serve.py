@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.tools import serve
+from tests.harness.base import ROOT
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
 CLEAN["OLLAMA_METRICS_LISTEN"] = ""  # The port of the default may be taken by another test.
@@ -16,7 +16,7 @@ CLEAN["OLLAMA_METRICS_LISTEN"] = ""  # The port of the default may be taken by a
 @contextmanager
 def served(folder: Path, *arguments: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """scripts/serve.py in `folder`, and what it said until it listened."""
-    command = [sys.executable, str(serve.REPOSITORY / "scripts" / "tools"), "serve", *arguments]
+    command = [sys.executable, str(ROOT / "scripts" / "tools"), "serve", *arguments]
     with subprocess.Popen(command, cwd=folder, env=CLEAN | variables, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout

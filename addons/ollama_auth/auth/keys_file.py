@@ -20,7 +20,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from ..errors import OllamaAuthError
+from ..errors import OllamaAuthError, command
 from ..ollama_api.model_names import check_pattern
 from . import weak_keys
 from .keys import DEFAULT_SCOPES, Key, KeyRing, Principal, Scope, parse_ssh_key
@@ -76,7 +76,7 @@ def load(path: str | Path, before: KeyRing | None = None) -> tuple[tuple[Key, ..
         raise KeysFileError([f"{path}: {keys[-1].principal.name}: {what}; {remedy}"])
     warnings = []
     if not keys:
-        warnings.append(f"{path}: no key is in it; add one with `scripts/keys add NAME`")
+        warnings.append(f"{path}: no key is in it; add one with `{command('keys')} add NAME`")
     # 0440 is what Kubernetes and systemd set: one group may read the file, and no user may change it.
     if os.name == "posix" and mode & 0o077 and mode & 0o777 != 0o440:
         may = "change" if mode & 0o022 else "read"
@@ -204,7 +204,7 @@ def _document(data: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise FieldError(f"byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
     if not text.strip():
-        raise FieldError("is empty; add a key with `scripts/keys add NAME`, or a comment to deny everyone")
+        raise FieldError(f"is empty; add a key with `{command('keys')} add NAME`, or a comment to deny everyone")
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -248,7 +248,7 @@ def _combination(fields: Iterable[str]) -> Iterator[str]:
     if "name" not in fields:
         yield 'has no name; say whom the key is for, as in name = "alice"'
     if not fields & {"sha256", "ssh_ed25519"}:
-        yield "has neither sha256 nor ssh_ed25519; `scripts/keys add NAME` makes a key with its digest"
+        yield f"has neither sha256 nor ssh_ed25519; `{command('keys')} add NAME` makes a key with its digest"
     if fields >= {"sha256", "ssh_ed25519"}:
         yield "has both sha256 and ssh_ed25519; make it two keys with two names"
     if len(fields & {"previous_sha256", "previous_until"}) == 1:
@@ -309,7 +309,9 @@ def _digest(value: object) -> bytes:
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):
         raise FieldError(f"is not 64 hex digits in quotes; {_DIGEST_WANTED}")
     if weak_keys.hash_of_common(value):
-        raise FieldError("is the digest of a well-known word, or of nothing; make a key with `scripts/keys add NAME`")
+        raise FieldError(
+            f"is the digest of a well-known word, or of nothing; make a key with `{command('keys')} add NAME`"
+        )
     return bytes.fromhex(value)
 
 

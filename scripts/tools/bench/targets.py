@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from .. import launch
-from ..serve import KEY, KEYS_FILE, METRICS_LISTEN, TOOLS, gate_command
+from .. import TOOLS, launch
+from ..serve import KEY, KEYS_FILE, METRICS_LISTEN, gate_command
 from .load import Address
 
 HOST = "127.0.0.1"

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
-from ..terminal import ToolError, say
+from ..terminal import ToolError, say, shown
 from .certificate import certificates
 from .credentials import credentials, files
 from .exposure import exposure
@@ -48,14 +48,14 @@ def report(found: Sequence[Finding]) -> str:
     order = list(Level)
     lines = []
     for finding in sorted(found, key=lambda finding: order.index(finding.level)):
-        lines.append(f"{finding.level:4}  {finding.where}: {finding.what}")
-        lines += [f"      {finding.next}"] if finding.next else []
+        lines.append(f"{finding.level:4}  {finding.where}: {shown(finding.what)}")
+        lines += [f"      {shown(finding.next)}"] if finding.next else []
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(shown(__doc__))
         return 0
     try:
         target = read_target([argument for argument in arguments if argument != "--json"])

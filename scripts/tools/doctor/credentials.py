@@ -13,7 +13,7 @@ from pathlib import Path
 from ollama_auth import settings
 from ollama_auth.auth import keys
 
-from .. import serve
+from .. import ADDON, serve
 from .findings import Finding, bad, ok, some, warn
 from .target import Target
 
@@ -94,7 +94,7 @@ def files(target: Target) -> Iterator[Finding]:
     """Check that no other user can read the secrets, or change the keys file or the code."""
     if os.name != "posix":
         return
-    code = serve.REPOSITORY / "addons"
+    code = ADDON.parent
     secret = [path for path in secret_files(target) if path.exists()]
     trusted = [Path(path).expanduser() for path in [target.value("ollama_keys_file")] if path]
     trusted += [*target.launched.config_files, code, *sorted(code.rglob("*.py"))]

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from .. import PACKAGE  # noqa: F401, not a script: see there
+
 
 class Level(StrEnum):
     """How serious a finding is."""

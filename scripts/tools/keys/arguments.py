@@ -10,6 +10,7 @@ from typing import Any
 from ollama_auth.auth import keys_editor, keys_file
 from ollama_auth.auth.keys import Scope
 
+from ..terminal import shown
 from .commands import (
     LIMITS,
     UNSET,
@@ -48,7 +49,7 @@ examples:
 exit status: 0 done; 1 not done, or check found a fault or a refusal; 2 a command line that can't be understood
 """
 STYLE: dict[str, Any] = {
-    "epilog": EXAMPLES,
+    "epilog": shown(EXAMPLES),
     "formatter_class": argparse.RawDescriptionHelpFormatter,
     "allow_abbrev": False,
 }
@@ -56,7 +57,7 @@ STYLE: dict[str, Any] = {
 
 def parse(command_line: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments; `run` is the command. Exits with 2 if they are not valid."""
-    parser = argparse.ArgumentParser(prog="scripts/keys", description=DESCRIPTION, **STYLE)
+    parser = argparse.ArgumentParser(prog=shown("scripts/keys"), description=DESCRIPTION, **STYLE)
     add_options(parser)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from ollama_auth.auth import keys_file
 from ollama_auth.units import parse_duration
 
+from .. import PACKAGE  # noqa: F401, not a script: see there
+
 MAX_PUBLIC_KEY = 64 * 1024
 """Bytes of a file with a public key."""
 NUMBER = re.compile(r"-?[0-9]{1,18}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from ruamel.yaml import YAML
 
 from tests.harness.base import ROOT
 
@@ -63,6 +64,46 @@ def test_commands_can_be_run() -> None:
         assert path.read_text().startswith("#!"), path
 
 
+def run(*command: str | Path, cwd: Path = ROOT) -> str:
+    """The output of a program, whose status must be 0."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_workflows_have_no_fault_that_tools_know() -> None:
+    """CI runs actionlint as well, which pip can't install where only package indexes are reached."""
+    bin, folder = Path(sys.executable).parent, ROOT / ".github"
+    workflows = list((folder / "workflows").iterdir())
+    run(bin / "zizmor", "--offline", "--quiet", "--persona", "pedantic", folder)
+    run(bin / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
+    run(bin / "check-jsonschema", "--builtin-schema", "vendor.dependabot", folder / "dependabot.yml")
+    for uses in re.findall(r"uses: (.*)", "".join(path.read_text() for path in workflows)):
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", uses)
+
+
+@pytest.mark.parametrize("name", ["bug", "feature"])
+def test_an_issue_form_is_valid(name: str) -> None:
+    form = YAML(typ="safe").load(ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml")
+    assert set(form) == {"name", "description", "labels", "body"}
+    for field in form["body"]:
+        assert set(field) <= {"type", "id", "attributes", "validations"}
+        assert field["type"] in ("markdown", "textarea", "input", "dropdown")
+        assert "value" in field["attributes"] if field["type"] == "markdown" else "label" in field["attributes"]
+
+
+def test_the_address_of_the_repository_is_set_by_one_command(tmp_path: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    run("git", "clone", "-q", ROOT, tmp_path / "copy")
+    copy = tmp_path / "copy"
+    address = re.compile(r"github\.com/([\w-]+/ollama-auth)|ghcr\.io/([\w-]+/ollama-auth)")
+    run("sh", copy / "scripts" / "set-repository", "Some-One/ollama-auth", cwd=copy)
+    found = {match.groups() for match in address.finditer(run("git", "grep", "-hI", "ollama-auth", cwd=copy))}
+    assert found <= {("Some-One/ollama-auth", None), (None, "some-one/ollama-auth")}
+    assert len(run("git", "diff", "--name-only", cwd=copy).split()) >= 6
+
+
 def test_the_dockerfile_has_no_fault_that_hadolint_knows() -> None:
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
     if not hadolint:
@@ -79,27 +120,41 @@ def test_the_image_holds_what_its_program_needs_and_no_more() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     package = [path.relative_to(ROOT) for path in (ROOT / "addons" / "ollama_auth").rglob("*.*")]
     shown = {f"{path.parent}/*{path.suffix}" for path in package if path.suffix in (".py", ".html", ".css", ".js")}
+    shown |= {"addons/ollama_auth/LICENSE"}
     assert allowed == copied | shown | {"addons/auth.py"}
 
 
 IMPORT_ALL = """
 import sys
+PROGRAMS = "ollama_auth.tools.__main__", "ollama_auth.tools.mitmdump"  # Those are run by their paths.
 from importlib import import_module
 from pathlib import Path
 root = Path(sys.argv[1])
 names = [".".join(path.relative_to(root).with_suffix("").parts) for path in root.rglob("*.py")]
 assert len(names) > 40
-for name in names:
+for name in set(names) - set(PROGRAMS):
     module = import_module(name.removesuffix(".__init__"))
     assert Path(module.__file__).is_relative_to(root), module
 assert (root / "ollama_auth" / "console" / "static" / "index.html").is_file()
 """
 
 
-def import_all(root: Path) -> None:
-    """Import every module that is there, from there."""
+AS_ON_WINDOWS = """
+import asyncio, mitmproxy.tools.main, signal, socket, subprocess, sys, tempfile, types
+import cryptography.x509, logging.handlers, mitmproxy.tools.web.master, prometheus_client
+for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules[name] = None
+sys.modules["msvcrt"] = types.ModuleType("msvcrt")
+del signal.SIGHUP, signal.SIGPIPE, signal.SIGKILL
+sys.platform = "win32"
+"""
+"""What a module of Unix fails on, after the imports of others that had to know the system."""
+
+
+def import_all(root: Path, before: str = "") -> None:
+    """Import every module that is there, from there, in a Python that has run `before`."""
     done = subprocess.run(
-        [sys.executable, "-c", IMPORT_ALL, str(root)],
+        [sys.executable, "-c", before + IMPORT_ALL, str(root)],
         env={"PYTHONPATH": str(root), "PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
@@ -118,8 +173,10 @@ def test_every_module_is_in_the_context_of_the_image(tmp_path: Path) -> None:
 
 
 def test_every_module_is_in_the_wheel(tmp_path: Path) -> None:
+    """With the tools for users; and none of them needs a Unix to be imported."""
     wheel = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(wheel, cwd=ROOT, check=True, capture_output=True)
     (built,) = tmp_path.glob("*.whl")
     shutil.unpack_archive(built, tmp_path / "site", "zip")
     import_all(tmp_path / "site")
+    import_all(tmp_path / "site", AS_ON_WINDOWS)
