@@ -3,14 +3,25 @@
 scripts=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) || exit
 venv=$scripts/../.venv
 
-# run_with PYTHON ARGUMENTS: returns only if that Python is missing, too old, or unable to make an environment.
+# suits PYTHON: whether it is there, new enough, and able to make an environment.
+suits() { "$1" -c 'import sys, ensurepip, ssl, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; }
+
+# run_with PYTHON ARGUMENTS: returns only if that Python does not suit. SIGINT is ignored until bootstrap.py handles it,
+# so that Python prints no traceback when it comes in between.
 run_with() {
-    "$1" -c 'import sys, ensurepip, ssl, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || return
+    suits "$1" || return
     candidate=$1
     shift
+    trap '' INT
     exec "$candidate" "$scripts/bootstrap.py" "$@"
 }
 
+if [ -n "${PYTHON-}" ] && ! suits "$PYTHON"; then
+    found=$("$PYTHON" -c 'import sys; print("Python", sys.version.split()[0])' 2>&1 | tail -n 1)
+    echo "ollama-auth: PYTHON=$PYTHON is not Python 3.12 or newer with venv and ensurepip (${found:-it says nothing});" \
+        "name another one, or unset PYTHON" >&2
+    exit 1
+fi
 # A finished environment needs no search. 3.13 comes before 3.14 because it is what the tests run on.
 [ -f "$venv/installed" ] && run_with "$venv/bin/python" "$@"
 run_with "${PYTHON:-python3.13}" "$@"

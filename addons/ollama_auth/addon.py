@@ -13,6 +13,7 @@ Its Admission is what lets a request go upstream; `server_connect` below is a se
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections import defaultdict
@@ -28,7 +29,7 @@ from mitmproxy.net.http import url
 from mitmproxy.proxy import events, layer, tunnel
 from mitmproxy.proxy.mode_specs import ReverseMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
-from mitmproxy.utils import asyncio_utils, human
+from mitmproxy.utils import asyncio_utils
 
 from . import process, settings
 from .exchange import Exchange, new_id
@@ -46,7 +47,7 @@ from .proxy.proxy_protocol import ProxyHeaderLayer
 from .proxy.teardown import take_apart_at_end
 from .proxy.tls import ClientTls, CloseConnectionLayer
 from .proxy.transport import BulkReader, close_sockets, limit_receive_buffer, transport_of
-from .runtime import ActiveConfig, say
+from .runtime import ANYWHERE, ActiveConfig, say
 from .telemetry.monitor import Monitor
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ STREAM_BUFFER = 32 * 1024
 """Bytes that the kernel keeps of the upstream's response to an HTTP/2 stream, of which a connection may have 128."""
 TLS_BUFFER = 96 * 1024
 """The same over TLS in HTTP/1.1: a client that reads slowly holds at most 256 KB then, and downloads cost 40 % more."""
+
+
+WEB_DEFAULTS = {"web_columns": COLUMNS, "web_port": 8082}
+"""Of mitmweb, whose page would take the Caddyfile's port."""
 
 
 class OllamaAuth:
@@ -139,7 +144,7 @@ class Gate:
     def apply_defaults(self) -> None:
         """Set our defaults of mitmproxy's options, except those the user has set."""
         known = dict(ctx.options.items())
-        ours = process.DEFAULTS | (process.MITMDUMP_DEFAULTS if "flow_detail" in known else {"web_columns": COLUMNS})
+        ours = process.DEFAULTS | (process.MITMDUMP_DEFAULTS if "flow_detail" in known else WEB_DEFAULTS)
         ctx.options.update(**{n: v for n, v in ours.items() if n in known and known[n].value is optmanager.unset})
 
     def configure(self, updated: set[str]) -> None:
@@ -162,6 +167,7 @@ class Gate:
         self.opening = True
         try:
             process.check_version(version.VERSION)
+            settings.check_names(ctx.options.deferred, ctx.options.keys())
             self.config.configure(ctx.options)
         except settings.SettingsError as error:
             say(error)
@@ -198,17 +204,27 @@ class Gate:
         asyncio_utils.create_task(self.config.watch(ctx.options), name="gate keys", keep_ref=True)
         asyncio_utils.create_task(self.config.renew(), name="gate leases", keep_ref=True)
         with suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):  # Windows has none of this.
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.hang_up)
+            stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN or not process.has_terminal()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.hang_up, stays)
         process.raise_file_limit()
         self.other_files = process.open_files()
         self._say_few_files()
         servers = ctx.master.addons.get("proxyserver").servers
         await self.listener.take_over(servers)
-        where = " and ".join({human.format_address(address) for server in servers for address in server.listen_addrs})
+        addresses = [address[:2] for server in servers for address in server.listen_addrs]
+        where = process.listening(addresses)
         if self.settings and self.settings.metrics_listen:
             status_page = url.hostport("http", *self.settings.metrics_listen)
             logger.log(ALERT, "ollama_auth: the status page is at http://%s/", status_page)
+        if ctx.options.mode[0].count("@") == 0 and ctx.options.listen_port is None:
+            where += " (mitmproxy's port; that of the Caddyfile is 8081: --listen-port 8081)"
         logger.log(ALERT, "ollama_auth: guarding %s, listening on %s", self.upstream, where or "nothing")
+        everywhere = any(host in ANYWHERE for host, _ in addresses)
+        if everywhere and not ctx.options.certs and os.environ.get("OLLAMA_WORKER", "1") == "1":
+            logger.warning(
+                "ollama_auth: it listens on all addresses without TLS: keys and chats cross the network in clear text; "
+                "add --certs cert.pem, or --listen-host 127.0.0.1 to listen for this machine alone"
+            )
         process.freeze_startup_objects()
         asyncio_utils.create_task(
             process.collect_when_idle(lambda: not self.under_way, lambda: len(self.connections)),
@@ -236,8 +252,11 @@ class Gate:
         """Read the keys file at once: it was changed from here."""
         await self.config.reload(ctx.options)
 
-    def hang_up(self) -> None:
-        """Handle SIGHUP: read the keys file again and reopen the logs."""
+    def hang_up(self, stays: bool) -> None:
+        """Handle SIGHUP: read the keys file again and reopen the logs; end if the terminal of the start was closed."""
+        if not stays and not process.has_terminal():
+            ctx.master.shutdown()
+            return
         asyncio_utils.create_task(self.config.hang_up(ctx.options), name="gate hang-up", keep_ref=True)
 
     # Read by the monitor: see monitor.Gate for each.

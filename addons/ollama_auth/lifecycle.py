@@ -6,6 +6,7 @@ one line that constructs an Admission is here.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -81,6 +82,8 @@ class RequestLifecycle:
         self.watched = flow_views.watched
         self.monitor = monitor
         self.draining = False
+        self.self_check = os.environ.get("OLLAMA_AUTH_SELF_CHECK")
+        """The id of the request with which scripts/serve asks whether strangers are kept out: see mitmdump.py there."""
         self.held_bodies = HeldBodies()
         self._said: set[str] = set()
         """Addresses of proxies that are not trusted, once it was told."""
@@ -378,6 +381,8 @@ class RequestLifecycle:
         if peer:
             peer.exchanges.pop(id(exchange), None)
         self._release_body(exchange)
+        if exchange.id == self.self_check and not exchange.admitted:
+            return
         self.flow_views.end(exchange)
         self._count(exchange)
         request = exchange.state.upstream_request

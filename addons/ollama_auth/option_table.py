@@ -168,6 +168,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("ollama_keys_file", str | None, None,
            f"Path of a file of named keys, in TOML; {command('keys')} writes it. Read again when it changes, and "
            "on SIGHUP. Environment: OLLAMA_KEYS_FILE."),
+    Option("ollama_replaced_keys_timeout", int, 300,
+           "Seconds that the keys of a keys file are still accepted after the file, mounted by itself, was replaced "
+           "outside, so that what was revoked can't be seen; 0: no longer.", not_negative),
     Option("ollama_access_log", str | None, None,
            "Where the access log goes as JSON lines: a path, or - for standard output. Unset: readable lines on "
            "standard output.", optional),

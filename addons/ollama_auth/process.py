@@ -17,7 +17,7 @@ import atexit
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -89,6 +89,20 @@ def raise_file_limit() -> None:
 
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def has_terminal() -> bool:
+    """Whether somebody sees this program in a terminal: one that was closed is none any more."""
+    return os.isatty(0) or os.isatty(1)
+
+
+def listening(addresses: Sequence[tuple[str, int]]) -> str:
+    """Addresses as text; `*:PORT` is all addresses of both families."""
+    found = set(addresses)
+    for _, port in addresses:
+        if found >= (both := {("0.0.0.0", port), ("::", port)}):  # noqa: S104, not listened on here
+            found = found - both | {("*", port)}
+    return " and ".join(sorted(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in found))
 
 
 def open_files() -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from mitmproxy.log import ALERT
 from mitmproxy.proxy.mode_specs import ProxyMode
 
-from . import settings
+from . import clock, settings
 from .auth import keys_file
 from .auth.keys import KeyRing
 from .auth.limits import RENEW, Limiter, LimitsError, StorageUnavailableError, limited
@@ -35,6 +35,8 @@ MAX_ERROR_LINES = 20
 ANYWHERE = ("0.0.0.0", "::")  # noqa: S104, not listened on here
 WATCH = 0.5
 """Seconds between two looks at the keys file."""
+SAY_AGAIN = 60.0
+"""Seconds between two lines that say that it was replaced outside."""
 
 
 class ActiveConfig:
@@ -57,6 +59,11 @@ class ActiveConfig:
         self._reading = asyncio.Lock()
         self._read: object = None
         """The stamp of the keys file when it was read last."""
+        self._mounted: tuple[str | None, str | None] = (None, None)
+        """The keys file, and what was mounted there when it was looked at first."""
+        self._replaced_at: float | None = None
+        self._said_at: float | None = None
+        """When the file was seen to be replaced outside, and when that was said last, by the gate's clock."""
 
     def configure(self, options: Any) -> None:
         """Read mitmproxy's options and the environment, and put them in force, whole or not at all.
@@ -142,11 +149,35 @@ class ActiveConfig:
     async def watch(self, options: Any) -> None:
         """Reload the keys when their file was changed, for ever."""
         seen = self._read = self._stamp()
+        self._was_replaced()  # It notes what is mounted now.
         while True:
             last, seen = seen, self._stamp()
-            if seen == last != self._read:  # Changed, and not being written now.
+            if seen != self._read and self._was_replaced():
+                self._distrust_keys()
+            elif seen == last != self._read:  # Changed, and not being written now.
                 await self.reload(options)
             await asyncio.sleep(WATCH)
+
+    def _was_replaced(self) -> bool:
+        """Whether the keys file is mounted by itself, and was replaced outside of this file system."""
+        path = self.settings.keys_file if self.settings else None
+        if path != self._mounted[0]:
+            self._mounted = path, keys_file.mounted(path) if path else None
+        return path is not None and keys_file.was_replaced(path, self._mounted[1])
+
+    def _distrust_keys(self) -> None:
+        """Say again and again that the file was replaced, and after a time take its keys out of force."""
+        if (now := self.settings) is None:
+            return
+        self._replaced_at = clock.monotonic() if self._replaced_at is None else self._replaced_at
+        left = self._replaced_at + now.replaced_keys_timeout - clock.monotonic()
+        if left <= 0 and len(kept := now.ring.only("default")) < len(now.ring):
+            self.take(replace(now, ring=kept))
+            self._said_at = None
+        if self._said_at is None or clock.monotonic() >= self._said_at + SAY_AGAIN:
+            self._said_at = clock.monotonic()
+            what = f"its keys are accepted for {left:.0f} s more" if left > 0 else "its keys are denied"
+            logger.error("ollama_auth: %s: %s: %s", now.keys_file, what, keys_file.REPLACED)
 
     async def renew(self) -> None:
         """Renew the leases of running requests, for ever: a storage may forget them while it is unavailable.
@@ -175,7 +206,11 @@ class ActiveConfig:
 
     async def reload(self, options: Any) -> None:
         """Put the keys of the file in force; keep the old ones and log why, if they are faulty."""
-        self._read = self._stamp()
+        if self._was_replaced():
+            self._read = self._said_at = None
+            self._distrust_keys()
+            return
+        self._read, self._replaced_at, self._said_at = self._stamp(), None, None
         if self.settings is None or self.settings.keys_file is None:
             return
         try:

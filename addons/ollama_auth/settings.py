@@ -5,7 +5,7 @@ file and a keys file are read; nothing is changed.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -76,6 +76,7 @@ class Settings:
     max_flows: int
     tls: bool
     keys_file: str | None
+    replaced_keys_timeout: int
     max_inspected_body: int
     max_held_bodies: int
     max_held_bodies_per_key: int
@@ -126,8 +127,10 @@ UNCONFIGURED = _settings(_DEFAULTS, ring=keys.KeyRing(()), keys_file=None, tls=F
 """The defaults, without a key."""
 
 
-def check_names(deferred: Mapping[str, Any]) -> None:
+def check_names(deferred: Mapping[str, Any], names: Iterable[str] = ()) -> None:
     """Refuse misspelt options, which mitmproxy keeps in silence for scripts that may define them later.
+
+    `names` are those that there are besides ours.
 
     Raises SettingsError.
     """
@@ -135,8 +138,8 @@ def check_names(deferred: Mapping[str, Any]) -> None:
         lower = name.lower()
         if lower in RENAMED:
             raise SettingsError(f"the option {lower} is called {RENAMED[lower]} now: write that")
-        if lower.startswith("ollama_") or get_close_matches(lower, NAMES, n=1, cutoff=0.8):
-            known = get_close_matches(lower, NAMES, n=1, cutoff=0)[0]
+        if lower.startswith("ollama_") or get_close_matches(lower, (*NAMES, *names), n=1, cutoff=0.8):
+            known = get_close_matches(lower, (*NAMES, *names), n=1, cutoff=0)[0]
             shown = re.split(r"[^A-Za-z0-9_-]", name, maxsplit=1)[0]  # What follows may be a value.
             raise SettingsError(
                 f"there is no option {shown}; did you mean {known}=...? `mitmdump --options` lists them all"
@@ -168,6 +171,9 @@ def check_mitmproxy(options: Options) -> None:
     for name, why in _FORBIDDEN.items():
         if name in options and getattr(options, name):
             raise SettingsError(f"the option {name} can't be used here: {why}. Remove it")
+    port = options.listen_port if "listen_port" in options else None
+    if port is not None and not 0 <= port < 65536:
+        raise SettingsError(f"listen_port is {port}, which is no port, so another one is used: set it to 1 to 65535")
     if options.connection_strategy == "eager":
         raise SettingsError(
             "connection_strategy=eager opens a connection to Ollama for every stranger: remove it, or set it to lazy"

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import runpy
+import secrets
 import signal
 import sys
 import time
@@ -16,8 +17,10 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ollama_auth.clock import utc
+
 from . import launch
-from .serve import gate_command
+from .serve import SELF_CHECK, check_start, gate_command
 from .terminal import ToolError, say
 
 CLOCK = re.compile(r"\[\d\d:\d\d:\d\d\.\d{3}\] ")
@@ -52,9 +55,6 @@ class JsonLines(io.TextIOBase):
     """A standard output that prints each line as JSON. The access log is JSON already and writes to the descriptor."""
 
     def __init__(self, descriptor: int) -> None:
-        from ollama_auth.telemetry.access_log import utc  # It imports much that the health check does not need.
-
-        self._utc = utc
         self._descriptor = descriptor
         self._rest = ""
 
@@ -64,7 +64,7 @@ class JsonLines(io.TextIOBase):
     def write(self, text: str) -> int:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            fields = {"time": self._utc(time.time()), "message": CLOCK.sub("", line, count=1)}
+            fields = {"time": utc(time.time()), "message": CLOCK.sub("", line, count=1)}
             message = json.dumps(fields, separators=(",", ":"))
             os.write(self._descriptor, f"{message}\n".encode())
         return len(text)
@@ -85,6 +85,8 @@ def run(arguments: Sequence[str]) -> None:
     launched = launch.read(arguments)
     if launched.workers > 1:
         raise ToolError("a container runs one gate: start more containers in place of --workers")
+    check_start(launched)
+    os.environ[SELF_CHECK] = secrets.token_hex(8)
     log = launched.options.ollama_access_log
     if log in (None, "-"):
         sys.stdout = JsonLines(sys.stdout.fileno())

@@ -60,13 +60,15 @@ class Launch:
     @property
     def address(self) -> str:
         """The URL at which a client on this machine reaches the gate."""
-        host = self.listen_host
-        if host in ("", "0.0.0.0", "::"):  # noqa: S104, clients can't connect to the wildcard
-            host = "127.0.0.1"
-        port = self.options.listen_port or DEFAULT_PORT
-        port = self.mode.listen_port(port) if self.mode else port
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen_host, self.listen_host)  # noqa: S104
         scheme = "https" if self.options.certs else "http"
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def port(self) -> int:
+        """The port to listen on, which may be none that there is."""
+        port = DEFAULT_PORT if self.options.listen_port is None else self.options.listen_port
+        return int(self.mode.listen_port(port) or port) if self.mode else int(port)
 
     @property
     def certificates(self) -> list[Path]:

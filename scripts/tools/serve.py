@@ -20,13 +20,16 @@ import errno
 import http.client
 import os
 import re
+import secrets
 import shlex
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,12 +41,15 @@ from ollama_auth.settings import is_given
 
 from . import ADDON, TOOLS, launch
 from .launch import Launch
-from .terminal import ToolError, say, shown
+from .terminal import ToolError, say
 
 ENV_FILE = Path(".env.local")
 ENV_LINE = re.compile(r"""\s*(?:export\s+)?(\w+)\s*=\s*(?:(['"])(.*)\2|(.*?))(?:\s+#.*)?\s*""")
 KEY, KEY_FILE, KEYS_FILE = "OLLAMA_API_KEY", "OLLAMA_API_KEY_FILE", "OLLAMA_KEYS_FILE"
 METRICS_LISTEN = "OLLAMA_METRICS_LISTEN"
+SELF_CHECK, GUIDANCE = "OLLAMA_AUTH_SELF_CHECK", "OLLAMA_AUTH_GUIDANCE"  # See mitmdump.py.
+INTERRUPTED = 130
+"""The exit status of a program that was interrupted before it had begun."""
 STATUS_ADDRESS = ("127.0.0.1", 9464)
 
 
@@ -113,20 +119,52 @@ def status_address(launched: Launch, environment: Mapping[str, str]) -> dict[str
     return {METRICS_LISTEN: "{}:{}".format(*STATUS_ADDRESS)}
 
 
-def check_free(address: str) -> None:
-    """Raise ToolError if the port is taken.
+def check_start(launched: Launch) -> None:
+    """Raise ToolError if mitmdump could not start: it would say so late, and with the remedies of another program."""
+    port = launched.port
+    if not 0 < port < 65536:
+        raise ToolError(f"port {port} is none: choose a --listen-port from 1 to 65535")
+    for path in launched.certificates:
+        check_certificate(path, launched.options.cert_passphrase or "")
+    folder = Path(launched.options.confdir).expanduser()
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not (folder / "mitmproxy-ca.pem").exists() and not os.access(folder, os.W_OK):
+        raise ToolError(f"{folder} can't be written, where mitmproxy keeps files: set HOME, or --set confdir=FOLDER")
+    host = launched.listen_host
+    for one in [host] if host else ["0.0.0.0", *["::"] * socket.has_dualstack_ipv6()]:  # noqa: S104, it is not used
+        check_free(one, port)
+
+
+def check_certificate(path: Path, password: str) -> None:
+    """Raise ToolError if the file has no certificate, or no key for it."""
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(path, password=lambda: password)
+    except ssl.SSLError:
+        what = "has no certificate with its key: put both into that file, in PEM, and say --cert-passphrase if need be"
+        raise ToolError(f"--certs: {path} {what}") from None
+    except OSError as error:
+        remedy = "name a file that is there and that this user may read"
+        raise ToolError(f"--certs: {path} can't be read ({error.strerror}): {remedy}") from None
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise ToolError if this can't be listened on.
 
     Workers share their port, so they would share it with another gate that runs already, and with that one's keys.
     """
-    parts = urlsplit(address)
-    host = parts.hostname or ""
     try:
-        socket.create_server((host, parts.port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        socket.create_server(address[:2], family=family).close()
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ToolError(
-                f"port {parts.port} is taken: end what listens there, or choose another --listen-port"
-            ) from error
+        if host == "::" and error.errno == errno.EADDRNOTAVAIL:
+            return  # IPv6 is turned off, which asyncio takes as well.
+        why = {
+            errno.EADDRINUSE: f"port {port} is taken: end what listens there, or choose another --listen-port",
+            errno.EACCES: f"this user may not listen on port {port}: choose a --listen-port from 1024",
+        }
+        other = f"{host} is no address of this machine: correct --listen-host"
+        raise ToolError(why.get(error.errno or 0, other)) from None
 
 
 def gate_command(upstream: str, launched: Launch) -> list[str]:
@@ -142,10 +180,14 @@ def gate_command(upstream: str, launched: Launch) -> list[str]:
 
 
 def become(command: list[str], environment: Mapping[str, str]) -> int:
-    """Replace this process; on Windows, which can't, wait for the command and return its status."""
+    """Replace this process; on Windows, which can't, wait for the command and return its status.
+
+    SIGINT is blocked until the program handles it.
+    """
     sys.stdout.flush()
     if sys.platform == "win32":
         return subprocess.call(command, env=environment)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     os.execve(command[0], command, environment)  # noqa: S606, no shell is what we want
 
 
@@ -224,15 +266,17 @@ def serve_demo(launched: Launch, environment: Mapping[str, str], guide: Callable
     demo = processes.start(command, stdout=subprocess.PIPE)
     try:
         ready = demo.stdout.readline().split() if demo.stdout else []
+        if processes.stopping:
+            say("interrupted")
+            return INTERRUPTED
         if not ready:
             raise ToolError("the demo did not start")
-        print(guide("demo"), flush=True)
-        gate = processes.start(gate_command(ready[-1], launched), env=environment)
+        gate = processes.start(gate_command(ready[-1], launched), env={**environment, GUIDANCE: guide("demo")})
         threading.Thread(target=wait_for_demo, daemon=True).start()
         status = gate.wait()
         if demo_ended_first:
             raise ToolError("the demo ended, and the gate with it")
-        return status if status >= 0 else 128 - status
+        return status if status >= 0 else INTERRUPTED if processes.stopping else 128 - status
     finally:
         for process in processes.started:
             process.terminate()
@@ -246,33 +290,31 @@ def serve(command_line: Sequence[str]) -> int:
     if KEY in file and os.name == "posix" and ENV_FILE.stat().st_mode & 0o077:
         say(f"others may read {ENV_FILE}: chmod 600 {ENV_FILE}")
     environment = merge(os.environ, file)
-    if launched.workers > 1:
-        check_free(launched.address)
+    check_start(launched)
     environment |= status_address(launched, environment)
     upstream = launched.upstream(environment)
+    environment[SELF_CHECK] = secrets.token_hex(8)
     made_key = None
     given = any(launched.is_given(name.lower(), environment) for name in (KEY, KEY_FILE, KEYS_FILE))
     if not given and not any(launched.is_set(name.lower(), environment) for name in (KEY, KEY_FILE)):
-        environment[KEY] = made_key = store_new_key(ENV_FILE)
+        try:
+            environment[KEY] = made_key = store_new_key(ENV_FILE)
+        except OSError as error:
+            where = f"{ENV_FILE.absolute()} can't be written ({error.strerror})"
+            raise ToolError(f"no key is set, and {where}: set {KEY}, or start in a folder of your own") from None
     guide = partial(guidance, launched.address, made_key, KEY in file and KEY not in os.environ)
     if launched.demo:
         return serve_demo(launched, environment, guide)
+    nothing = ""
     model = None
     try:
         model = chat_model(upstream)
     except OSError:
-        print(
-            f"ollama-auth: nothing answers at {upstream} yet: start Ollama there, or set OLLAMA_ENDPOINT",
-            flush=True,
-        )
-    print(guide(model), flush=True)
-    return become(gate_command(upstream, launched), environment)
+        nothing = f"ollama-auth: nothing answers at {upstream} yet: start Ollama there, or set OLLAMA_ENDPOINT\n"
+    return become(gate_command(upstream, launched), {**environment, GUIDANCE: nothing + guide(model)})
 
 
 def main() -> int:
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(shown(__doc__))
-        return 0
     try:
         return serve(sys.argv[1:])
     except ToolError as error:

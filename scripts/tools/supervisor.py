@@ -15,6 +15,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from ollama_auth.process import has_terminal
+
+from .serve import GUIDANCE
 from .terminal import say
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
@@ -35,6 +38,7 @@ class Supervisor:
         self.running: dict[int, asyncio.subprocess.Process] = {}
         self.stopping = asyncio.Event()
         self.status = 0
+        self.guidance = os.environ.get(GUIDANCE, "")
         self.metrics = tempfile.mkdtemp(prefix="ollama-auth-")
         """The directory in which each gate keeps its metrics, and reads those of the others."""
 
@@ -43,7 +47,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self.forward, signal.SIGHUP)
+        stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN or not has_terminal()
+        loop.add_signal_handler(signal.SIGHUP, self.hang_up, stays)
         try:
             await asyncio.gather(*(self.keep(worker) for worker in range(1, self.count + 1)))
         finally:
@@ -75,7 +80,9 @@ class Supervisor:
             "OLLAMA_WORKERS": str(self.count),
             "OLLAMA_WORKER": str(worker),
             "PROMETHEUS_MULTIPROC_DIR": self.metrics,
+            GUIDANCE: self.guidance if worker == 1 else "",
         }
+        self.guidance = self.guidance if worker != 1 else ""  # Said once, also where the first is started again.
         # In a process group of its own: otherwise Ctrl-C would reach it twice, from the terminal and from this process.
         process = await asyncio.create_subprocess_exec(*self.command, env=environment, process_group=0)
         self.running[worker] = process
@@ -97,6 +104,13 @@ class Supervisor:
         """Have all gates drain; called a second time, they end at once."""
         self.stopping.set()
         self.forward(signal.SIGTERM)
+
+    def hang_up(self, stays: bool) -> None:
+        """Have all gates reload their keys; end them if the terminal of the start was closed."""
+        if stays or has_terminal():
+            self.forward(signal.SIGHUP)
+        else:
+            self.stop()
 
     def forward(self, number: int) -> None:
         """Send a signal to all gates."""

@@ -24,6 +24,8 @@ from tests.harness.upstream import Upstream
 from tests.harness.wire import ask
 
 A_KEY = re.compile(r"sk-ollama-[0-9a-f]{32}")
+OPEN = {"serve": "curl -N", "entrypoint": "listening on"}
+"""What a tool says last of all when it is open."""
 PLACES = ("config.yaml", "config.yml", "confdir")
 
 
@@ -51,7 +53,7 @@ class Home:
         out = self.folder / "out"
         process = self.start(tool, *arguments, env=env)
         try:
-            wait_until(lambda: process.poll() is not None or "listening on" in out.read_text(), "the gate", 30)
+            wait_until(lambda: process.poll() is not None or OPEN[tool] in out.read_text(), "the gate", 30)
             assert process.poll() is None, out.read_text()
             yield [out.read_text()]
             process.send_signal(signal.SIGTERM)

@@ -59,7 +59,7 @@ CHECKED = {
     'echo "sk-ollama-$(openssl rand -hex 16)"': "test_readme.py::test_the_making_of_a_key",
     "export OLLAMA_ENDPOINT=http://127.0.0.1:11434": "test_readme.py::test_mitmproxy_alone",
     "mitmdump --mode reverse:$OLLAMA_ENDPOINT -s addons/auth.py": "test_readme.py::test_mitmproxy_alone",
-    "mitmweb --mode reverse:http://127.0.0.1:11434 --listen-port 8081 --web-port 8082 -s addons/auth.py": (
+    "mitmweb --mode reverse:http://127.0.0.1:11434 --listen-port 8081 -s addons/auth.py": (
         "test_readme.py::test_mitmweb"
     ),
     "pip install 'ollama-auth[all]'": "test_wheel.py::test_what_it_says_of_itself",
@@ -255,7 +255,7 @@ def test_mitmweb(upstream: Upstream) -> None:
     assert (ROOT / words[-1]).is_file()
     assert words[3:5] == ["--listen-port", "8081"]
     extra = ("--web-port", "0", "--set", "web_open_browser=false")
-    assert extra[0] in words
+
     with Gate(upstream.url, *extra, program="mitmweb", script=words[-1], cwd=ROOT) as gate:
         assert ask(gate.port, "GET", "/").status == 401
 

@@ -15,7 +15,7 @@ CLEAN["OLLAMA_METRICS_LISTEN"] = ""  # The port of the default may be taken by a
 
 @contextmanager
 def served(folder: Path, *arguments: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """scripts/serve.py in `folder`, and what it said until it listened."""
+    """scripts/serve.py in `folder`, and what it said until it was open."""
     command = [sys.executable, str(ROOT / "scripts" / "tools"), "serve", *arguments]
     with subprocess.Popen(command, cwd=folder, env=CLEAN | variables, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -23,7 +23,7 @@ def served(folder: Path, *arguments: str, **variables: str) -> Iterator[tuple[su
             said = []
             for line in process.stdout:
                 said.append(line)
-                if "proxy to" in line or "listening" in line:
+                if "curl -N" in line:
                     break
             yield process, said
         finally:

@@ -114,6 +114,11 @@ class KeyRing:
         every = (*self._by_digest.values(), *self._by_ssh.values())
         return [key for key in every if key.principal.name == name]
 
+    def only(self, name: str) -> "KeyRing":
+        """The keys of one principal."""
+        found = [*self._by_digest.values(), *(key for key in self._by_ssh.values() if key.digest is None)]
+        return KeyRing(key for key in found if key.principal.name == name)
+
     def until(self, key: Key) -> float | None:
         """The time until which a key with the same secret is valid here, if it is one that was replaced."""
         found = self._by_digest.get(key.digest) if key.digest else None

@@ -14,6 +14,7 @@ import stat
 import tomllib
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from difflib import get_close_matches
 from operator import attrgetter
@@ -48,6 +49,13 @@ _PLAIN_KEY = {"api_key", "apikey", "key", "password", "secret", "token", "value"
 _DIGEST_WANTED = "store the digest of a key, as `printf %s THE_KEY | sha256sum` prints it, and never the key itself"
 
 
+MOUNTS, DELETED = Path("/proc/self/mountinfo"), "//deleted"
+REPLACED = (
+    "was replaced outside, and is mounted by itself, so the new one can't be seen, nor which keys were revoked; mount "
+    "its folder, and start again"
+)
+
+
 class KeysFileError(OllamaAuthError, ValueError):
     """A keys file that can't be used or changed: `faults` are all that is wrong, a line each, with the remedy."""
 
@@ -75,6 +83,8 @@ def load(path: str | Path, before: KeyRing | None = None) -> tuple[tuple[Key, ..
         remedy = f"write it again, or, if you mean it, make `{END}` the last line"
         raise KeysFileError([f"{path}: {keys[-1].principal.name}: {what}; {remedy}"])
     warnings = []
+    if mounted(path) is not None:
+        warnings.append(f"{path}: it is mounted by itself, so a file that replaces it is never seen; mount its folder")
     if not keys:
         warnings.append(f"{path}: no key is in it; add one with `{command('keys')} add NAME`")
     # 0440 is what Kubernetes and systemd set: one group may read the file, and no user may change it.
@@ -90,14 +100,16 @@ def read(path: str | Path) -> tuple[bytes, int]:
     shown = str(path) if set(str(path)) & set("./\\~") else "the keys file"
     file = Path(os.path.expanduser(path))
     try:
-        mode = file.stat().st_mode
-        data = b""
+        found = file.stat()
+        mode, data = found.st_mode, b""
         if stat.S_ISREG(mode):  # Opening a pipe would block.
             with file.open("rb") as opened:
                 data = opened.read(MAX_FILE + 1)
     except (OSError, ValueError) as error:
         why = (isinstance(error, OSError) and error.strerror) or "it is not a path"
         raise KeysFileError([f"{shown}: can't be read ({why}); name a keys file that this process may read"]) from None
+    if stat.S_ISREG(mode) and found.st_nlink == 0:
+        raise KeysFileError([f"{shown}: {REPLACED}"])
     if not stat.S_ISREG(mode):
         raise KeysFileError([f"{shown}: is not a file; name the file that holds the keys"])
     if len(data) > MAX_FILE:
@@ -111,7 +123,29 @@ def stamp(path: str | Path) -> tuple[int, ...] | None:
         found = os.stat(os.path.expanduser(path))
     except (OSError, ValueError):
         return None
-    return found.st_mtime_ns, found.st_ctime_ns, found.st_dev, found.st_ino, found.st_size
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_dev, found.st_ino, found.st_size, found.st_nlink
+
+
+def mounted(path: str | Path) -> str | None:
+    """What is mounted at this very path, as proc_pid_mountinfo(5) names it; None if it is no mount of its own.
+
+    A mount keeps the file that it was made of, whatever has that file's name since. When that file is renamed, it is
+    named otherwise here, and when it is removed, as DELETED.
+    """
+    with suppress(OSError, ValueError):
+        place = os.path.realpath(os.path.expanduser(path))
+        for mount in reversed(MOUNTS.read_text("utf-8", "surrogateescape").splitlines()):  # The last one covers others.
+            _, _, _, root, point, *_ = mount.split(" ")
+            if re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point) == place:
+                return root
+    return None
+
+
+def was_replaced(path: str | Path, before: str | None) -> bool:
+    """Whether a file that is mounted by itself is one that its name has no more. `before` is what was mounted first."""
+    found, now = stamp(path), mounted(path)
+    gone = found is not None and found[-1] == 0
+    return gone or (now is not None and (now != before or now.endswith(DELETED)))
 
 
 # Whether it is whole.

@@ -3,8 +3,8 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 
+from ..clock import utc
 from ..exchange import Exchange
 from ..http.head import MAX_METHOD
 from .figures import completion, stream_speed, used_by
@@ -97,11 +97,6 @@ def names(stripped: Sequence[str]) -> list[str]:
 def escape_name(name: str) -> str:
     """Escape the name of a header or a method."""
     return escape(name.encode("ascii", "replace"))
-
-
-def utc(seconds: float, precision: str = "milliseconds") -> str:
-    """Unix seconds in RFC 3339 format; the precision is a `timespec` of datetime.isoformat."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
 
 
 def as_ms(seconds: float) -> float:

@@ -11,9 +11,9 @@ import time
 from functools import partial
 
 from ..bounded_copy import MAX_KEPT, BoundedCopy, Recording
+from ..clock import utc
 from ..exchange import Exchange
 from ..ollama_api.routes import RouteClass
-from .access_log import utc
 from .line_writer import LineWriter
 
 PIECE = 64 * 1024

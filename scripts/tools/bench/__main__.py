@@ -1,4 +1,5 @@
 """Usage: scripts/bench [--quick] [--only ROW]... [--also NAME=COMMAND]... [--json FILE] [--plot FILE.svg]
+                     [--repeats N] [--without NAME]... [--workers N] [--memory] [--usage] [--keys]
 
 Measures the cost of the gate, beside Caddy, nginx (if they are installed) and a bare mitmdump that streams, all in
 front of the same upstream, on loopback addresses only. Every answer is checked. A figure is the median of the repeats,

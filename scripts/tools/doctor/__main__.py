@@ -54,9 +54,6 @@ def report(found: Sequence[Finding]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(shown(__doc__))
-        return 0
     try:
         target = read_target([argument for argument in arguments if argument != "--json"])
     except ToolError as error:

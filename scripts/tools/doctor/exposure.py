@@ -29,6 +29,8 @@ type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 def exposure(target: Target) -> Iterator[Finding]:
     """Find the addresses at which Ollama listens, and settings that make it listen on more."""
     upstream = target.upstream
+    if target.launched.demo:
+        return
     if not is_loopback(str(upstream.hostname)):
         yield from remote(upstream)
         return

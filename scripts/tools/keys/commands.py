@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from ollama_auth.auth import keys_editor, keys_file, policy
 from ollama_auth.auth.keys import Key, Principal, Scope, new_key
+from ollama_auth.clock import utc
 from ollama_auth.ollama_api.model_names import reference
 from ollama_auth.ollama_api.routes import route
-from ollama_auth.telemetry.access_log import utc
 
 from ..terminal import ToolError
 
