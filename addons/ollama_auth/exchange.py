@@ -22,7 +22,7 @@ from .ollama_api.usage import BYTES_PER_TOKEN, Usage, UsageReader
 
 
 class Outcome(StrEnum):
-    """How a request ended. Log, metrics, status page and `scripts/usage` all count by it."""
+    """How a request ended. Log, metrics, console and `scripts/usage` all count by it."""
 
     ANSWERED = "answered"
     """Ollama's answer went out whole, or the gateway answered a CORS preflight."""
@@ -148,7 +148,7 @@ class Exchange:
     """Names of header fields and query parameters that did not go upstream."""
     status: int | None = None
     reason: str | None = None
-    """Why it was refused or failed: a word of the log, a label of metrics, a row of the status page."""
+    """Why it was refused or failed: a word of the log, a label of metrics, a row of the console."""
     model: str | None = None
     """As the request body or the response names it, whichever was read last."""
     admitted: bool = False

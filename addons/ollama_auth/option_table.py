@@ -183,8 +183,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("ollama_audit_keep", int | None, None,
            "Most old files of that log to keep; older ones are deleted. Unset: none is ever deleted.", positive),
     Option("ollama_metrics_listen", str | None, None,
-           "Where metrics, health and the status page are served, as HOST:PORT, such as 127.0.0.1:9464; 0.0.0.0:9464 "
-           "shows them to everybody. Environment: OLLAMA_METRICS_LISTEN. Unset: nowhere.",
+           "Where metrics, health and the console are served, as HOST:PORT, such as 127.0.0.1:9464; 0.0.0.0:9464 "
+           "lets other machines ask. Environment: OLLAMA_METRICS_LISTEN. Unset: nowhere.",
            address, "OLLAMA_METRICS_LISTEN"),
     Option("ollama_metrics_public", bool, True,
            "Whether /metrics there needs no key. Off: it needs one with the scope admin.", as_it_is),

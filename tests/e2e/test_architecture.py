@@ -13,11 +13,11 @@ PAGE = PAGES["scripts/docs/architecture.md"]
 KINDS = {
     "A reason of a refusal": (
         r"""["`]expired["`]|\bexpired: """,
-        r"docs/architecture|console/keys|tools/doctor/|tools/keys/commands",
+        r"docs/architecture|console/(static/)?keys|tools/doctor/|tools/keys/commands",
     ),
     "A field of a key": (
         r"\bexpires\b",
-        r"README|docs/(architecture|clients|console|troubleshooting)|demo_upstream|doctor/|auth/limits",
+        r"README|docs/(architecture|clients|console|troubleshooting)|console/static/(api|me)|demo_upstream|doctor/|auth/limits",
     ),
     "A scope": (r"Scope\.EMBED|\bEMBED = |^\| `embed`", r"ollama_api/routes|docs/options"),
     "A route": (r"/v1/embeddings", r"docs/"),
@@ -53,7 +53,7 @@ def test_every_reason_in_the_code_is_in_the_pages() -> None:
     assert {"expired", "key in path", "malformed body", "tokens_per_day"} <= found
     described = set(re.findall(r"^\| `([a-z_ ]+)` \|", PAGES["scripts/docs/logging.md"], re.MULTILINE))
     assert found - described == set()
-    page = (ROOT / "addons/ollama_auth/console/static/app.js").read_text()
+    page = (ROOT / "addons/ollama_auth/console/static/words.js").read_text()
     assert found - {"preflight"} - set(re.findall(r'^  "([a-z_ ]+)": "', page, re.MULTILINE)) == set()
 
 

@@ -1,7 +1,10 @@
 """The console's JSON on the status listener: who may see and change what, and how its requests are logged."""
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,15 @@ import pytest
 
 from ollama_auth.console.api import ROWS
 from ollama_auth.console.router import MAX_BODY, Need
+from ollama_auth.exchange import Exchange
+from ollama_auth.telemetry import usage_db, usage_periods
+from ollama_auth.telemetry.pace import Pace
+from ollama_auth.telemetry.usage_periods import Period
 from tests.harness.base import BEARER, KEY, free_port, wait_until
 from tests.harness.credentials import bearer, entry
-from tests.harness.gate import Gate, Ready, log_lines, logged
+from tests.harness.gate import Controlled, Gate, Ready, log_lines, logged
+from tests.harness.markdown import CONSOLE, commands
+from tests.harness.programs import tool
 from tests.harness.upstream import Upstream
 from tests.harness.wire import Response, Wire, ask, chat, head
 
@@ -213,7 +222,7 @@ def test_changes_that_are_none(gate: Ready, tmp_path: Path) -> None:
         answer = see(gate, path, ADMIN, method=method, body=data)
         return answer.status, answer.json["error"]
 
-    before = see(gate, "keys", ADMIN).json
+    before = see(gate, "keys", ADMIN).json["keys"]
     wrong: tuple[tuple[object, str], ...] = (
         (None, "JSON object"),
         ([], "JSON object"),
@@ -238,7 +247,7 @@ def test_changes_that_are_none(gate: Ready, tmp_path: Path) -> None:
     assert do("POST", "keys/plain/rotate", {"grace": "soon"})[0] == 400
     assert do("PATCH", "keys/nobody", {"note": "x"})[0] == 404
     assert do("DELETE", "keys/default")[0] == 409
-    assert see(gate, "keys", ADMIN).json == before
+    assert see(gate, "keys", ADMIN).json["keys"] == before
 
 
 def test_a_plain_key_sees_itself_alone(gate: Ready) -> None:
@@ -253,3 +262,162 @@ def test_without_a_keys_file_it_says_how_to_have_one(upstream: Upstream) -> None
     with Ready(upstream.url) as gate:
         refused = see(gate, "keys", BEARER, method="POST", body=b'{"name": "anna"}')
         assert (refused.status, "OLLAMA_KEYS_FILE" in refused.json["error"]) == (409, True)
+
+
+# Usage, requests, models.
+
+
+@pytest.fixture
+def used(gate: Ready, upstream: Upstream) -> Ready:
+    """The gate, once these requests are in the ledger."""
+    before = see(gate, "requests?limit=1", ADMIN).json["requests"]
+    for key in (PLAIN, ADMIN):
+        ask(gate.port, "POST", "/api/chat", key, body=chat())
+    ask(gate.port, "DELETE", "/api/delete", PLAIN, body=b'{"model": "demo"}')
+    seen = before[0]["number"] if before else 0
+    wait_until(lambda: see(gate, f"requests?before={seen + 4}&limit=3", ADMIN).json["requests"][2:], "the ledger")
+    return gate
+
+
+def test_usage(used: Ready) -> None:
+    rows = see(used, "usage?by=key,model", ADMIN).json["rows"]
+    [mine] = [row for row in rows if (row["key"], row["model"]) == ("plain", "demo")]
+    assert mine["answered"] >= 1
+    assert mine["completion_tokens"] >= 31 * mine["answered"]
+    plain = see(used, "usage?by=day,key", PLAIN).json["rows"]
+    assert {row["key"] for row in plain} == {"plain"}
+    assert see(used, "usage?key=boss", PLAIN).status == see(used, "requests?key=boss", PLAIN).status == 403
+    table = see(used, "usage?by=month,key,outcome&format=csv&since=2020-01&until=2099-12-31", ADMIN)
+    assert table.headers["content-type"] == "text/csv; charset=utf-8"
+    head_line, *lines = table.body.decode().splitlines()
+    assert head_line.startswith("month,key,outcome,requests,answered")
+    assert any(",plain,refused," in line for line in lines)
+    assert see(used, "usage?by=key&until=2020-01-01", ADMIN).json == {"rows": []}
+    wrong = ("by=colour", "by=day,month", "by=key,key", "since=yesterday", "until=2026-13", "format=xml")
+    assert {see(used, f"usage?{query}", ADMIN).status for query in wrong} == {400}
+
+
+def test_requests(used: Ready) -> None:
+    newest, *_ = rows = see(used, "requests?limit=3", ADMIN).json["requests"]
+    assert (newest["key"], newest["outcome"], newest["reason"], newest["path"]) == (
+        "plain", "refused", "scope", "/api/delete",
+    )  # fmt: skip
+    older = see(used, f"requests?before={rows[1]['number']}&limit=1", ADMIN).json["requests"]
+    assert older[0]["number"] == rows[2]["number"]
+    assert {row["key"] for row in see(used, "requests", PLAIN).json["requests"]} == {"plain"}
+    assert {row["outcome"] for row in see(used, "requests?outcome=refused", ADMIN).json["requests"]} == {"refused"}
+    assert see(used, "requests?client=192.0.2.1", ADMIN).json == {"requests": []}
+    assert "content" not in see(used, "requests?limit=1000", ADMIN).body.decode()
+    assert see(used, "requests?limit=x", ADMIN).status == see(used, "requests?before=-1", ADMIN).status == 400
+    assert see(used, "requests?format=csv&limit=1", ADMIN).body.decode().splitlines()[0].startswith("number,time,")
+
+
+def test_requests_as_they_end(upstream: Upstream, tmp_path: Path) -> None:
+    """Those of the key that asks; until the key is revoked."""
+    file = keys(tmp_path)
+    with (
+        Ready(upstream.url, "--set", f"ollama_keys_file={file}") as gate,
+        Wire(gate.watch, head("GET", "/console/requests/live", PLAIN, HOST)) as wire,
+    ):
+        wire.read_until(b": requests as they end")
+        ask(gate.port, "POST", "/api/chat", ADMIN, body=chat())
+        ask(gate.port, "POST", "/api/chat", PLAIN, body=chat())
+        event = wire.read_until(b"}\n\n").partition(b"data: ")[2]
+        assert json.loads(event)["key"] == "plain"
+        assert see(gate, "keys/plain", ADMIN, method="DELETE").status == 200
+        wire.read_until(b"0\r\n\r\n")
+
+
+def test_models(used: Ready, upstream: Upstream) -> None:
+    """As the key may see them; loaded and unloaded through the gate, by its rules."""
+    every = see(used, "models", ADMIN).json["models"]
+    assert {model["name"] for model in every} == {"demo:latest", "tiny:latest"}
+    assert next(model for model in every if model["name"] == "demo:latest")["requests"] >= 2
+    assert "requests" not in see(used, "models", PLAIN).json["models"][0]
+    with logged(used) as lines:
+        assert see(used, "models/unload", PLAIN, method="POST", body=b'{"model": "demo"}').status == 200
+    assert (lines[0]["key"], lines[0]["path"]) == ("plain", "/api/generate")
+    assert json.loads(upstream.last.body) == {"model": "demo", "stream": False, "keep_alive": 0}
+    assert see(used, "models/load", PLAIN, method="POST", body=b'{"model": "demo"}').status == 200
+    assert see(used, "models/load", PLAIN, method="POST", body=b"{}").status == 400
+
+
+def test_what_is_under_way_and_what_stands_still(upstream: Upstream) -> None:
+    with Controlled(upstream.url, "--set", f"ollama_metrics_listen=127.0.0.1:{(port := free_port())}") as gate:
+        upstream.hold()
+        with Wire(gate.port, head("POST", "/api/chat", BEARER, f"Content-Length: {len(chat())}") + chat()) as wire:
+            wire.read_until(b'"done":false}')
+            gate.do("from ollama_auth.telemetry import pace; pace.STALLED, pace.RECENT = 0.5, 0")
+            now = wait_until(lambda: (one := ask(port, "GET", "/console/overview", HOST).json)["stalled"] and one, "it")
+            assert now["in_flight"][0]["stalled"] is True
+            assert now["in_flight"][0]["client"] == "127.0.0.1"
+            upstream.go_on()
+            wire.read_until(b"0\r\n\r\n")
+
+
+def test_the_speed_is_that_of_the_last_seconds() -> None:
+    """A stream that stands still has none, whatever it had before."""
+    exchange = Exchange("192.0.2.1", started=100.0)
+    exchange.usage = counting = Counting()  # type: ignore[assignment]
+    exchange.first_token = exchange.last_token = 101.0
+    pace = Pace()
+    for second in range(101, 131):
+        counting.events = min(50 * (second - 100), 500)
+        exchange.last_token = min(second, 110)
+        pace.sample([exchange], second)
+        if second == 108:
+            assert pace.speed(exchange, 108) == 50
+    assert pace.speed(exchange, 130.5) == 0
+    assert pace.row(exchange, 130.5)["stalled"] is True
+    assert pace.row(exchange, 130.5)["idle"] == 20.5
+
+
+class Counting:
+    """What counts the events of a stream."""
+
+    stream, events, model = True, 0, "demo"
+
+
+@pytest.mark.parametrize("at", [0, 30])
+def test_tokens_are_counted_while_they_are_made(at: int) -> None:
+    """A long answer is no spike at its end: its tokens are spread over the minutes in which they came."""
+    with closing(usage_db.connect(None)) as connection:
+        usage_db.prepare(connection)
+        period = Period(6000.0, 60, 10)
+        long = entry_of_ledger(time=6000.0 + at, ended=6300.0 + at, completion_tokens=3000, ttft_ms=60_000.0)
+        usage_db.write(connection, [long, entry_of_ledger(time=6010.0, ended=6011.0, completion_tokens=7)], {})
+        buckets = usage_periods.buckets(connection, period)
+        tokens = [bucket["completion_tokens"] for bucket in buckets]
+        assert sum(tokens) == 3007
+        assert max(tokens[1:]) <= 750
+        assert buckets[5]["answered"] == 1, "the request counts when it ended"
+        running = [(6000.0, 60_000.0, 100)]
+        usage_periods.add_running(more := [dict(bucket) for bucket in buckets], period, running, 6180.0)
+        assert sum(bucket["completion_tokens"] for bucket in more) == 3107
+
+
+def entry_of_ledger(**changed: object) -> Any:
+    values = {"time": 0.0, "ended": 0.0, "id": "a", "client": "c", "method": "POST", "route_class": "infer"}
+    values |= {"path": "/api/chat", "status": 200, "prompt_tokens": 5, "completion_tokens": 1, "estimated": False}
+    values |= {"bytes_in": 0, "bytes_out": 0, "ttft_ms": 100.0, "duration_ms": 0.0, "generation_ms": 0.0}
+    values |= {"key": "plain", "model": "demo", "outcome": "answered", "reason": ""} | changed
+    took = 1000 * (float(str(values["ended"])) - float(str(values["time"])))
+    values |= {"duration_ms": took, "generation_ms": took - float(str(values["ttft_ms"]))}
+    return usage_db.Entry(**values)  # type: ignore[arg-type]
+
+
+def test_the_lines_of_the_page(upstream: Upstream, tmp_path: Path) -> None:
+    """Each curl line of console.md, one after the other."""
+    tool("curl")
+    (file := tmp_path / "keys.toml").write_text("# Nobody yet.\n")
+    file.chmod(0o600)
+    with Ready(upstream.url, "--set", f"ollama_keys_file={file}") as gate:
+        lines = [line for line in commands(CONSOLE) if line.startswith("curl ")]
+        assert len(lines) == 11
+        for line in lines:
+            adapted = line.replace("127.0.0.1:9464", f"127.0.0.1:{gate.watch}").replace("llama3.2", "demo")
+            env = os.environ | {"OLLAMA_API_KEY": KEY}
+            said = subprocess.run(["sh", "-c", adapted], env=env, capture_output=True, text=True, check=True).stdout
+            assert said, line
+            assert '"error"' not in said, line
+    assert "alice" not in file.read_text()

@@ -99,8 +99,12 @@ def test_what_went_wrong_behind_the_gate_is_counted(upstream: Upstream) -> None:
         assert samples["ollama_auth_upstream_errors_total{reason=upstream unreachable}"] == 1
         assert samples["ollama_auth_requests_total{class=list,key=default,status=503}"] == 1
         assert not [name for name in samples if name.startswith("ollama_auth_refusals_total")]
-        [minute] = [minute for minute in gate.status["minutes"] if minute["requests"]]
-        assert (minute["failed"], minute["refused"]) == (1, 0)
+        status = wait_until(lambda: (now := gate.status)["sums"]["requests"] and now, "the ledger")
+        assert (status["sums"]["failed"], status["sums"]["refused"]) == (1, 0)
+        assert (
+            status["reasons"][0] | {"outcome": "failed", "reason": "upstream unreachable", "keys": ["default"]}
+            == (status["reasons"][0])
+        )
 
 
 def test_log_metrics_page_and_report_count_each_end_alike(upstream: Upstream, tmp_path: Path) -> None:
@@ -126,19 +130,25 @@ def test_log_metrics_page_and_report_count_each_end_alike(upstream: Upstream, tm
         own.stop()
         ask(gate.port, "GET", "/api/tags", BEARER)
         wait_until(lambda: log.read_text().count("\n") == 8, "all lines of the log")
-        page, samples = gate.status, gate.samples()
+        page, samples = wait_until(lambda: requests_of(now := gate.status) == 8 and (now, gate.samples()), "the ledger")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     expected = {"answered": 2, "refused": 3, "failed": 2, "broken_off": 1}
     assert Counter(line["outcome"] for line in lines) == expected
-    assert {name: sum(minute[name] for minute in page["minutes"]) for name in expected} == expected
-    assert sum(page["refusals"].values()) == sum(row["refused"] for row in page["keys"]) == 3
-    assert page["refusals"] == {"missing": 1, "body too large": 1, "malformed body": 1}
+    assert {name: sum(bucket[name] for bucket in page["buckets"]) for name in expected} == expected
+    assert {name: page["sums"][name] for name in expected} == expected
+    assert sum(row["refused"] for row in page["keys"]) == 3
+    refusals = {row["reason"]: row["requests"] for row in page["reasons"] if row["outcome"] == "refused"}
+    assert refusals == {"missing": 1, "body too large": 1, "malformed body": 1}
     for metric, total in (("requests", 8), ("refusals", 3), ("upstream_errors", 2)):
         assert sum(n for name, n in samples.items() if name.startswith(f"ollama_auth_{metric}_total{{")) == total
     report = Report(("key",), "", "9999", None)
     for line in log.read_bytes().splitlines():
         report.count(read(line))
     assert (report.total().counts["requests"], report.total().counts["refused"]) == (8, 3)
+
+
+def requests_of(page: Any) -> int:
+    return int(page["sums"]["requests"])
 
 
 def test_the_metrics_are_well_formed(watched: Watched) -> None:

@@ -4,6 +4,7 @@ test_pages.py and test_troubleshooting.py check what the other pages say.
 """
 
 import inspect
+import json
 import os
 import re
 import shlex
@@ -339,7 +340,7 @@ def test_the_tables_of_options_are_those_of_the_code() -> None:
     table = re.findall(r"^\| `(ollama_\w+)` \| (\S*) ?\|", PAGES[OPTIONS], re.M)
     assert len(table) == len(dict(table))
     assert dict(table) == {
-        option.name: str(option.default).lower() if isinstance(option.default, int | str) else ""
+        option.name: json.dumps(option.default).strip('"') if isinstance(option.default, int | str) else ""
         for option in option_table.OPTIONS
     }
 

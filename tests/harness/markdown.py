@@ -15,6 +15,7 @@ PAGES = {
 }
 README, DEPLOYMENT = "README.md", "scripts/docs/deployment.md"
 CLIENTS, TROUBLESHOOTING = "scripts/docs/clients.md", "scripts/docs/troubleshooting.md"
+CONSOLE = "scripts/docs/console.md"
 KEYS, OPTIONS, LOGGING = "scripts/docs/keys.md", "scripts/docs/options.md", "scripts/docs/logging.md"
 CHANGES, REPLICAS = "scripts/docs/changes.md", "scripts/docs/replicas.md"
 

@@ -44,6 +44,12 @@ class Throttle:
                 self._forget_oldest()
         return self._counts[network] >= self.most
 
+    def throttled(self) -> dict[str, int]:
+        """Return the networks that are throttled now, with their wrong keys."""
+        now = self._now()
+        counts = Counter(network for (network, _), seen in self._seen.items() if now - seen <= WINDOW)
+        return {network: count for network, count in counts.items() if self.most and count >= self.most}
+
     def _forget_oldest(self) -> None:
         (network, _), _ = self._seen.popitem(last=False)
         self._counts[network] -= 1

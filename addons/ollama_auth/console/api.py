@@ -1,38 +1,28 @@
-"""The table of everything under /console/, and the answers that need few words."""
+"""The table of everything under /console/."""
 
 import json
 
 from ..runtime import ActiveConfig
 from ..telemetry.monitor import Monitor
 from ..telemetry.status_server import Problem
-from . import keys
+from . import keys, models, overview, usage
 from .gate_client import ask
 from .router import Call, Console, Gate, Need, Row
 
-
-def console(config: ActiveConfig, monitor: Monitor, gate: Gate) -> Console:
-    return Console(config, monitor, gate, ROWS)
-
-
-async def overview(call: Call) -> object:
-    return await call.console.monitor.status()
-
-
-async def me(call: Call) -> object:
-    return keys.describe(call.signed_in, call.ring)
+KEY = "/console/keys/(?P<name>[^/]+)"
 
 
 async def chat(call: Call) -> object:
+    """A chat through the gate."""
     if not isinstance(call.body, dict):
         raise Problem(400, "the body is not a JSON object, as POST /api/chat of Ollama takes it")
     return await ask(call, "/api/chat", json.dumps(call.body).encode())
 
 
-KEY = "/console/keys/(?P<name>[^/]+)"
 ROWS = (
-    Row("GET", "/console/overview", Need.OVERVIEW, overview),
-    Row("GET", "/console/me", Need.KEY, me),
-    Row("POST", "/console/chat", Need.KEY, chat),
+    Row("GET", "/console/me", Need.KEY, keys.me),
+    Row("GET", "/console/state", Need.KEY, overview.state),
+    Row("GET", "/console/overview", Need.OVERVIEW, overview.overview),
     Row("GET", "/console/keys", Need.KEY, keys.list_all),
     Row("POST", "/console/keys", Need.ADMIN, keys.add, changes=True),
     Row("GET", KEY, Need.KEY, keys.show),
@@ -41,4 +31,15 @@ ROWS = (
     Row("POST", f"{KEY}/rotate", Need.ADMIN, keys.rotate, changes=True),
     Row("POST", f"{KEY}/disable", Need.ADMIN, keys.disable, changes=True),
     Row("POST", f"{KEY}/enable", Need.ADMIN, keys.enable, changes=True),
+    Row("GET", "/console/usage", Need.KEY, usage.usage),
+    Row("GET", "/console/requests", Need.KEY, usage.requests),
+    Row("GET", "/console/requests/live", Need.KEY, usage.live),
+    Row("GET", "/console/models", Need.KEY, models.show),
+    Row("POST", "/console/models/load", Need.KEY, models.load),
+    Row("POST", "/console/models/unload", Need.KEY, models.unload),
+    Row("POST", "/console/chat", Need.KEY, chat),
 )
+
+
+def console(config: ActiveConfig, monitor: Monitor, gate: Gate) -> Console:
+    return Console(config, monitor, gate, ROWS)

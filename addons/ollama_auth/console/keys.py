@@ -1,7 +1,11 @@
 """Keys: all of them for administrators, who may change them; for anyone else the one that asks."""
 
 import asyncio
-from collections.abc import Mapping
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -10,13 +14,25 @@ from .. import clock
 from ..auth import keys_editor, keys_file
 from ..auth.keys import Key, KeyRing, Principal, Scope
 from ..auth.keys_file import FieldError, KeysFileError
+from ..telemetry import usage_queries
 from ..telemetry.status_server import Problem
+from ..telemetry.usage_db import DAY
+from ..telemetry.usage_queries import Chosen
 from ..units import parse_duration
 from . import access
 from .router import Call
 
 GRACE = "24h"
 """How long the old key goes on working after `rotate`, where nothing else is said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What keys used, by name: sums of today and of the last 30 days, and when each was used last."""
+
+    today: Mapping[str, dict[str, Any]]
+    month: Mapping[str, dict[str, Any]]
+    last_used: Mapping[str, float]
 
 
 def describe(principal: Principal, ring: KeyRing) -> dict[str, Any]:
@@ -29,15 +45,87 @@ def describe(principal: Principal, ring: KeyRing) -> dict[str, Any]:
         "admin": access.is_admin(principal),
         "scopes": [scope for scope in Scope if scope in principal.scopes],
         "models": principal.models,
-        "requests_per_minute": principal.requests_per_minute,
-        "concurrent_requests": principal.concurrent_requests,
-        "tokens_per_day": principal.tokens_per_day,
+        **limits_of(principal),
         "expires": time_of(principal.expires),
         "expired": principal.expires is not None and principal.expires <= now,
         "disabled": principal.disabled,
         "note": principal.note,
         "old_key_until": time_of(until),
     }
+
+
+def limits_of(principal: Principal) -> dict[str, int | None]:
+    """The limits of a principal, as the keys file has them."""
+    return {
+        "requests_per_minute": principal.requests_per_minute,
+        "concurrent_requests": principal.concurrent_requests,
+        "tokens_per_day": principal.tokens_per_day,
+    }
+
+
+async def shown(call: Call, principals: Iterable[Principal]) -> list[dict[str, Any]]:
+    """Principals with what they used, and what their limits leave."""
+    now, zone = clock.wall(), call.zone
+    today = datetime.fromtimestamp(now, zone).replace(hour=0, minute=0, second=0, microsecond=0)
+    figures = await call.asked(("figures", today), partial(_figures, today.timestamp(), now - 30 * DAY))
+    minute = await call.ask_ledger(partial(_last_minute, now))
+    running = Counter(row["key"] for row in call.console.monitor.now()["in_flight"])
+    used = {
+        "requests_per_minute": lambda name: minute.get(name, 0),
+        "concurrent_requests": lambda name: running[name],
+        "tokens_per_day": lambda name: call.ledger.tokens(name, today.timestamp()),
+    }
+    ends = {"tokens_per_day": today + timedelta(days=1)}
+    return [
+        describe(one, call.ring)
+        | {
+            "limits": {
+                limit: {"limit": most, "used": (spent := used[limit](one.name)), "left": max(0, most - spent)}
+                | {"until": time_of(ends[limit].timestamp()) if limit in ends else None}
+                for limit, most in limits_of(one).items()
+                if most is not None
+            },
+            "last_used": figures.last_used.get(one.name),
+            "today": figures.today.get(one.name, NOTHING),
+            "month": figures.month.get(one.name, NOTHING),
+        }
+        for one in principals
+    ]
+
+
+NOTHING = {"requests": 0, "refused": 0, "failed": 0, "prompt_tokens": 0, "completion_tokens": 0}
+
+
+def _figures(today: float, month: float, connection: sqlite3.Connection) -> Figures:
+    last = connection.execute(
+        "SELECT key, max(seen) FROM groups JOIN (SELECT group_id, max(ended) AS seen FROM requests GROUP BY 1 "
+        "UNION ALL SELECT group_id, max(hour) FROM hours GROUP BY 1) ON groups.id = group_id GROUP BY 1"
+    ).fetchall()
+    return Figures(_sums_since(connection, today), _sums_since(connection, month), dict(last))
+
+
+def _sums_since(connection: sqlite3.Connection, since: float) -> dict[str, dict[str, Any]]:
+    sums = usage_queries.sums(connection, ["key"], Chosen(since))
+    return {
+        name: {
+            "requests": one.requests,
+            "refused": one.refused,
+            "failed": one.failed,
+            "prompt_tokens": one.prompt_tokens,
+            "completion_tokens": one.completion_tokens,
+        }
+        for (name,), one in sums.items()
+    }
+
+
+def _last_minute(now: float, connection: sqlite3.Connection) -> dict[str, int]:
+    """Requests of each key that were not refused in the last minute."""
+    rows = connection.execute(
+        "SELECT key, count(*) FROM requests JOIN groups ON groups.id = group_id "
+        "WHERE ended >= ? AND time >= ? AND outcome <> 'refused' GROUP BY 1",
+        (now - 60, now - 60),
+    )
+    return dict(rows.fetchall())
 
 
 def _kind(principal: Principal, keys: list[Key]) -> str:
@@ -52,15 +140,22 @@ def time_of(seconds: float | None) -> str | None:
 
 
 async def list_all(call: Call) -> object:
-    ring, who = call.ring, call.signed_in
-    shown = ring.principals.values() if call.admin else [who]
-    return {"file": call.settings.keys_file if call.admin else None, "keys": [describe(one, ring) for one in shown]}
+    every = call.ring.principals.values() if call.admin else [call.signed_in]
+    file = call.settings.keys_file if call.admin else None
+    return {"file": file, "now": time.time(), "keys": await shown(call, every)}
+
+
+async def me(call: Call) -> object:
+    address = call.console.gate.address
+    gate = {"scheme": "https" if call.settings.tls else "http", "port": address and address[1]}
+    [mine] = await shown(call, [call.signed_in])
+    return mine | {"gate": gate}
 
 
 async def show(call: Call) -> object:
     if not call.admin and call.name != call.signed_in.name:
         access.check_admin(call.signed_in)
-    return describe(_known(call), call.ring)
+    return (await shown(call, [_known(call)]))[0]
 
 
 async def add(call: Call) -> object:

@@ -6,11 +6,13 @@ in the table does not exist. The page's own files hold nothing of anybody and ne
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+import sqlite3
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from datetime import UTC, tzinfo
 from enum import Enum, auto
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from re import fullmatch
 from typing import Any, Protocol
@@ -20,13 +22,17 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, stream_request_body
 
+from .. import clock
+from ..auth import policy
 from ..auth.keys import KeyRing, Principal
 from ..errors import RefusedError
 from ..runtime import ActiveConfig
 from ..settings import Settings
+from ..telemetry.ledger import Ledger
 from ..telemetry.monitor import Monitor
 from ..telemetry.status_server import Handler, Problem
 from . import access
+from .cache import Cache
 
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of a request, once somebody has signed in."""
@@ -76,18 +82,46 @@ class Call:
         return self.console.config.settings
 
     @property
+    def zone(self) -> tzinfo:
+        """The time zone of days and months."""
+        return UTC
+
+    @property
+    def ledger(self) -> Ledger:
+        assert self.console.config.ledger
+        return self.console.config.ledger
+
+    def ask_ledger[T](self, ask: Callable[[sqlite3.Connection], T]) -> Awaitable[T]:
+        """What a query of the ledger finds, asked in a thread."""
+        return asyncio.to_thread(self.ledger.query, ask)
+
+    def asked[T](self, name: Hashable, ask: Callable[[sqlite3.Connection], T]) -> Awaitable[T]:
+        """The same, or what it found not long ago under that name."""
+        return self.console.cache.get(name, partial(self.ledger.query, ask))
+
+    def may_go_on(self) -> bool:
+        """Whether the key may still do what it was let in for: it may have been revoked or narrowed meanwhile."""
+        now = self.ring.principals.get(self.signed_in.name)
+        return now is not None and policy.check_valid(now, clock.wall()) is None and access.is_admin(now) == self.admin
+
+    @property
     def ring(self) -> KeyRing:
         return self.settings.ring
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """An answer that is not JSON: a table as CSV, or a stream."""
+    """An answer that is not an object for JSON: a table as CSV, or a stream."""
 
     media_type: str
     content: str | AsyncGenerator[bytes]
     fields: Mapping[str, str] = field(default_factory=dict)
     status: int = 200
+
+    async def close(self) -> None:
+        """End a stream that nobody wants."""
+        if not isinstance(self.content, str):
+            await self.content.aclose()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +140,10 @@ class Gate(Protocol):
     """What the console asks of `addon.Gate`, which made it."""
 
     @property
+    def upstream(self) -> str: ...
+    @property
+    def trust(self) -> dict[str, Any]: ...  # See monitor.Gate.
+    @property
     def address(self) -> tuple[str, int] | None: ...  # Where the gate can be reached from here.
     async def reload_keys(self) -> None: ...  # Puts a keys file in force that was changed just now.
     @property
@@ -120,6 +158,10 @@ class Console:
     monitor: Monitor
     gate: Gate
     rows: tuple[Row, ...]
+    cache: Cache = field(default_factory=Cache)
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    listings: tuple[float, bytes, bytes] | None = None
+    """What Ollama said of its models, and when."""
 
     @cached_property
     def words(self) -> frozenset[str]:

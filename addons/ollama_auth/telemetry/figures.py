@@ -1,4 +1,4 @@
-"""Read the figures of an exchange in one way, for log, metrics, status page and the flow list of mitmweb."""
+"""Read the figures of an exchange in one way, for log, metrics, console and the flow list of mitmweb."""
 
 from ..exchange import Exchange
 from ..ollama_api.usage import Usage

@@ -14,12 +14,33 @@ from mitmproxy import version
 from .. import __version__
 from ..exchange import Exchange, Outcome
 from .figures import answering_model, key_of, used_by
-from .history import BoundedLabels
 
 # Seconds. A model may take minutes to load and to think, and makes from 1 to 300 tokens a second.
 _FIRST_TOKEN = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 _DURATION = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1800, 3600)
 _INTER_TOKEN = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
+
+
+OTHER = "(other)"
+"""The label for all names beyond a bound. No key and no model has parentheses in its name."""
+MAX_NAMES = 200
+"""Models that are counted separately."""
+
+
+class BoundedLabels:
+    """Keep the first names as they are and map all further ones to OTHER, so that clients cannot grow a table."""
+
+    def __init__(self, most: int = MAX_NAMES) -> None:
+        self._most = most
+        self._names: set[str] = set()
+
+    def __call__(self, name: str) -> str:
+        """The label for a name."""
+        if name not in self._names:
+            if len(self._names) >= self._most:
+                return OTHER
+            self._names.add(name)
+        return name
 
 
 class Metrics:

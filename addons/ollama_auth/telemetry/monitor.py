@@ -1,4 +1,4 @@
-"""Collect what the status listener shows: metrics, readiness, and the counts of the status page. Off by default.
+"""Collect what the status listener shows of this moment: metrics, readiness, what is under way. Off by default.
 
 It counts only while it has an address. What it shows are names of keys and models, counts and times: no secret, no
 content. `status_server.py` serves it.
@@ -14,14 +14,15 @@ from .. import __version__
 from ..errors import OllamaAuthError
 from ..exchange import Exchange
 from . import workers
-from .history import History, in_flight
 from .metrics import Metrics
+from .pace import Pace
 
 if TYPE_CHECKING:
     from .status_server import Site, StatusServer
 
 MAX_SHOWN = 100
-"""Requests in flight that the status page lists."""
+"""Requests under way that are listed."""
+_TOTALS = ("connections", "in_flight_total", "stalled", "tokens_per_second")
 MAX_INTERVALS = 64
 """Token intervals that are counted in one go, because one by one would delay the next token."""
 PROBE_SECONDS = 2.0
@@ -57,8 +58,10 @@ class Monitor:
         self._make_site = make_site
         self._address: tuple[str, int] | None = None
         self._server: StatusServer | None = None
-        self._started = time.time()
-        self._history = History()
+        self.started = time.time()
+        self._pace = Pace()
+        self._since: dict[str, tuple[object, float]] = {}
+        """The state and whether Ollama answers, and since when."""
         self._metrics: Metrics | None = None
         self._intervals: list[float] = []
         """Seconds between two tokens that are still to be counted."""
@@ -81,14 +84,12 @@ class Monitor:
 
     def _count_intervals(self) -> None:
         if self._intervals and self._metrics:
-            self._history.add_token_intervals(self._intervals)
             self._metrics.add_token_intervals(self._intervals)
             self._intervals = []
 
     def ended(self, exchange: Exchange) -> None:
         self._count_intervals()
         if self._server and self._metrics:
-            self._history.ended(exchange)
             self._metrics.ended(exchange)
 
     # Listening.
@@ -134,48 +135,56 @@ class Monitor:
 
     async def upstream_answers(self) -> bool:
         """Whether Ollama answers: asked at most once in PROBE_SECONDS, however many want to know."""
-        from .readiness import status_of  # Slow to import, too.
+        from .readiness import fetch  # Slow to import, too.
 
         async with self._probing:
             if self._upstream_answers is None or time.monotonic() - self._probed_at > PROBE_SECONDS:
                 url = f"{self._gate.upstream}/api/version"
-                self._upstream_answers = await status_of(url, PROBE_SECONDS, **self._gate.trust) == 200
+                self._upstream_answers = (await fetch(url, PROBE_SECONDS, **self._gate.trust))[0] == 200
                 self._probed_at = time.monotonic()
             return self._upstream_answers
 
-    async def status(self) -> dict[str, object]:
-        """The JSON of the status page: this process and the other workers on the port."""
+    async def state(self) -> dict[str, Any]:
+        """What the gate is and whether Ollama answers, and since when."""
         ready = await self.upstream_answers()
-        others = workers.others(self._folder) if self._folder else []
-        states = [self._now(), *others]
-        rows = [row for one in states for row in one["in_flight"]]
+        now, known = time.time(), {"state": self._gate.state, "ready": ready}
+        for name, value in known.items():
+            if name not in self._since or self._since[name][0] != value:
+                self._since[name] = value, now
         return {
             "version": __version__,
-            "started": self._started,
-            "now": time.time(),
-            "state": self._gate.state,
+            "started": self.started,
+            "now": now,
+            **known,
+            **{f"{name}_since": since for name, (_, since) in self._since.items()},
             "upstream": self._gate.upstream,
-            "ready": ready,
-            "connections": sum(one["connections"] for one in states),
-            "in_flight_total": sum(one["in_flight_total"] for one in states),
-            "in_flight": sorted(rows, key=lambda row: -row["seconds"])[:MAX_SHOWN],
-            **self._history.with_others(one["history"] for one in others).shown(),
         }
 
-    def _now(self) -> dict[str, Any]:
+    def now(self) -> dict[str, Any]:
+        """What is under way at this moment, in this process and the other workers on the port."""
+        states = [self._own(), *(workers.others(self._folder) if self._folder else ())]
+        rows = [row for one in states for row in one["in_flight"]]
+        totals = {name: sum(one[name] for one in states) for name in _TOTALS}
+        return totals | {"in_flight": sorted(rows, key=lambda row: -row["seconds"])[:MAX_SHOWN]}
+
+    def _own(self) -> dict[str, Any]:
         self._count_intervals()
         now = time.monotonic()
-        oldest = sorted(self._gate.under_way, key=lambda exchange: exchange.started)
+        rows = [self._pace.row(one, now) for one in sorted(self._gate.under_way, key=lambda one: one.started)]
         return {
             "connections": self._gate.connection_count,
-            "in_flight_total": len(oldest),
-            "in_flight": [in_flight(exchange, now) for exchange in oldest[:MAX_SHOWN]],
+            "in_flight_total": len(rows),
+            "stalled": sum(bool(row["stalled"]) for row in rows),
+            "tokens_per_second": round(sum(row["speed"] for row in rows), 1),
+            "in_flight": rows[:MAX_SHOWN],
         }
 
     async def publish(self) -> None:
-        """Publish the state of this process for the other workers on the port, until cancelled."""
-        while self._folder:
-            if self._server and self._metrics:
+        """Measure the streams, and publish the state of this process for the other workers, until cancelled."""
+        while True:
+            if self._server:
+                self._pace.sample(self._gate.under_way)
+            if self._server and self._metrics and self._folder:
                 self._metrics.gauge(len(self._gate.under_way), self._gate.connection_count)
-                workers.publish(self._folder, self._now() | {"history": self._history.plain()})
+                workers.publish(self._folder, self._own())
             await asyncio.sleep(PUBLISH_SECONDS)

@@ -1,4 +1,4 @@
-"""Probe Ollama for `/readyz`, verifying its certificate as mitmproxy does for requests (see its tlsconfig addon)."""
+"""Ask Ollama for `/readyz` and the console, verifying its certificate as mitmproxy does (see its tlsconfig addon)."""
 
 import os
 import ssl
@@ -12,10 +12,10 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
 
 
-async def status_of(
+async def fetch(
     url: str, seconds: float, *, insecure: bool, ca_file: str | None, ca_folder: str | None, client_certs: str | None
-) -> int:
-    """The status that a GET of `url` is answered with within so many seconds; 0 without an answer.
+) -> tuple[int, bytes]:
+    """The status and the body that a GET of `url` is answered with within so many seconds; 0 without an answer.
 
     The others are mitmproxy's options ssl_insecure, ssl_verify_upstream_trusted_ca,
     ssl_verify_upstream_trusted_confdir and client_certs.
@@ -33,8 +33,8 @@ async def status_of(
             user_agent="ollama-auth",
             ssl_options=tls_context(target.hostname, insecure, ca_file, ca_folder, client_certs) if secure else None,
         )
-        return response.code
-    return 0
+        return response.code, response.body
+    return 0, b""
 
 
 @lru_cache(1)

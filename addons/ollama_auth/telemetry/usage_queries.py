@@ -1,6 +1,6 @@
 """Ask the ledger: sums of any period by any of COLUMNS, and the latest requests. SQL on a connection, nothing else.
 
-The status page, its console and scripts/usage all ask here. Sums come from the table `hours`, which is kept for ever,
+The console and scripts/usage all ask here. Sums come from the table `hours`, which is kept for ever,
 except for what it does not have, clients: these are asked of `requests`. All times are Unix seconds, and a request
 counts when it began. Everything here may raise sqlite3.Error.
 """
@@ -147,10 +147,19 @@ _ROW = (
 
 
 def latest(
-    connection: sqlite3.Connection, chosen: Chosen | None = None, limit: int = 100, before: int | None = None
+    connection: sqlite3.Connection,
+    chosen: Chosen | None = None,
+    limit: int = 100,
+    before: int | None = None,
+    after: int = 0,
 ) -> list[dict[str, Any]]:
-    """Return rows of requests, those that ended last first. `number` of the last one is the `before` of the next."""
+    """Return rows of requests, those that ended last first. `number` of the last one is the `before` of the next.
+
+    `after` is the number of the last one that is known already.
+    """
     condition, values = (chosen or Chosen()).condition("time")
+    if after:
+        condition, values = f"{condition} AND requests.rowid > ?", [*values, after]
     if before is not None:
         condition, values = f"{condition} AND requests.rowid < ?", [*values, before]
     rows = connection.execute(
@@ -159,3 +168,8 @@ def latest(
         [*values, limit],
     )
     return [dict(zip(("number", *_ROW, *NAMES), row, strict=True)) for row in rows]
+
+
+def newest(connection: sqlite3.Connection) -> int:
+    """Return the number of the request that ended last; 0 if there is none."""
+    return connection.execute("SELECT max(rowid) FROM requests").fetchone()[0] or 0

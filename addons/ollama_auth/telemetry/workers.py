@@ -39,7 +39,7 @@ def publish(where: Path, state: Mapping[str, Any]) -> None:
 
 
 def others(where: Path) -> list[dict[str, Any]]:
-    """The last states of all other processes; those that have ended count, but have nothing in flight."""
+    """The last states of all other processes that still run."""
     found = []
     for file in where.glob("status-*.json"):
         if file.name == f"status-{os.getpid()}.json":
@@ -47,6 +47,6 @@ def others(where: Path) -> list[dict[str, Any]]:
         with suppress(OSError, ValueError):
             state = json.loads(file.read_text())
             if time.time() - file.stat().st_mtime > FRESH:
-                state |= {"in_flight": [], "in_flight_total": 0, "connections": 0}
+                continue
             found.append(state)
     return found

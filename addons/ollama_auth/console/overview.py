@@ -1,0 +1,125 @@
+"""What happens now, and what happened in a period."""
+
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from ..exchange import Outcome
+from ..telemetry import figures, usage_periods
+from ..telemetry.status_server import Problem
+from ..telemetry.usage_db import DAY, HOUR, NO_KEY
+from ..telemetry.usage_periods import Period
+from .router import Call
+
+RANGES = {"now": (10, 60), "hour": (60, 60), "day": (900, 96), "week": (2 * HOUR, 84), "month": (DAY, 30)}
+"""Steps of the plots: (seconds, how many)."""
+MAX_SHOWN = 100
+"""Rows of a table."""
+MAX_NAMES = 5
+"""Names beside a reason."""
+HELD_BACK = 60
+"""Seconds after which somebody who was refused for a limit counts as held back no more."""
+
+
+async def state(call: Call) -> object:
+    """What the frame of the page shows."""
+    return await call.console.monitor.state() | ({} if call.admin else {"upstream": None})
+
+
+async def overview(call: Call) -> object:
+    name = call.query.get("range", "hour")
+    if name not in RANGES:
+        raise Problem(400, f"range is not one of {', '.join(RANGES)}")
+    try:
+        offset = int(call.query.get("offset", "0"))
+    except ValueError:
+        raise Problem(400, "offset is not the seconds that your clock is ahead of UTC") from None
+    step, count = RANGES[name]
+    now = time.time()
+    end = ((now + offset) // step + 1) * step - offset
+    chosen = Period(end - step * count, step, count)
+    monitor = call.console.monitor
+    known = await call.asked(("overview", name, chosen.since), lambda connection: _past(connection, chosen))
+    buckets = [dict(bucket) for bucket in known["buckets"]]
+    present = monitor.now()
+    running = [(now - row["seconds"], row["ttft_ms"], row["tokens"]) for row in present["in_flight"]]
+    usage_periods.add_running(buckets, chosen, running, now)
+    held = await call.asked("held", partial(usage_periods.held_back, now - HELD_BACK, MAX_SHOWN))
+    return {
+        **await monitor.state(),
+        **known,
+        "buckets": [bucket | {"at_once": round(bucket["at_once"], 2)} for bucket in buckets],
+        "step": step,
+        "first": min(monitor.started, known["first"] or monitor.started),
+        **present,
+        "held": [*_throttled(call), *held],
+    }
+
+
+def _past(connection: sqlite3.Connection, chosen: Period) -> dict[str, Any]:
+    exact = chosen.step < HOUR
+    buckets = usage_periods.buckets(connection, chosen)
+    if not exact:
+        usage_periods.hourly(connection, chosen, buckets)
+    rows = usage_periods.groups(connection, chosen.since, exact=exact)
+    ttft = usage_periods.percentiles(connection, "0", "ttft_ms", chosen, (0.5, 0.95))
+    return {
+        "first": usage_periods.first_known(connection),
+        "buckets": buckets,
+        "sums": _sums(rows) | {"ttft_ms": ttft[0][1:] if ttft else None},
+        "keys": _table("key", rows),
+        "models": _table("model", [row for row in rows if row["model"]]),
+        "reasons": _reasons(rows),
+    }
+
+
+def _sums(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    total: defaultdict[str, float] = defaultdict(int)
+    for row in rows:
+        for name in ("requests", "prompt_tokens", "completion_tokens", "generation_ms"):
+            total[name] += row[name]
+        total[row["outcome"]] += row["requests"]
+    made, took = total["completion_tokens"], total.pop("generation_ms", 0)
+    outcomes = {str(outcome): total[outcome] for outcome in Outcome}
+    names = ("requests", "prompt_tokens", "completion_tokens")
+    return {name: total[name] for name in names} | outcomes | {"speed": round(1000 * made / took, 1) if took else None}
+
+
+def _table(by: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sums by a column, the busiest first."""
+    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        found[row[by]].append(row)
+    table = [{by: shown_key(name) if by == "key" else name, **_sums(some)} for name, some in found.items()]
+    return sorted(table, key=lambda row: (-row["requests"], row[by]))[:MAX_SHOWN]
+
+
+def _reasons(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Why requests did not succeed: whose, and of which models."""
+    found: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["outcome"] != Outcome.ANSWERED:
+            found[row["outcome"], row["reason"]].append(row)
+    table: list[dict[str, Any]] = []
+    for (outcome, reason), some in found.items():
+        some.sort(key=lambda row: -row["requests"])
+        keys = list(dict.fromkeys(shown_key(row["key"]) for row in some))[:MAX_NAMES]
+        models = list(dict.fromkeys(row["model"] for row in some if row["model"]))[:MAX_NAMES]
+        requests = sum(row["requests"] for row in some)
+        table.append({"outcome": outcome, "reason": reason, "requests": requests, "keys": keys, "models": models})
+    return sorted(table, key=lambda row: -row["requests"])[:MAX_SHOWN]
+
+
+def shown_key(name: str) -> str:
+    """The name of a key, or what stands for requests without a known one."""
+    return figures.NO_KEY if name == NO_KEY else name
+
+
+def _throttled(call: Call) -> list[dict[str, Any]]:
+    """The networks that send too many wrong keys."""
+    authorizer = call.console.config.authorizer
+    found = authorizer.abuse.throttle.throttled() if authorizer else {}
+    return [{"key": None, "client": one, "reason": "throttled", "requests": keys} for one, keys in found.items()]

@@ -1,0 +1,111 @@
+// The JSON of the gate, asked for with the key of who signed in. The key is kept until this tab is closed.
+
+const KEY = "gate-key", TIMEOUT = 10000;
+
+/**
+ * @typedef {object} Key What the gate tells of a key.
+ * @property {string} name @property {"key" | "ssh" | "environment"} kind @property {boolean} admin
+ * @property {string[]} scopes @property {string[] | null} models @property {Record<string, Limit>} limits
+ * @property {string | null} expires @property {boolean} expired @property {boolean} disabled
+ * @property {string | null} note @property {string | null} old_key_until
+ * @property {number | null} [last_used] @property {Totals} [today] @property {Totals} [month]
+ */
+/** @typedef {{limit: number, used: number | null, left: number | null, until: string | null}} Limit */
+/** @typedef {{requests: number, refused: number, failed: number, prompt_tokens: number, completion_tokens: number}} Totals */
+/** @typedef {Key & {gate: {scheme: string, port: number}}} Me */
+
+/** An answer of the gate that is an error. */
+export class Refused extends Error {
+  /** @param {number} status @param {string} message */
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** @type {{me: Me | null}} */
+export const session = { me: null };
+
+export const signedIn = () => sessionStorage.getItem(KEY) !== null;
+
+export function signOut() {
+  sessionStorage.removeItem(KEY);
+  session.me = null;
+}
+
+/** Ask who the key is for, and keep it if it is good. @param {string} key */
+export async function signIn(key) {
+  sessionStorage.setItem(KEY, key.trim());
+  try {
+    session.me = await get("me");
+  } catch (error) {
+    signOut();
+    throw error;
+  }
+}
+
+/** Sign in with the key that this tab has. */
+export async function resume() {
+  if (!signedIn()) return;
+  try {
+    session.me = await get("me");
+  } catch (error) {
+    if (error instanceof Refused && error.status === 401) signOut();
+    else throw error;
+  }
+}
+
+/** @param {string} path @param {RequestInit} [options] */
+async function ask(path, options = {}) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = { ...(key ? { Authorization: `Bearer ${key}` } : {}), ...(options.body ? { "Content-Type": "application/json" } : {}) };
+  const answer = await fetch(`console/${path}`, { cache: "no-store", ...options, headers }).catch(error => {
+    if (error.name === "AbortError") throw error;
+    if (error.name === "TimeoutError") throw new Error(`The gate has not answered within ${TIMEOUT / 1000} seconds.`);
+    throw new Error("The gate does not answer: it was stopped, or the network is down.");
+  });
+  if (answer.ok) return answer;
+  const text = await answer.text();
+  let message = `The gate answers with status ${answer.status}.`;
+  try {
+    const error = JSON.parse(text).error;
+    message = typeof error === "string" ? error : error.message;
+  } catch { /* It was not the gate that answered. */ }
+  throw new Refused(answer.status, message);
+}
+
+/** @param {string} path @param {Record<string, string | number | undefined>} [query] @returns {Promise<any>} */
+export async function get(path, query = {}) {
+  const answer = await ask(`${path}${search(query)}`, { signal: AbortSignal.timeout(TIMEOUT) });
+  return answer.json().catch(() => {
+    throw new Error("The answer is not valid JSON: does another program listen on this address?");
+  });
+}
+
+/** @param {"POST" | "PATCH" | "DELETE"} method @param {string} path @param {unknown} [body] @returns {Promise<any>} */
+export async function send(method, path, body) {
+  return (await ask(path, { method, body: body === undefined ? undefined : JSON.stringify(body) })).json();
+}
+
+/** @param {Record<string, string | number | undefined>} query */
+export function search(query) {
+  const given = Object.entries(query).filter(([, value]) => value !== undefined && value !== "");
+  return given.length ? `?${new URLSearchParams(given.map(([name, value]) => [name, String(value)]))}` : "";
+}
+
+/**
+ * The lines of an answer as they come.
+ * @param {string} path @param {RequestInit} options
+ */
+export async function* lines(path, options) {
+  const answer = await ask(path, options);
+  if (!answer.body) return;
+  let rest = "";
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+    const found = (rest + piece.value).split("\n");
+    rest = found.pop() ?? "";
+    yield* found.filter(Boolean);
+  }
+  if (rest) yield rest;
+}
