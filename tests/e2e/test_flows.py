@@ -70,14 +70,14 @@ def send(web: Gate, path: str = "/api/chat", body: bytes | None = None, *fields:
     [
         ("/api/chat", {}, r"default · demo · 5 \+ 31 tokens( · [\d.]+/s)?"),
         ("/api/chat", {"stream": False}, r"default · demo · 5 \+ 31 tokens"),
-        ("/v1/chat/completions", {"stream": True}, r"default · demo · ~31 tokens( · [\d.]+/s)?"),
+        ("/v1/chat/completions", {"stream": True}, r"default · demo · (24 \+ )?~31 tokens( · [\d.]+/s)?"),
         ("/v1/messages", {"stream": True, "max_tokens": 4}, r"default · demo · 5 \+ 4 tokens( · [\d.]+/s)?"),
     ],
 )
 def test_a_flow_says_whose_it_is_and_what_it_used(web: Mitmweb, path: str, more: dict[str, Any], comment: str) -> None:
     send(web, path, chat(**more))
     flow = web.flow(path, "default")
-    assert re.fullmatch(comment, flow["comment"])
+    assert re.fullmatch(f"{comment} · {path}", flow["comment"])
     assert flow["marked"] == ""
 
 
@@ -85,8 +85,8 @@ def test_a_refused_flow_says_why(web: Mitmweb, upstream: Upstream) -> None:
     with upstream.untouched():
         ask(web.port, "POST", "/api/chat", "Authorization: Bearer not-a-key-of-ours", body=chat())
         ask(web.port, "POST", "/api/chat", body=chat())
-    assert re.fullmatch("refused: unknown · unknown:[0-9a-f]+", web.flow("/api/chat", "unknown")["comment"])
-    assert web.flow("/api/chat", "missing")["comment"] == "refused: missing"
+    assert re.fullmatch("refused: unknown · unknown:[0-9a-f]+ · /api/chat", web.flow("/api/chat", "unknown")["comment"])
+    assert web.flow("/api/chat", "missing")["comment"] == "refused: missing · /api/chat"
     assert {flow["marked"] for flow in web.flows()} == {"✖"}
 
 
@@ -164,7 +164,7 @@ def test_a_stream_can_be_read_while_it_goes_on(web: Mitmweb, upstream: Upstream)
         flow = web.flow("/api/chat")
         wait_until(lambda: "assistant:\n  You" in web.shown(flow), "the first token")
         assert web.flow("/api/chat")["marked"] == "▶"
-        assert web.flow("/api/chat")["comment"] == "default · demo · ~1 tokens"
+        assert web.flow("/api/chat")["comment"] == "▶ default · demo · ~1 tokens · /api/chat"
         assert "(incomplete" in web.shown(flow)
         upstream.go_on()
         rest = wire.read_until(b"\r\n0\r\n\r\n")
@@ -422,7 +422,7 @@ def test_what_was_refused_is_not_sent_again(web: Mitmweb, upstream: Upstream) ->
                 ),
                 "the refusal",
             )
-            assert again["comment"] == "refused: missing"
+            assert again["comment"] == "refused: missing · /api/tags"
             assert "not sent again" in web.shown({"id": one})
 
 
@@ -521,7 +521,7 @@ def test_a_file_says_how_it_went(upstream: Upstream, tmp_path: Path) -> None:
         gate.wait()
     saved = (tmp_path / "flows").read_bytes().decode("utf-8", "replace")
     assert "default · demo · 5 + 31 tokens" in saved
-    assert re.search(r"default · demo · ~\d+ tokens · client left", saved)
+    assert re.search(r"default · demo · (\d+ \+ )?~\d+ tokens · client left", saved)
 
 
 # The full-screen mitmproxy.

@@ -28,6 +28,7 @@ from ..http.responses import error
 from ..ollama_api.routes import route
 from ..ollama_api.usage import UsageReader
 from ..runtime import ActiveConfig
+from ..telemetry.access_log import path
 from ..telemetry.figures import completion, current_model, stream_speed
 from .contentview import ConversationView
 
@@ -41,8 +42,9 @@ MAX_HELD = 256 * 1024 * 1024
 """Bytes of the bodies of ended flows; beyond it the oldest are dropped, however few there are."""
 RUNNING, REFUSED, FAILED, DONE = ":arrow_forward:", ":heavy_multiplication_x:", ":warning:", ""
 """Markers of flows, chosen among those that old fonts and terminals have."""
-COLUMNS: list[str] = ["path", "status", "comment", "time"]
-"""Columns of mitmweb's list, unless the user chose some; more would leave no room for the comment."""
+COLUMNS: list[str] = ["comment", "status", "time"]
+"""Columns of mitmweb's list, unless the user chose some. The path is in the comment: the column of that name would
+show the constant address before it, and leave the comment a tenth of the width."""
 
 
 class LiveBody:
@@ -89,16 +91,17 @@ class LiveBody:
         }
         flow.metadata.update({name: value for name, value in labels.items() if value is not None})
         if flow.comment == self.comment:
-            flow.comment = self.comment = comment(exchange)
+            running = "▶ " if mark == RUNNING else ""  # mitmweb shows a marker beside the path alone.
+            flow.comment = self.comment = running + comment(exchange)
         if flow.marked in (RUNNING, REFUSED, FAILED, DONE):
             flow.marked = mark
 
 
 def comment(exchange: Exchange) -> str:
-    """The comment of a flow: key, model, tokens, speed and reason, as far as known."""
+    """The comment of a flow: key, model, tokens, speed, reason and path, as far as known."""
     rate = stream_speed(exchange)
     words = [exchange.key, current_model(exchange), tokens(exchange), f"{rate}/s" if rate else None, exchange.reason]
-    return " · ".join(filter(None, words))
+    return " · ".join(filter(None, [*words, path(exchange)]))
 
 
 def tokens(exchange: Exchange) -> str | None:
@@ -125,7 +128,7 @@ def refused_flow(context: Context, request: http.Request, exchange: Exchange, re
     address_request(request, context.server)
     answer = refusal.answer
     flow.response = http.Response.make(answer.status, answer.body, http.Headers(answer.fields))
-    flow.comment = " · ".join(filter(None, [f"refused: {refusal.reason}", exchange.key]))
+    flow.comment = " · ".join(filter(None, [f"refused: {refusal.reason}", exchange.key, path(exchange)]))
     flow.marked = REFUSED
     flow.metadata |= {"ollama_reason": refusal.reason, "ollama_id": exchange.id, "ollama_key": exchange.key}
     if exchange.model:
