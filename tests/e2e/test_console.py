@@ -404,7 +404,14 @@ def test_tokens_are_counted_while_they_are_made(at: int) -> None:
 def entry_of_ledger(**changed: object) -> Any:
     values = {"time": 0.0, "ended": 0.0, "id": "a", "client": "c", "method": "POST", "route_class": "infer"}
     values |= {"path": "/api/chat", "status": 200, "prompt_tokens": 5, "completion_tokens": 1, "estimated": False}
-    values |= {"bytes_in": 0, "bytes_out": 0, "ttft_ms": 100.0, "duration_ms": 0.0, "generation_ms": 0.0}
+    values |= {
+        "bytes_in": 0,
+        "bytes_out": 0,
+        "ttft_ms": 100.0,
+        "duration_ms": 0.0,
+        "generation_ms": 0.0,
+        "stripped": "",
+    }
     values |= {"key": "plain", "model": "demo", "outcome": "answered", "reason": ""} | changed
     took = 1000 * (float(str(values["ended"])) - float(str(values["time"])))
     values |= {"duration_ms": took, "generation_ms": took - float(str(values["ttft_ms"]))}

@@ -38,7 +38,7 @@ _MIGRATIONS = (
         method TEXT NOT NULL, class TEXT NOT NULL, path TEXT NOT NULL, status INTEGER,
         prompt_tokens INTEGER, completion_tokens INTEGER, estimated INTEGER NOT NULL,
         bytes_in INTEGER NOT NULL, bytes_out INTEGER NOT NULL, ttft_ms REAL, duration_ms REAL NOT NULL,
-        generation_ms REAL
+        generation_ms REAL, stripped TEXT NOT NULL
     );
     CREATE INDEX requests_by_end ON requests (ended);
     CREATE TABLE hours (
@@ -56,7 +56,7 @@ _MIGRATIONS = (
 _SUMS = ("requests", "prompt_tokens", "completion_tokens", "estimated", "bytes_in", "bytes_out", "generation_ms")
 ADD_TO_HOURS = "ON CONFLICT DO UPDATE SET " + ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUMS)
 _INSERT = (
-    "INSERT INTO requests SELECT ?, ?, ?, id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM groups "
+    "INSERT INTO requests SELECT ?, ?, ?, id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM groups "
     "WHERE key = ? AND model = ? AND outcome = ? AND reason = ?"
 )
 
@@ -92,6 +92,8 @@ class Entry(NamedTuple):
     duration_ms: float
     generation_ms: float | None
     """The time in which its tokens were made."""
+    stripped: str
+    """Names of header fields and parameters that did not go upstream, with commas between them."""
     key: str
     model: str
     outcome: str

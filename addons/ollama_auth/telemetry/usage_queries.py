@@ -142,7 +142,7 @@ def seconds_ahead(time: float, zone: tzinfo) -> int:
 
 _ROW = (
     "time", "ended", "id", "client", "method", "class", "path", "status", "prompt_tokens", "completion_tokens",
-    "estimated", "bytes_in", "bytes_out", "ttft_ms", "duration_ms", "generation_ms",
+    "estimated", "bytes_in", "bytes_out", "ttft_ms", "duration_ms", "generation_ms", "stripped",
 )  # fmt: skip
 
 

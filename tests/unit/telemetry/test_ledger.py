@@ -31,7 +31,7 @@ MAX_WAITING = 100
 NOON = datetime(2026, 11, 26, 12, tzinfo=ZoneInfo("UTC")).timestamp()
 ENTRY = Entry(
     NOON, NOON + 2, "id", "127.0.0.1", "POST", "infer", "/api/chat", 200, 10, 20, False, 100, 200, 500.0, 2000.0,
-    1500.0, "alice", "m", "answered", "",
+    1500.0, "", "alice", "m", "answered", "",
 )  # fmt: skip
 
 
@@ -323,7 +323,7 @@ def test_the_row_of_an_exchange() -> None:
     entry = entry_of(exchange)
     assert entry == Entry(
         exchange.time, exchange.time + 2, exchange.id, "::1", "POST", "infer", "/api/chat", 200, module.MAX_COUNT, 7,
-        False, 0, 0, 500.0, 2000.0, 2000.0, "alice", "m", str(Outcome.ANSWERED), "",
+        False, 0, 0, 500.0, 2000.0, 2000.0, "", "alice", "m", str(Outcome.ANSWERED), "",
     )  # fmt: skip
     exchange = Exchange("::1", key="unknown:12345678", reason="unknown", status=401, first_byte=1e9, ended=1e9)
     refused = entry_of(exchange)

@@ -113,7 +113,7 @@ function show(r) {
     ["Outcome", `${r.status ?? "no answer"}, ${OUTCOMES[r.outcome]}${r.reason || r.outcome !== "answered" ? `: ${why(r.reason)}` : ""}`],
     ["Model", r.model || NONE],
     ["Charged", r.prompt_tokens === null && r.completion_tokens === null ? "nothing" : `${whole(r.prompt_tokens)} tokens in, ${whole(r.completion_tokens)} out${r.estimated ? ", an estimate: the answer told no figures" : ""}`],
-    ["Taken out", r.stripped?.length ? r.stripped.join(", ") : NONE],
+    ["Taken out", r.stripped.replaceAll(",", ", ") || NONE],
     ["First token", ms(r.ttft_ms)], ["Tokens per second", speed(pace(r))], ["Took", ms(r.duration_ms)],
     ["Size", `${bytes(r.bytes_in)} in, ${bytes(r.bytes_out)} out`],
   ];
