@@ -370,7 +370,14 @@ async def test_nothing_stands_in_the_way_of_anybody(page: Page, stand: Stand, ax
     run = "axe.run({resultTypes: ['violations']}).then(r => r.violations.map(v => [v.id, v.nodes[0].html]))"
     request = {"number": 1, "time": state()["now"], "ended": state()["now"], "id": "a" * 16, "client": "192.0.2.1"}
     request |= {"method": "POST", "path": "/api/chat", "class": "infer", "status": 200, "key": "alice", "model": "m"}
-    request |= {"outcome": "answered", "reason": "", "estimated": False, "prompt_tokens": 5, "completion_tokens": 31}
+    request |= {
+        "stripped": "authorization",
+        "outcome": "answered",
+        "reason": "",
+        "estimated": False,
+        "prompt_tokens": 5,
+        "completion_tokens": 31,
+    }
     request |= {"ttft_ms": 200, "duration_ms": 3000, "generation_ms": 2800, "bytes_in": 80, "bytes_out": 4000}
     stand.answers["requests"] = {"requests": [request]}
     model = {"name": "llama3.2:latest", "size": 2 * 10**9, "loaded": True, "memory": 3 * 10**9, "memory_gpu": 10**9}
