@@ -267,7 +267,9 @@ class Gate:
 
     @property
     def upstream(self) -> str:
-        return str(ctx.options.mode[0]).removeprefix("reverse:").partition("@")[0].rstrip("/")
+        """The URL of Ollama, with its base path."""
+        base = self.settings.base_path.decode() if self.settings else ""
+        return str(ctx.options.mode[0]).removeprefix("reverse:").partition("@")[0].rstrip("/") + base
 
     @property
     def address(self) -> tuple[str, int] | None:

@@ -3,6 +3,7 @@
 mitmproxy shows the help texts with `mitmdump --options`. Readers take (option name, value) and raise SettingsError.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ class Options(Protocol):
     def __getattr__(self, name: str) -> Any: ...
 
 
+BASE_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 type Reader = Callable[[str, Any], Any]
 
 
@@ -128,6 +130,14 @@ def one_of(*choices: str) -> Reader:
     return choice
 
 
+def base_path(name: str, text: str) -> bytes:
+    """`"/olla/ollama"` -> the same in bytes; what follows is the path of a request."""
+    path = text.removesuffix("/")
+    if path and (not BASE_PATH.fullmatch(path) or {".", ".."} & set(path.split("/")) or path in ("/api", "/v1")):
+        raise SettingsError(f"{name}: {text!r} is not what stands before /api and /v1, such as /olla/ollama")
+    return path.encode()
+
+
 def origins(name: str, values: Sequence[str]) -> frozenset[str]:
     """Return origins as browsers send them."""
     for origin in values:
@@ -193,6 +203,9 @@ OPTIONS: tuple[Option, ...] = (
            "OLLAMA_USAGE_DB. Unset: in memory.", optional, "OLLAMA_USAGE_DB"),
     Option("ollama_usage_days", int, 30, "Days for which each request is kept there; sums by hour are kept for ever.",
            positive),
+    Option("ollama_base_path", str, "",
+           "The beginning of Ollama's paths, where an endpoint has one, such as /olla/ollama. Clients do not send it.",
+           base_path),
     Option("ollama_forward_headers", Sequence[str], [],
            "Names of request headers to forward to Ollama besides the usual ones. Repeat for several. Credentials "
            "and hop-by-hop headers are refused.", header_names),

@@ -62,6 +62,8 @@ class Settings:
     """/metrics needs no key."""
     usage_db: str | None
     usage_days: int
+    base_path: bytes
+    """What stands before the path of each request upstream."""
     forward_headers: frozenset[bytes]
     bounds: Bounds
     max_body: Mapping[RouteClass, int]

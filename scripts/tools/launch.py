@@ -77,10 +77,12 @@ class Launch:
 
     def upstream(self, environment: Mapping[str, str]) -> str:
         """The URL of Ollama. Raises ToolError."""
+        base = self.options.ollama_base_path.removesuffix("/")
         if self.mode:
             host, port = self.mode.address
-            return f"{self.mode.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-        return endpoint(environment.get("OLLAMA_ENDPOINT"))
+            return f"{self.mode.scheme}://{f'[{host}]' if ':' in host else host}:{port}{base}"
+        url = endpoint(environment.get("OLLAMA_ENDPOINT"))
+        return url if urlsplit(url).path else url + base
 
     def is_set(self, name: str, environment: Mapping[str, str]) -> bool:
         """Whether the option or its environment variable is there, even if empty."""
@@ -105,12 +107,13 @@ def endpoint(text: str | None) -> str:
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        if valid and "@" not in parts.netloc and parts.path in ("", "/") and not parts.query + parts.fragment:
+        if valid and "@" not in parts.netloc and not parts.query + parts.fragment:
+            path = option_table.base_path("OLLAMA_ENDPOINT", parts.path).decode()
             port = f":{OLLAMA_PORT}" * (parts.port is None and parts.scheme == "http")
-            return f"{parts.scheme}://{parts.netloc.removesuffix(':')}{port}"
+            return f"{parts.scheme}://{parts.netloc.removesuffix(':')}{port}{path}"
     except ValueError:
         pass
-    raise ToolError("OLLAMA_ENDPOINT has to look like http://HOST:PORT, without a path and without a password")
+    raise ToolError("OLLAMA_ENDPOINT has to look like http://HOST:PORT or http://HOST:PORT/PATH, without a password")
 
 
 def read(arguments: Sequence[str]) -> Launch:

@@ -173,7 +173,10 @@ def gate_command(upstream: str, launched: Launch) -> list[str]:
     if launched.workers > 1:
         program = [sys.executable, str(TOOLS), "supervisor", str(launched.workers), *program]
     if not launched.mode_in_arguments:
-        program += ["--mode", launched.mode.full_spec if launched.mode else f"reverse:{upstream}"]
+        parts = urlsplit(upstream)
+        origin = f"reverse:{parts.scheme}://{parts.netloc}"
+        program += ["--mode", launched.mode.full_spec if launched.mode else origin]
+        program += ["--set", f"ollama_base_path={parts.path}"] if parts.path else []
     if launched.options.listen_port is None:
         program += ["--listen-port", str(launch.DEFAULT_PORT)]
     return [*program, "-s", str(ADDON), *launched.arguments]
@@ -197,7 +200,7 @@ def chat_model(upstream: str) -> str | None:
     connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = connect(parts.netloc, timeout=2)
     try:
-        connection.request("GET", "/api/tags")
+        connection.request("GET", f"{parts.path}/api/tags")
         names = re.findall(rb'"name"\s*:\s*"([\w.:/-]+)"', connection.getresponse().read(1 << 20))
     except http.client.HTTPException:
         return None

@@ -10,7 +10,7 @@ from mitmproxy.http import HTTPFlow
 
 from ..ollama_api import conversation
 from ..ollama_api.conversation import Conversation, ConversationFormat, Kind, Part, size_of
-from ..ollama_api.routes import route
+from ..ollama_api.routes import Route, route
 
 MAX_TEXT = 256 * 1024
 """Characters of a conversation that are shown."""
@@ -124,7 +124,13 @@ def format_of(metadata: Metadata) -> ConversationFormat | None:
     """The format of the conversation in a flow, or None where there is none."""
     if not isinstance(metadata.flow, HTTPFlow):
         return None
-    return route(metadata.flow.request.data.method, metadata.flow.request.data.path).conversation
+    return route_of(metadata.flow).conversation
+
+
+def route_of(flow: HTTPFlow) -> Route:
+    """The route of a request, whose path begins with that of the endpoint."""
+    base = str(flow.metadata.get("ollama_base_path", "")).encode()
+    return route(flow.request.data.method, flow.request.data.path.removeprefix(base))
 
 
 def is_request(metadata: Metadata) -> bool:

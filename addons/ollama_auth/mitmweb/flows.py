@@ -25,12 +25,11 @@ from ..auth.redaction import mask_value
 from ..bounded_copy import BoundedCopy
 from ..exchange import Exchange, Outcome, Refusal
 from ..http.responses import error
-from ..ollama_api.routes import route
 from ..ollama_api.usage import UsageReader
 from ..runtime import ActiveConfig
 from ..telemetry.access_log import path
 from ..telemetry.figures import completion, current_model, stream_speed
-from .contentview import ConversationView
+from .contentview import ConversationView, route_of
 
 TICK = 0.5
 """Minimum seconds between two rounds of showing running answers."""
@@ -224,7 +223,7 @@ class FlowViews:
         if flow.is_replay != "request" or not flow.response or "ollama_reason" in flow.metadata:
             return
         request, get = flow.request, flow.response.headers.get
-        exchange = Exchange("replay", request.method, route(request.data.method, request.data.path))
+        exchange = Exchange("replay", request.method, route_of(flow))
         exchange.key, exchange.first_byte = flow.metadata.get("ollama_key"), time.monotonic()
         exchange.status = flow.response.status_code
         assert exchange.route

@@ -368,6 +368,9 @@ class GateStream(HttpStream):
         host = request.host_header
         request.headers.fields = admission.request.fields
         request.data.path = admission.request.target
+        if base := self.lifecycle.settings.base_path:
+            request.data.path = base + request.data.path
+            self.flow.metadata["ollama_base_path"] = base.decode()
         address_request(request, self.context.server)
         if not self.context.options.keep_host_header:
             name = request.data.host

@@ -61,7 +61,7 @@ def ollama(target: Target) -> Iterator[Finding]:
     where = target.upstream.geturl()
     try:
         asked = time.time()
-        response = ask(target.upstream, "/api/version")
+        response = ask(target.upstream, f"{target.upstream.path}/api/version")
     except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "strerror", None) or type(error).__name__
         yield bad(where, f"nothing answers there ({why})", "start Ollama, or set OLLAMA_ENDPOINT to where it is")

@@ -31,6 +31,7 @@ SECRET = re.compile(r"sk-ollama-[0-9a-f]{32}")
         ("gpu-box:", "http://gpu-box:11434"),
         ("[::1]", "http://[::1]:11434"),
         ("[::1]:11434", "http://[::1]:11434"),
+        ("http://olla:40114/olla/ollama/", "http://olla:40114/olla/ollama"),
     ],
 )
 def test_an_endpoint_without_a_scheme_means_http(text: str | None, url: str) -> None:
