@@ -46,7 +46,7 @@ from .proxy.option_cache import CachedOptions
 from .proxy.proxy_protocol import ProxyHeaderLayer
 from .proxy.teardown import take_apart_at_end
 from .proxy.tls import ClientTls, CloseConnectionLayer
-from .proxy.transport import BulkReader, close_sockets, limit_receive_buffer, transport_of
+from .proxy.transport import BulkReader, close_sockets, keep_alive, limit_receive_buffer, transport_of
 from .runtime import ANYWHERE, ActiveConfig, say
 from .telemetry.monitor import Monitor
 
@@ -332,6 +332,7 @@ class Gate:
         peer.awaits_proxy_header = peer.shared and self.lifecycle.settings.proxy_protocol
         take_apart_at_end(handler)
         BulkReader.take_over(handler, client)
+        keep_alive(handler, client, self.lifecycle.settings)
         handler.max_conns = defaultdict(lambda: asyncio.Semaphore(UPSTREAM_CONNECTIONS))
         client.error = None
 
@@ -397,6 +398,7 @@ class Gate:
     def server_connected(self, data: ServerConnectionHookData) -> None:
         if peer := self.connections.get(data.client.id):
             BulkReader.take_over(peer.handler, data.server)
+            keep_alive(peer.handler, data.server, self.lifecycle.settings)
             if data.client.tls:
                 size = STREAM_BUFFER if data.client.alpn == b"h2" else TLS_BUFFER
                 limit_receive_buffer(peer.handler, data.server, size)

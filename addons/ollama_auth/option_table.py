@@ -85,6 +85,17 @@ def _at_least(least: int, name: str, value: int) -> int:
     return value
 
 
+def up_to(most: int, least: int = 1) -> Reader:
+    """Make a reader that takes a number of that range."""
+
+    def number(name: str, value: int) -> int:
+        if value > most:
+            raise SettingsError(f"{name} is {value}: it must be at most {most}")
+        return _at_least(least, name, value)
+
+    return number
+
+
 def size(name: str, text: str) -> int:
     """`"32m"` -> bytes."""
     found = parse_size(text.strip())
@@ -169,6 +180,8 @@ def header_name(name: str, text: str) -> str:
     return text
 
 
+MOST_SECONDS = 32767
+"""What Linux takes for TCP_KEEPIDLE and TCP_KEEPINTVL."""
 OPTIONS: tuple[Option, ...] = (
     Option("ollama_api_key", str | None, None,
            "The key that lets a client in. Prefer the environment variable OLLAMA_API_KEY: what is on a command line "
@@ -247,6 +260,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("ollama_max_connections_per_client", int, 1024,
            "Most connections of one client address (of one /64 network in IPv6); 0: no limit of its own.",
            not_negative),
+    Option("ollama_keepalive_idle", int, 30,
+           "Seconds of silence of a client or of Ollama, after which TCP asks whether it is still there. A peer that "
+           "answers may be silent for as long as it likes. 0: never.", up_to(MOST_SECONDS, 0)),
+    Option("ollama_keepalive_interval", int, 10, "Seconds between two such questions.", up_to(MOST_SECONDS)),
+    Option("ollama_keepalive_probes", int, 3, "Such questions without an answer that end the connection.", up_to(127)),
     Option("ollama_trusted_proxies", Sequence[str], [],
            "Addresses and networks of the proxies in front that are believed when they name the client, such as "
            "10.0.0.2 or 10.0.0.0/24. Repeat for several. Environment, with commas: OLLAMA_TRUSTED_PROXIES. "

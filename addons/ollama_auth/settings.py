@@ -89,9 +89,17 @@ class Settings:
     signature_window: int
     max_wrong_keys: int
     cors_origins: frozenset[str]
+    keepalive_idle: int
+    keepalive_interval: int
+    keepalive_probes: int
     proxies: TrustedProxies
     proxy_protocol: bool
     warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def vanished_after(self) -> int:
+        """Seconds without any sign of a peer, after which it is gone."""
+        return self.keepalive_idle + self.keepalive_interval * self.keepalive_probes
 
 
 def read(

@@ -433,8 +433,9 @@ def test_a_bound_below_zero(name: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("name", INTEGERS)
-def test_a_bound_of_zero_is_none_but_for_three(name: str) -> None:
-    if name in ("ollama_max_connections_per_client", "ollama_grace_period", "ollama_drain_delay"):
+def test_a_bound_of_zero_is_none_but_for_four(name: str) -> None:
+    without = {"ollama_max_connections_per_client", "ollama_grace_period", "ollama_drain_delay"}
+    if name in without | {"ollama_keepalive_idle"}:
         assert settings(**{name: 0})
     else:
         assert f"{name} is 0: it must be at least 1" in refusal(**{name: 0})
@@ -534,3 +535,12 @@ def test_proxies_that_can_not_be_right() -> None:
     assert "ollama_client_ip_header: 'X Real IP'" in refusal(ollama_client_ip_header="X Real IP")
     assert "ollama_client_ip_header: ''" in refusal(ollama_client_ip_header="")
     assert "ollama_trusted_proxies" in refusal(ollama_proxy_protocol=True)
+
+
+def test_keepalive() -> None:
+    assert settings().vanished_after == 60
+    assert settings(ollama_keepalive_idle=0).keepalive_idle == 0
+    assert "ollama_keepalive_idle is -1" in refusal(ollama_keepalive_idle=-1)
+    assert "at most 32767" in refusal(ollama_keepalive_interval=32768)
+    assert "at most 127" in refusal(ollama_keepalive_probes=128)
+    assert "at least 1" in refusal(ollama_keepalive_probes=0)

@@ -22,7 +22,7 @@ from mitmproxy.utils import asyncio_utils
 from ..auth.client_ip import network_of, normal
 from ..exchange import Exchange
 from ..settings import Settings
-from .transport import bytes_taken, pause_reading, resume_reading, transport_of, unsent
+from .transport import bytes_taken, pause_reading, resume_reading, spare_full_peer, transport_of, unsent
 
 logger = logging.getLogger(__name__)
 
@@ -227,6 +227,12 @@ class ClientConnection:
                 del self.body_deadlines[stream_id]
                 self.send_event(BodyTimeout(stream_id))
 
+    def spare_full_peers(self, vanished_after: int) -> None:
+        """Let no peer count as vanished that is there and takes nothing."""
+        for connection in self.handler.transports:
+            if transport := transport_of(self.handler, connection):
+                spare_full_peer(transport, vanished_after)
+
     def flushed(self, connection: Connection) -> bool:
         """Tell whether all that was written to a connection has left this process."""
         return not unsent(transport_of(self.handler, connection))
@@ -390,14 +396,20 @@ class Connections:
 
         Runs until cancelled.
         """
+        full_peers_due = 0.0
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             now = time.monotonic()
             patience = settings().idle_timeout
+            vanished_after = settings().vanished_after if settings().keepalive_idle and now > full_peers_due else 0
+            if vanished_after:
+                full_peers_due = now + vanished_after / 8
             for peer in self:
                 try:
                     peer.check_connects(now)
                     peer.check_bodies(now)
+                    if vanished_after:
+                        peer.spare_full_peers(vanished_after)
                     if peer.deadline is not None and now > peer.deadline:
                         peer.expire(now)
                     if peer.outflow.stalled(now) > patience and peer.outflow.transport:

@@ -14,7 +14,7 @@ from typing import cast
 from mitmproxy.connection import Connection, Server
 from mitmproxy.proxy.server import ConnectionHandler
 
-from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
+from ..settings import Settings
 
 READ_BUFFER = 16 * 1024
 """Bytes kept of a connection while mitmproxy is busy, before its peer has to wait. The read that exceeds it is kept as
@@ -84,6 +84,40 @@ def limit_receive_buffer(handler: ConnectionHandler, connection: Connection, siz
     """Let the kernel keep some `size` bytes of a connection, and a read bring no more; asyncio reads up to 256 KB."""
     if transport := transport_of(handler, connection):
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+
+
+def keep_alive(handler: ConnectionHandler, connection: Connection, settings: Settings) -> None:
+    """Have the kernel ask a silent peer whether it is still there, and end the connection if nothing answers in time.
+
+    Systems lack some of the options: macOS has another name for the first, and only Linux has the last.
+    """
+    if not (settings.keepalive_idle and (transport := transport_of(handler, connection))):
+        return
+    own, known = transport.get_extra_info("socket"), vars(socket)
+    with suppress(OSError):  # It has just ended.
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (
+            ("TCP_KEEPIDLE" if "TCP_KEEPIDLE" in known else "TCP_KEEPALIVE", settings.keepalive_idle),
+            ("TCP_KEEPINTVL", settings.keepalive_interval),
+            ("TCP_KEEPCNT", settings.keepalive_probes),
+            ("TCP_USER_TIMEOUT", settings.vanished_after * 1000),
+        ):
+            if name in known:
+                own.setsockopt(socket.IPPROTO_TCP, known[name], value)
+
+
+def spare_full_peer(transport: asyncio.Transport, seconds: int) -> None:
+    """Suspend TCP_USER_TIMEOUT while a peer answers, but has no room for data: Linux would end that one as well.
+
+    In the kernel, tcp_probe_timer() counts the time in which the window is closed, and every answer of the peer clears
+    the probes, but not their backoff.
+    """
+    with suppress(AttributeError, OSError, struct.error):
+        own = transport.get_extra_info("socket")
+        info = own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+        probes, backoff, unacknowledged = struct.unpack_from("3xBB19xI", info)
+        full = backoff and not unacknowledged and probes < 2
+        own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0 if full else seconds * 1000)
 
 
 def close_sockets(handler: ConnectionHandler, *connections: Connection) -> None:
