@@ -292,6 +292,10 @@ TRICKS = {
     "the first value alone": (b'{"model":"demo"} {"model":"tiny"}', None),
     "not JSON": (b"model=demo", 400),
     "nothing": (b"{}", None),
+    "a name that is not UTF-8": (b'{"model":"demo\xff"}', 400),
+    "a permitted name with bytes that are not UTF-8 in its key": (b'{"model\xff":"demo","model":"tiny"}', 403),
+    "a name in an overlong encoding": (b'{"model":"\xc1\xa4emo"}', 400),
+    "a byte order mark": (b'\xef\xbb\xbf{"model":"demo"}', 400),
     "another encoding": ('{"model":"demo"}'.encode("utf-16"), 400),
     "null": (b'{"model":"tiny","model":null}', 403),
     "a number": (b'{"model":1}', 400),
@@ -310,6 +314,17 @@ def test_tricks_with_the_body(named: Gate, upstream: Upstream, trick: str) -> No
     else:
         assert answer.status in (400, 403), answer
         assert len(upstream.requests) == before
+
+
+def test_text_that_is_not_utf_8(named: Gate, upstream: Upstream) -> None:
+    """The output of a tool that was cut inside a character: Ollama takes it."""
+    body = chat("demo", stream=False).replace(b"blue", b"\xe2\x82")
+    for size in (1, len(body)):
+        with Wire(named.port, head("POST", "/api/chat", bearer("dora"), f"Content-Length: {len(body)}")) as wire:
+            for at in range(0, len(body), size):
+                wire.send(body[at : at + size])
+            assert wire.read_response().status == 200
+        assert upstream.last.body == body
 
 
 def test_the_judged_body_is_the_one_that_is_sent_in_any_framing(named: Gate, upstream: Upstream) -> None:

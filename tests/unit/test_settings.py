@@ -433,9 +433,9 @@ def test_a_bound_below_zero(name: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("name", INTEGERS)
-def test_a_bound_of_zero_is_none_but_for_four(name: str) -> None:
-    without = {"ollama_max_connections_per_client", "ollama_grace_period", "ollama_drain_delay"}
-    if name in without | {"ollama_keepalive_idle"}:
+def test_a_bound_of_zero_is_none_but_for_some(name: str) -> None:
+    waits = {"ollama_grace_period", "ollama_drain_delay", "ollama_keepalive_idle", "ollama_replaced_keys_timeout"}
+    if name in waits | {"ollama_max_connections_per_client"}:
         assert settings(**{name: 0})
     else:
         assert f"{name} is 0: it must be at least 1" in refusal(**{name: 0})

@@ -283,7 +283,7 @@ class StrictScanner:
     """Reads the wanted values of one JSON object (RFC 8259), and refuses what is none. What follows it is not read.
 
     Names are compared without case, as in Go. The work for a piece is bounded by its size; kept is a byte for each open
-    container, and one token. The input has to be UTF-8.
+    container, and one token. Bytes that are not UTF-8 are read as U+FFFD in strings, as in Go, and refused elsewhere.
     """
 
     def __init__(self, place: Place, report: Callable[[str, str, Reported], None]) -> None:
@@ -529,8 +529,8 @@ class StrictScanner:
 
 
 def _unescaped(raw: bytes) -> str:
-    """The text of a whole string."""
-    return str(scanstring(raw.decode(), 1)[0])
+    """The text of a whole string; one U+FFFD may stand for several bytes, of which Go makes one each."""
+    return str(scanstring(raw.decode("utf-8", "replace"), 1)[0])
 
 
 def _end(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:

@@ -6,7 +6,6 @@ where an older version reads less than that, this only refuses more). All reader
 latest.
 """
 
-import codecs
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -108,7 +107,6 @@ class _JsonReader:
         self._searches = False
         self._marks = 0
         self._error: BodyError | None = None
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._scanner = StrictScanner(models.place, self._found)
 
     def feed(self, data: bytes) -> None:
@@ -116,10 +114,7 @@ class _JsonReader:
         if self._error or self._marks > MAX_MARKS:
             return
         try:
-            self._decoder.decode(data)
             self._scanner.feed(data)
-        except UnicodeDecodeError:
-            self._error = BodyError(400, "the request body is not JSON in UTF-8")
         except NotJsonError as error:
             self._error = BodyError(400, f"the request body {error}")
 
@@ -142,8 +137,8 @@ class _JsonReader:
             raise BodyError(413, "the request body is too intricate to be inspected")
         if self._error:
             raise self._error
-        if not self._scanner.closed or self._decoder.getstate()[0]:
-            raise BodyError(400, "the request body is not JSON in UTF-8")
+        if not self._scanner.closed:
+            raise BodyError(400, "the request body is not JSON")
         return self._asked()
 
     def _asked(self) -> Asked:
@@ -224,9 +219,10 @@ def _named(text: str, canonical: Callable[[str], str | None] = reference) -> str
 
 
 # How a strict reader of JSON differs from Go's encoding/json, and what is done about it:
-# - Bytes that are not UTF-8 are an error, and U+FFFD in Go: refused, which loses nothing. So is a byte order mark.
+# - Bytes that are not UTF-8 are an error, and U+FFFD in the strings of Go, and here. No valid name of a model has that
+#   in it, and no name of a member that is looked for. A byte order mark is refused, as in Go.
 # - Of equal names, also as Go folds them, the last one counts, but null leaves the field as it was.
-# - Anything after the first value is ignored, but for its encoding.
+# - Anything after the first value is ignored.
 # - Lone surrogates are kept, and U+FFFD in Go: neither is valid in a name, but logs can't be written with the first.
 
 

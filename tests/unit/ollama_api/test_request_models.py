@@ -179,9 +179,19 @@ def test_no_other_letter_is_folded(key: str) -> None:
         *(
             b"\xff",
             b'{"model":"m\xff"}',
-            b'{"model":"m","\xed\xa0\x80":1}',
-            b'{"model":"m"}\xff',
             b'{"model":"\xc0\xaf"}',
+            b'{"model":"\xed\xa0\x80"}',
+            b'{"model":"m\xe2\x82"}',
+            b'{"model":"x","model":"m\xff"}',
+            b'{"mode\xff":"m"}',
+            b'{"model\xff":"m"}',
+            b'{"\xffmodel":"m"}',
+            b'{"\xc1\xadodel":"m"}',
+            b'{"model":\xff"m"}',
+            b'{"model":"m"\xff}',
+            b'{\xff"model":"m"}',
+            b'\xef\xbb\xbf{"model":"m"}',
+            b'\xef\xbf\xbe{"model":"m"}',
         ),
         *('{"model":"m"}'.encode(coding) for coding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig")),
         *(b"(\xb5/\xfd\x04\x00", b"\x1f\x8b\x08\x00", b"model=m", b"\0" * 100),
@@ -189,6 +199,23 @@ def test_no_other_letter_is_folded(key: str) -> None:
 )
 def test_a_body_that_is_refused(body: str | bytes) -> None:
     assert refusal("/api/chat", body).status == 400
+
+
+@pytest.mark.parametrize(
+    "odd", [b"\xff", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"\xed\xa0\x80", b"\xc0\xaf", b"\x80" * 5]
+)
+def test_text_that_is_not_utf_8_is_read_as_in_go(odd: bytes) -> None:
+    """Such as the output of a tool that was cut inside a character; what it is a part of is found all the same."""
+    for body in (
+        b'{"messages":[{"content":"%s"}],"model":"m"}',
+        b'{"model":"m","prompt":"a %s"}',
+        b'{"x%s":[{"%s":"%s\\u00e9%s"}],"model":"m"}'.replace(b"%s", odd),
+        b'{"model%s":"other","model":"m"}',
+        b'{"model":"m"} %s',
+    ):
+        assert names("/api/chat", body.replace(b"%s", odd)) == ("m:latest",)
+    for body in (b'{"model":"m%s"}', b'{"model":"%sm"}', b'{"model":"m:%s"}', b'{"model":"m%s:cloud","MODEL":"m%s"}'):
+        assert refusal("/api/chat", body.replace(b"%s", odd)).status == 400
 
 
 def test_a_body_that_would_take_long_is_refused_unread() -> None:
@@ -336,7 +363,7 @@ def text_of(pairs: Pairs, key: str) -> str:
 def read_whole(path: str, body: bytes) -> Asked | None:
     """What a request asks for; None: it is refused."""
     try:
-        pairs, _ = WHOLE.raw_decode(body.decode().lstrip(" \t\r\n"))
+        pairs, _ = WHOLE.raw_decode(body.decode("utf-8", "replace").lstrip(" \t\r\n"))
         assert isinstance(pairs, Pairs)
         first = reference(text_of(pairs, "model")) if path != "/api/create" else None
         if path == "/api/create":
@@ -386,7 +413,10 @@ documents = st.builds(
 spoilt = st.tuples(
     st.integers(0, 200),
     st.sampled_from(
-        [b"", b"", b"", b"", b"x", b",", b"0", b".", b"]", b"}", b"[", b"\\", b'"', b"\x01", b"\xff", b"NaN"]
+        [
+            *(b"", b"", b"", b"", b"x", b",", b"0", b".", b"]", b"}", b"[", b"\\", b'"', b"\x01", b"NaN"),
+            *(b"\xff", b"\xc3", b"\xe2\x82", b"\xed\xa0\x80", b"\xc0\xad", b"\xef\xbb\xbf"),
+        ]
     ),
     st.sampled_from([0, 0, 0, 0, 0, 1, 2]),
 )
