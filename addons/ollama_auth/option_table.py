@@ -220,8 +220,8 @@ OPTIONS: tuple[Option, ...] = (
            "The beginning of Ollama's paths, where an endpoint has one, such as /olla/ollama. Clients do not send it.",
            base_path),
     Option("ollama_forward_headers", Sequence[str], [],
-           "Names of request headers to forward to Ollama besides the usual ones. Repeat for several. Credentials "
-           "and hop-by-hop headers are refused.", header_names),
+           "Names of request headers to forward to Ollama besides the usual ones. Repeat for several. Fields that "
+           "carry credentials, such as Cookie, and hop-by-hop fields are refused.", header_names),
     Option("ollama_max_head", int, Bounds().head, "Largest request head in bytes; 431 above.", positive),
     Option("ollama_max_header_count", int, Bounds().fields, "Most header fields in a request; 431 above.", positive),
     Option("ollama_max_target", int, Bounds().target, "Longest request target in bytes; 414 above.", positive),

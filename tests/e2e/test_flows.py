@@ -1,6 +1,7 @@
 """What those see who look at flows, in mitmweb, mitmproxy and files of flows; and that no key is in any of it."""
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -390,7 +391,7 @@ def test_an_admitted_request_can_be_sent_again(web: Mitmweb, upstream: Upstream)
         assert web.content(flow, "request") == body
         assert web.content(flow).count(b"\n") == 32
         assert "You said" in web.shown(flow)
-        assert re.fullmatch(r"default · demo · 5 \+ 31 tokens( · [\d.]+/s)?", web.flows()[-1]["comment"])
+        assert re.fullmatch(r"default · demo · 5 \+ 31 tokens( · [\d.]+/s)? · /api/chat", web.flows()[-1]["comment"])
         assert "authorization" not in {name.lower() for name, _ in upstream.last.headers}
 
 
@@ -406,6 +407,27 @@ def test_the_answer_to_what_is_sent_again_can_be_read_while_it_streams(web: Mitm
     upstream.go_on()
     wait_until(lambda: web.flows()[-1]["marked"] == "", "the end")
     assert "came all the way" in web.shown(flow)
+
+
+def test_what_is_sent_again_is_in_the_logs(upstream: Upstream, tmp_path: Path) -> None:
+    """Marked by its client, which is no address: `replay`; also where it is refused."""
+    access, audit = tmp_path / "access", tmp_path / "audit"
+    with Mitmweb(upstream.url, "--set", f"ollama_access_log={access}", "--set", f"ollama_audit_log={audit}") as web:
+        send(web)
+        ask(web.port, "GET", "/api/tags")
+        web.replay(web.flow("/api/chat", "default"))
+        web.replay(web.flow("/api/tags"))
+        wait_until(lambda: access.read_text().count('"replay"') == 2, "two lines")
+        wait_until(lambda: audit.read_text().count("\n") == 2, "two conversations")
+        lines = [json.loads(line) for line in access.read_text().splitlines()]
+        replays = {line["path"]: line for line in lines if line["client"] == "replay"}
+        first = next(line for line in lines if line["path"] == "/api/chat" and line["client"] != "replay")
+        alike = ("key", "method", "status", "model", "prompt_tokens", "completion_tokens", "bytes_in")
+        assert {name: replays["/api/chat"][name] for name in alike} == {name: first[name] for name in alike}
+        assert (replays["/api/tags"]["status"], replays["/api/tags"]["reason"]) == (403, "missing")
+        once, again = map(json.loads, audit.read_text().splitlines())
+        assert once["request"] == again["request"]
+        assert '"done":true' in again["response"]
 
 
 def test_what_was_refused_is_not_sent_again(web: Mitmweb, upstream: Upstream) -> None:

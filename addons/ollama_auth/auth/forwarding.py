@@ -4,6 +4,7 @@ Ollama reads no credential, but it copies the headers of requests for cloud mode
 on the list is not forwarded.
 """
 
+import re
 from collections.abc import Collection
 
 from ..errors import OllamaAuthError
@@ -23,9 +24,13 @@ FORWARDED = frozenset({
 })  # fmt: skip
 
 _HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "http2-settings"}
-_CREDENTIALS = {"authorization", "proxy-authorization", "x-api-key"}
+_CREDENTIALS = re.compile(
+    r"(.*[-_])?(authorization|cookie2?|tokens?|secret|password|passwd|credentials?|jwt|assertion"
+    r"|(api|access|auth|subscription)[-_]?key)([-_].*)?"
+)
+"""Names of fields that carry a credential: a word of them says so."""
 _FRAMING = {"content-length", "transfer-encoding"}
-NEVER = frozenset(_HOP_BY_HOP | _CREDENTIALS | _FRAMING | {"host", "expect"})
+NEVER = frozenset(_HOP_BY_HOP | _FRAMING | {"host", "expect", "authorization", "cookie"})
 """Fields that an operator cannot add: credentials, hop-by-hop fields, and those that frame a message."""
 
 # Present in almost every request, so not worth a word in the log.
@@ -42,8 +47,10 @@ def extend(names: Collection[str]) -> frozenset[bytes]:
     for name in sorted(lowered):
         if not TOKEN.fullmatch(name.encode("utf-8", "replace")):
             raise HeaderNameError(f"{name!r} is not a valid header name")
+        if _CREDENTIALS.fullmatch(name):
+            raise HeaderNameError(f"{name} is never forwarded: it carries a credential, and may reach ollama.com")
         if name in NEVER:
-            raise HeaderNameError(f"{name} is never forwarded: it is a credential, or belongs to one connection")
+            raise HeaderNameError(f"{name} is never forwarded: it belongs to one connection")
     return FORWARDED | {name.encode() for name in lowered}
 
 

@@ -21,16 +21,19 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.utils import asyncio_utils
 
 from ..auth.forwarding import FORWARDED
-from ..auth.redaction import mask_value
-from ..bounded_copy import BoundedCopy
+from ..auth.redaction import MAX_SEARCHED, mask_path, mask_value
+from ..bounded_copy import BoundedCopy, Recording
 from ..exchange import Exchange, Outcome, Refusal
 from ..http.responses import error
 from ..ollama_api.usage import UsageReader
 from ..runtime import ActiveConfig
+from ..telemetry import audit_log
 from ..telemetry.access_log import path
 from ..telemetry.figures import completion, current_model, stream_speed
 from .contentview import ConversationView, route_of
 
+REPLAY = "replay"
+"""The client of a request that the operator sends again, in the logs."""
 TICK = 0.5
 """Minimum seconds between two rounds of showing running answers."""
 COPIED = 512 * 1024
@@ -212,24 +215,49 @@ class FlowViews:
         """Make room for a new flow; do not replay a refused one."""
         if flow.is_replay != "request":
             self._drop_old(flow)
-        elif "ollama_reason" in flow.metadata:
+            return
+        if "ollama_reason" in flow.metadata:
             refusal = error(
                 flow.metadata.get("ollama_id", flow.id), 403, "the gate refused this request, so it is not sent again"
             )
             flow.response = http.Response.make(refusal.status, refusal.body, http.Headers(refusal.fields))
+        exchange = self._replayed(flow)
+        if "ollama_reason" in flow.metadata:
+            exchange.status, exchange.reason = 403, flow.metadata["ollama_reason"]
+            self._log(exchange)
+            return
+        if self.config.audit and audit_log.concerns(exchange):
+            exchange.recording = Recording()
+        exchange.request_chunk(flow.request.raw_content or b"")
+        self.begin(exchange, flow)
+
+    def _replayed(self, flow: http.HTTPFlow) -> Exchange:
+        """The record of a request that the operator sends again: of the client `replay`, with the key of the first."""
+        base, settings = str(flow.metadata.get("ollama_base_path", "")).encode(), self.config.settings
+        exchange = Exchange(REPLAY, flow.request.method, route_of(flow))
+        exchange.key = flow.metadata.get("ollama_key")
+        if settings:
+            sent = flow.request.data.path.removeprefix(base).partition(b"?")[0]
+            exchange.path = mask_path(sent, settings.ring.holds, MAX_SEARCHED)
+        return exchange
+
+    def _log(self, exchange: Exchange) -> None:
+        """Write a replay into the logs. It is charged to nobody."""
+        exchange.finish()
+        self.config.log.write(exchange)
+        if self.config.audit:
+            self.config.audit.write(exchange)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         """Stream and label the answer to a replayed request like any other."""
-        if flow.is_replay != "request" or not flow.response or "ollama_reason" in flow.metadata:
+        live = self.live.get(flow.id)
+        if flow.is_replay != "request" or not flow.response or live is None:
             return
-        request, get = flow.request, flow.response.headers.get
-        exchange = Exchange("replay", request.method, route_of(flow))
-        exchange.key, exchange.first_byte = flow.metadata.get("ollama_key"), time.monotonic()
-        exchange.status = flow.response.status_code
-        assert exchange.route
+        exchange, get = live.exchange, flow.response.headers.get
+        exchange.first_byte, exchange.status = time.monotonic(), flow.response.status_code
         kinds = get("content-type", ""), get("content-encoding", "")
-        exchange.usage = UsageReader(exchange.route.usage, *kinds, exchange.status)
-        self.begin(exchange, flow)
+        if exchange.route:
+            exchange.usage = UsageReader(exchange.route.usage, *kinds, exchange.status)
         flow.response.stream = self.response_started(exchange, flow)
 
     def response(self, flow: http.HTTPFlow) -> None:
@@ -238,6 +266,9 @@ class FlowViews:
         if live:
             exchange = live.exchange
             exchange.used = exchange.charged_usage()
+            if exchange.client == REPLAY:
+                exchange.reason = "upstream broken" if flow.error else None
+                self._log(exchange)
             live.show(0)
             # A replay sends the content; it would not be used while a stream function is set.
             flow.request.stream = False
