@@ -11,6 +11,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,6 +48,8 @@ from tests.harness.wire import ask
 
 ADDRESS, MODEL = "127.0.0.1:8081", "llama3.2"
 PATIENCE = 60.0
+SLOW = pytest.mark.slow
+WRONG = "sk-ollama-wrong-0123456789abcdef"
 pytestmark = pytest.mark.timeout(3 * PATIENCE)
 GATE_OPTIONS = {option.name: option for option in option_table.OPTIONS}
 
@@ -56,8 +59,10 @@ def adapted(text: str, gate: Gate) -> str:
     return text.replace(ADDRESS, f"127.0.0.1:{gate.port}").replace(MODEL, "demo")
 
 
-def output(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path | str = "/") -> str:
-    """Run a command, assert that it succeeds, and return its standard output.
+def output(
+    *command: str | Path, env: Mapping[str, str] | None = None, cwd: Path | str = "/", succeeds: bool = True
+) -> str:
+    """Run a command, assert that it succeeds, and return its standard output; or that it fails, and all it said.
 
     Its environment has none of our variables except KEY and `env`.
     """
@@ -65,10 +70,14 @@ def output(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path
     clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     variables = clean | {"OLLAMA_API_KEY": KEY, "LANGSMITH_TRACING": "false"} | dict(env or {})
     done = subprocess.run(
-        command, env=variables, cwd=cwd, capture_output=True, text=True, check=False, timeout=PATIENCE
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+        command, env=variables, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        timeout=PATIENCE,
+    )  # fmt: skip
+    assert (done.returncode == 0) is succeeds, done.stdout + done.stderr
+    return done.stdout if succeeds else done.stdout + done.stderr
+
+
+failure = partial(output, succeeds=False)
 
 
 def yaml(text: str) -> Any:
@@ -86,29 +95,61 @@ def test_curl(line: str, gate: Gate) -> None:
 
 @pytest.mark.parametrize("code", [block.text for block in blocks(CLIENTS, "python")])
 def test_python(code: str, gate: Gate) -> None:
-    for name in re.findall(r"langchain_\w+", code):
+    for name in re.findall(r"langchain_\w+|llama_index|litellm|pydantic_ai", code):
         if find_spec(name) is None:
             pytest.skip(f"no {name} in this environment")
     assert "your words came all the way" in output(sys.executable, "-c", adapted(code, gate))
 
 
-@pytest.fixture(scope="module")
-def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder after `npm install ollama`."""
-    node, npm = tool("node"), tool("npm")
-    folder = tmp_path_factory.mktemp("js")
-    install = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=0", "ollama@0.6.4"]
+NODE_MODULES = {
+    "ollama for JavaScript": "ollama@0.6.4",
+    "AI SDK and LangChain.js": "ai@6.0.326 @ai-sdk/openai-compatible@2.0.92 @langchain/core@1 @langchain/ollama@1.3.0",
+}
+
+
+@pytest.mark.parametrize("heading", ["ollama for JavaScript", pytest.param("AI SDK and LangChain.js", marks=SLOW)])
+def test_javascript(heading: str, tmp_path: Path, gate: Gate) -> None:
+    """After `npm install`, where there is npm and a registry."""
+    tool("node")
+    words = ("--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=0", *NODE_MODULES[heading].split())
     try:
-        subprocess.run(install, cwd=folder, capture_output=True, check=True, timeout=PATIENCE)
+        subprocess.run(
+            [tool("npm"), "install", *words], cwd=tmp_path, capture_output=True, check=True, timeout=2 * PATIENCE
+        )
     except subprocess.SubprocessError:
-        pytest.skip("npm has no ollama here")
-    assert node
-    return folder
+        pytest.skip(f"npm has no {NODE_MODULES[heading]} here")
+    (tmp_path / "chat.mjs").write_text(adapted(block(CLIENTS, "js", heading), gate))
+    assert "your words came all the way" in output("node", "chat.mjs", cwd=tmp_path)
 
 
-def test_javascript(node_modules: Path, gate: Gate) -> None:
-    (node_modules / "chat.mjs").write_text(adapted(block(CLIENTS, "js", "ollama for JavaScript"), gate))
-    assert "your words came all the way" in output("node", "chat.mjs", cwd=node_modules)
+def test_codex(gate: Gate, tmp_path: Path) -> None:
+    """With the configuration of the page, it calls a tool and ends; with a wrong key, it says so."""
+    (tmp_path / ".codex").mkdir()
+    (tmp_path / ".codex" / "config.toml").write_text(adapted(block(CLIENTS, "toml", "Codex"), gate))
+    ask = [tool("codex"), "exec", "--skip-git-repo-check", 'exec_command {"cmd": "echo tool-ran-here"}']
+    assert "tool-ran-here" in output(*ask, env={"HOME": str(tmp_path)}, cwd=tmp_path)
+    assert "the key is not known here" in failure(*ask, env={"HOME": str(tmp_path), "OLLAMA_API_KEY": WRONG})
+
+
+def test_claude_code(gate: Gate, tmp_path: Path) -> None:
+    """With the variables of the page, it calls a tool and ends; with a wrong key, it says so."""
+    *exports, program = adapted(block(CLIENTS, "sh", "anthropic and Claude Code"), gate).splitlines()
+    question = 'Bash {"command": "echo tool-ran-here", "description": "x"}'
+    use = f"{program} --allowedTools Bash -p {shlex.quote(question)}"
+    ask = ["sh", "-c", "\n".join([*exports, use.replace("claude", tool("claude"), 1)])]
+    home = {"HOME": str(tmp_path), "IS_SANDBOX": "1"}
+    assert 'You said: "tool-ran-here"' in output(*ask, env=home, cwd=tmp_path)
+    assert "the key is not known here" in failure(*ask, env=home | {"OLLAMA_API_KEY": WRONG}, cwd=tmp_path)
+
+
+def test_opencode() -> None:
+    """The JSON is valid, and names the gate and the variable."""
+    config = json.loads(block(CLIENTS, "json", "opencode"))
+    assert config["provider"]["gate"]["options"] == {
+        "baseURL": f"http://{ADDRESS}/v1",
+        "apiKey": "{env:OLLAMA_API_KEY}",
+    }
+    assert config["model"].removeprefix("gate/") in config["provider"]["gate"]["models"]
 
 
 def test_variables_of_openai(gate: Gate) -> None:

@@ -68,9 +68,11 @@ CHECKED = {
     'mitmdump --mode reverse:http://127.0.0.1:11434 -s "$(ollama-auth addon)"': (
         "test_wheel.py::test_its_addon_guards_and_each_other_file_refuses"
     ),
-    "docker build -t ollama-auth .": "test_packaging.py::test_the_dockerfile_has_no_fault_that_hadolint_knows",
+    "docker build -t localhost/ollama-auth .": (
+        "test_packaging.py::test_the_dockerfile_has_no_fault_that_hadolint_knows"
+    ),
     "docker run --read-only -p 8081:8081 -e OLLAMA_API_KEY -e OLLAMA_ENDPOINT=http://host.docker.internal:11434 "
-    "ollama-auth": "test_readme.py::test_docker_run",
+    "localhost/ollama-auth": "test_readme.py::test_docker_run",
     "scripts/doctor": "test_doctor.py::test_it_is_there_before_the_first_run",
     "scripts/keys add alice --scope infer --scope list --model llama3.2 --model 'qwen*' --expires 90d --rpm 60": (
         "test_readme.py::test_keys_for_everyone"
