@@ -127,7 +127,7 @@ def test_codex(gate: Gate, tmp_path: Path) -> None:
     (tmp_path / ".codex").mkdir()
     (tmp_path / ".codex" / "config.toml").write_text(adapted(block(CLIENTS, "toml", "Codex"), gate))
     ask = [tool("codex"), "exec", "--skip-git-repo-check", 'exec_command {"cmd": "echo tool-ran-here"}']
-    assert "tool-ran-here" in output(*ask, env={"HOME": str(tmp_path)}, cwd=tmp_path)
+    assert 'You said: "Chunk ID: ' in output(*ask, env={"HOME": str(tmp_path)}, cwd=tmp_path), "of what ran"
     assert "the key is not known here" in failure(*ask, env={"HOME": str(tmp_path), "OLLAMA_API_KEY": WRONG})
 
 
@@ -140,6 +140,19 @@ def test_claude_code(gate: Gate, tmp_path: Path) -> None:
     home = {"HOME": str(tmp_path), "IS_SANDBOX": "1"}
     assert 'You said: "tool-ran-here"' in output(*ask, env=home, cwd=tmp_path)
     assert "the key is not known here" in failure(*ask, env=home | {"OLLAMA_API_KEY": WRONG}, cwd=tmp_path)
+
+
+TERMINAL = [line for line in commands(CLIENTS) if re.match(r"\S+ (aider|llm|oterm)\b", line)]
+
+
+@pytest.mark.parametrize("line", TERMINAL)
+def test_at_a_terminal(line: str, gate: Gate) -> None:
+    """Run llm where it is installed; the others want a terminal, or the rest of the internet."""
+    variable, program, *_ = shlex.split(line)
+    assert variable.endswith(f"=http://{ADDRESS}")
+    if program == "llm":
+        tool("llm")
+        assert "your words came all the way" in output("sh", "-c", adapted(line, gate))
 
 
 def test_opencode() -> None:

@@ -118,6 +118,9 @@ CHECKED = {
         "test_pages.py::test_tools_of_the_tests"
     ),
     "kubectl -n ollama rollout status deployment/ollama-auth": "test_pages.py::test_kubectl",
+    "OLLAMA_API_BASE=http://127.0.0.1:8081 aider --model ollama_chat/llama3.2": "test_pages.py::test_at_a_terminal",
+    'OLLAMA_HOST=http://127.0.0.1:8081 llm -m ollama/llama3.2 "Hello!"': "test_pages.py::test_at_a_terminal",
+    "OLLAMA_URL=http://127.0.0.1:8081 oterm": "test_pages.py::test_at_a_terminal",
 }
 RUN_AS_THEY_ARE = ("curl ", "printf ", ". ./.env.local; curl ", "docker run -d ")
 """Beginnings of commands that test_the_second_command and test_pages.py run as they stand."""
@@ -163,7 +166,7 @@ def test_files_that_are_named_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_options_that_are_named_exist(page: str) -> None:
-    text = re.sub(r"ollama_auth_\w+|ollama_api/", "", PAGES[page])  # Metrics, modules.
+    text = re.sub(r"ollama_auth_\w+|ollama_(api|chat)/", "", PAGES[page])  # Metrics, modules, litellm.
     named = set(re.findall(r"\bollama_[a-z_]+", text)) - {
         "ollama_auth",
         "ollama_max_boddy",
