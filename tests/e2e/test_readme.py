@@ -73,7 +73,6 @@ CHECKED = {
     ),
     "docker run --read-only -p 8081:8081 -e OLLAMA_API_KEY -e OLLAMA_ENDPOINT=http://host.docker.internal:11434 "
     "localhost/ollama-auth": "test_readme.py::test_docker_run",
-    "scripts/doctor": "test_doctor.py::test_it_is_there_before_the_first_run",
     "scripts/keys add alice --scope infer --scope list --model llama3.2 --model 'qwen*' --expires 90d --rpm 60": (
         "test_readme.py::test_keys_for_everyone"
     ),
@@ -86,7 +85,6 @@ CHECKED = {
     "scripts/serve --workers 2": "test_workers.py::test_each_serves_and_each_denies",
     "scripts/bench": "test_readme.py::test_scripts_exist",
     "scripts/test": "test_readme.py::test_scripts_exist",
-    "scripts/test tests/e2e/test_gate.py -k streaming": "test_readme.py::test_the_test_command",
     "scripts/bench --quick": "test_readme.py::test_scripts_exist",
     "scripts/refresh-pins": "test_readme.py::test_scripts_exist",
     "scripts/set-repository OWNER/NAME": "test_packaging.py::test_the_address_of_the_repository_is_set_by_one_command",
