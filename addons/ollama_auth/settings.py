@@ -98,8 +98,11 @@ class Settings:
 
     @property
     def vanished_after(self) -> int:
-        """Seconds without any sign of a peer, after which it is gone."""
-        return self.keepalive_idle + self.keepalive_interval * self.keepalive_probes
+        """Seconds without any sign of a peer, after which TCP_USER_TIMEOUT calls it gone.
+
+        That is when the last question is due: timers of Linux are late by up to 2 s in a minute.
+        """
+        return self.keepalive_idle + self.keepalive_interval * (self.keepalive_probes - 1)
 
 
 def read(

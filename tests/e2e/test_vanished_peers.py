@@ -55,7 +55,7 @@ def test_the_kernel_asks_whether_they_are_there(upstream: Upstream) -> None:
     upstream.hold()
     with Controlled(upstream.url) as gate, Line.to(gate.port, HELD) as line:
         line.read_until(b'"done":false}')
-        assert gate.do(OPTIONS) == repr([(1, 30, 10, 3, 60_000)] * 2), "of the client, and of Ollama"
+        assert gate.do(OPTIONS) == repr([(1, 30, 10, 3, 50_000)] * 2), "of the client, and of Ollama"
         upstream.go_on()
     with Controlled(upstream.url, "--set", "ollama_keepalive_idle=0") as gate, Line.to(gate.port, HELD) as line:
         line.read_until(b"0\r\n\r\n")

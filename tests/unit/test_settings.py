@@ -538,7 +538,7 @@ def test_proxies_that_can_not_be_right() -> None:
 
 
 def test_keepalive() -> None:
-    assert settings().vanished_after == 60
+    assert settings().vanished_after == 50
     assert settings(ollama_keepalive_idle=0).keepalive_idle == 0
     assert "ollama_keepalive_idle is -1" in refusal(ollama_keepalive_idle=-1)
     assert "at most 32767" in refusal(ollama_keepalive_interval=32768)
