@@ -26,8 +26,9 @@ LABEL org.opencontainers.image.title="ollama-auth" \
       org.opencontainers.image.source="${SOURCE}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# A running container installs nothing.
-RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3*/site-packages/pip* /usr/local/lib/python3*/ensurepip
+# A running container installs nothing. A volume at /data is for the ledger; a new one takes its owner from here.
+RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3*/site-packages/pip* /usr/local/lib/python3*/ensurepip && \
+    install -d -m 700 -o 65532 -g 65532 /data
 COPY --from=build /venv /venv
 COPY --from=build /app /app
 # mitmproxy makes certificates in $HOME at each start. /dev/shm is writable even with --read-only.

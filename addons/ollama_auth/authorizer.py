@@ -189,7 +189,7 @@ class Authorizer:
             raise RefusedError(KEY_IN_PATH, 400, message) from None
         filtered = policy.response_filtered(principal, found)
         allowed = self.settings.forward_headers
-        if filtered or (found.prompts and principal.tokens_per_day is not None):
+        if filtered or found.prompts:
             allowed -= {b"accept-encoding"}  # The answer is to be read here.
         fields = redaction.without(forwarding.split(head.fields, allowed)[0], secret)
         check_text(fields)

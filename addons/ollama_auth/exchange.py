@@ -193,9 +193,10 @@ class Exchange:
 
     @property
     def ttft(self) -> float | None:
-        """Seconds to the first token of a stream, else to the first byte of the answer."""
-        first = self.first_token or self.first_byte
-        return first - self.started if first else None
+        """Seconds to the first token of a stream, else to the first byte of a successful answer."""
+        first = self.first_token if self.stream else self.first_byte
+        failed = self.status != 200 or (self.used is not None and self.used.error is not None)
+        return first - self.started if first and (self.first_token or not failed) else None
 
     @property
     def tokens(self) -> int:
@@ -261,6 +262,8 @@ class Exchange:
             return
         self.ended = monotonic()
         self.used = self.charged_usage()
+        if self.used and self.used.complete and self.stream:
+            self.reason = None  # Whoever closed the connection: clients do so once they have read the end.
         if self.used and self.used.model:
             self.model = self.used.model = self.shown_model(self.used.model)
 

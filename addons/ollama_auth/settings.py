@@ -125,8 +125,16 @@ def read(
     path = keys_file_of(options, environ)
     if values["max_wrong_keys"] is None:
         values["max_wrong_keys"] = WRONG_KEYS if path else 0
+    values["usage_db"] = values["usage_db"] or shared_ledger(environ)
     ring, warnings = read_keys(options, environ, hidden, before)
     return _settings(values, ring=ring, keys_file=path, tls=bool(options.certs), warnings=warnings)
+
+
+def shared_ledger(environ: Mapping[str, str]) -> str | None:
+    """The file that several workers share where none was set, in their supervisor's folder; it goes with that."""
+    folder = environ.get("PROMETHEUS_MULTIPROC_DIR")
+    alone = environ.get("OLLAMA_WORKERS", "") in ("", "1")
+    return None if alone or not folder else str(Path(folder, "ledger.sqlite"))
 
 
 def _settings(values: dict[str, Any], **more: Any) -> Settings:

@@ -20,12 +20,14 @@ from urllib.parse import urlsplit
 from ollama_auth.clock import utc
 
 from . import launch
-from .serve import SELF_CHECK, check_start, gate_command
+from .serve import SELF_CHECK, USAGE_DB, check_start, gate_command
 from .terminal import ToolError, say
 
 CLOCK = re.compile(r"\[\d\d:\d\d:\d\d\.\d{3}\] ")
 """The beginning of mitmproxy's log lines."""
 COMMAND_LINE = Path("/proc/1/cmdline")
+DATA = Path("/data")
+"""Where a volume keeps the ledger."""
 TIMEOUT = 4.0
 """Seconds; one less than Docker waits for the health check (see Dockerfile)."""
 
@@ -90,6 +92,11 @@ def run(arguments: Sequence[str]) -> None:
     log = launched.options.ollama_access_log
     if log in (None, "-"):
         sys.stdout = JsonLines(sys.stdout.fileno())
+    if not launched.is_set("ollama_usage_db", os.environ) and DATA.is_mount():
+        if os.access(DATA, os.W_OK):
+            os.environ[USAGE_DB] = str(DATA / "usage.db")
+        else:
+            say(f"user {os.getuid()} may not write {DATA}, so the ledger is kept in memory: let this user write it")
     _, program, *rest = gate_command(launched.upstream(os.environ), launched)
     prepare_for_pid_1()
     sys.argv = [program, *rest, *(["--set", "ollama_access_log=-"] if log is None else [])]

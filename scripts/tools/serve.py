@@ -12,7 +12,8 @@ mitmproxy's ~/.mitmproxy/config.yaml apply, too.
 
 Variables come from the environment, else from .env.local in the working directory (lines OLLAMA_…=value):
 OLLAMA_API_KEY, OLLAMA_API_KEY_FILE, OLLAMA_KEYS_FILE, OLLAMA_ENDPOINT, and OLLAMA_METRICS_LISTEN (the address of the
-status page and of the metrics: 127.0.0.1:9464 unless set; set it to nothing to turn them off). If no key is set
+status page and of the metrics: 127.0.0.1:9464 unless set; set it to nothing to turn them off), and OLLAMA_USAGE_DB (the
+ledger: usage.db in the working directory unless set; set it to nothing to keep it in memory). If no key is set
 anywhere, scripts/serve makes one, stores it in .env.local and shows it once.
 """
 
@@ -46,7 +47,7 @@ from .terminal import ToolError, say
 ENV_FILE = Path(".env.local")
 ENV_LINE = re.compile(r"""\s*(?:export\s+)?(\w+)\s*=\s*(?:(['"])(.*)\2|(.*?))(?:\s+#.*)?\s*""")
 KEY, KEY_FILE, KEYS_FILE = "OLLAMA_API_KEY", "OLLAMA_API_KEY_FILE", "OLLAMA_KEYS_FILE"
-METRICS_LISTEN = "OLLAMA_METRICS_LISTEN"
+METRICS_LISTEN, USAGE_DB = "OLLAMA_METRICS_LISTEN", "OLLAMA_USAGE_DB"
 SELF_CHECK, GUIDANCE = "OLLAMA_AUTH_SELF_CHECK", "OLLAMA_AUTH_GUIDANCE"  # See mitmdump.py.
 INTERRUPTED = 130
 """The exit status of a program that was interrupted before it had begun."""
@@ -117,6 +118,13 @@ def status_address(launched: Launch, environment: Mapping[str, str]) -> dict[str
             print(f"ollama-auth: port {port} is taken: {METRICS_LISTEN}=HOST:PORT puts the status page elsewhere")
             return {}
     return {METRICS_LISTEN: "{}:{}".format(*STATUS_ADDRESS)}
+
+
+def usage_db(launched: Launch, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variable for a ledger beside ENV_FILE, unless one is set or the folder can't be written."""
+    if launched.is_set("ollama_usage_db", environment) or not os.access(".", os.W_OK):
+        return {}
+    return {USAGE_DB: str(Path("usage.db").absolute())}
 
 
 def check_start(launched: Launch) -> None:
@@ -295,6 +303,7 @@ def serve(command_line: Sequence[str]) -> int:
     environment = merge(os.environ, file)
     check_start(launched)
     environment |= status_address(launched, environment)
+    environment |= usage_db(launched, environment)
     upstream = launched.upstream(environment)
     environment[SELF_CHECK] = secrets.token_hex(8)
     made_key = None

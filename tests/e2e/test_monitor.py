@@ -21,10 +21,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ollama_auth.telemetry.readiness import tls_context
 from ollama_auth.telemetry.status_server import MAX_CONNECTIONS, MAX_HEAD
-from scripts.tools.usage import Report, read
+from scripts.tools import usage
 from tests.harness.base import AUTH, BEARER, KEY, free_port, wait_until
 from tests.harness.certificates import certificate, serve_tls
 from tests.harness.gate import Gate
+from tests.harness.tools import call
 from tests.harness.upstream import Upstream
 from tests.harness.wire import Response, Wire, ask, chat, head
 
@@ -126,6 +127,7 @@ def test_log_metrics_page_and_report_count_each_end_alike(upstream: Upstream, tm
         own.hold()
         with Wire(gate.port, head("POST", "/api/chat", BEARER, f"Content-Length: {len(chat())}") + chat()) as wire:
             wire.read_until(b'"done":false}\n')
+        wait_until(lambda: log.read_text().count("\n") == 7, "the gate to see that the client left")
         own.go_on()
         own.stop()
         ask(gate.port, "GET", "/api/tags", BEARER)
@@ -141,10 +143,9 @@ def test_log_metrics_page_and_report_count_each_end_alike(upstream: Upstream, tm
     assert refusals == {"missing": 1, "body too large": 1, "malformed body": 1}
     for metric, total in (("requests", 8), ("refusals", 3), ("upstream_errors", 2)):
         assert sum(n for name, n in samples.items() if name.startswith(f"ollama_auth_{metric}_total{{")) == total
-    report = Report(("key",), "", "9999", None)
-    for line in log.read_bytes().splitlines():
-        report.count(read(line))
-    assert (report.total().counts["requests"], report.total().counts["refused"]) == (8, 3)
+    said = call(usage.main, "--format", "json", str(log), folder=tmp_path)
+    total = json.loads(said.out)["total"]
+    assert (total["requests"], *(total[name] for name in ("refused", "failed", "broken_off"))) == (8, 3, 2, 1)
 
 
 def requests_of(page: Any) -> int:

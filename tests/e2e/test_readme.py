@@ -78,9 +78,12 @@ CHECKED = {
     ),
     "scripts/keys list": "test_readme.py::test_keys_for_everyone",
     "OLLAMA_KEYS_FILE=keys.toml scripts/serve": "test_readme.py::test_keys_for_everyone",
-    "scripts/usage access.log": "test_usage_report.py::test_the_real_command",
-    "scripts/usage --by day,key --since 2026-11-01 --format csv access.log access.log.1.gz": (
-        "test_usage_report.py::test_several_files_compressed_ones_and_standard_input"
+    "scripts/usage --by month,key": "test_usage_report.py::test_the_commands_of_the_page",
+    "scripts/usage --by day,key --since 2026-11-01 --timezone Europe/Berlin --format csv": (
+        "test_usage_report.py::test_the_commands_of_the_page"
+    ),
+    "scripts/usage --by outcome,reason --key alice access.log access.log.1.gz": (
+        "test_usage_report.py::test_the_commands_of_the_page"
     ),
     "scripts/serve --workers 2": "test_workers.py::test_each_serves_and_each_denies",
     "scripts/bench": "test_readme.py::test_scripts_exist",

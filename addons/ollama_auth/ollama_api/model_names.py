@@ -41,6 +41,12 @@ def canonical(name: str) -> str | None:
     return f"{model}:{tag}" if namespace == _NAMESPACE else f"{namespace}/{model}:{tag}"
 
 
+@lru_cache(maxsize=1024)
+def short(name: str) -> str:
+    """One name for all ways to write that of a model: canonical, without the tag `latest`; any other text as it is."""
+    return (canonical(name) or name).removesuffix(f":{_TAG}")
+
+
 def reference(text: str) -> str | None:
     """Return the canonical name of the model that a request refers to, or None.
 

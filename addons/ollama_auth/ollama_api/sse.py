@@ -1,7 +1,7 @@
 """Streams of lines (NDJSON) and of server-sent events (HTML Living Standard, 9.2), split as they come. Pure, total.
 
 Memory is bounded: a line longer than `max_size` bytes is not held but passed on in pieces.
-Lines end in LF or CRLF. A lone CR, which the standard also takes for a line end, is none here: Ollama writes LF.
+Lines end in LF or CRLF, those of server-sent events also in CR.
 """
 
 from collections.abc import Callable
@@ -93,6 +93,14 @@ class Events(Lines):
         self._name = b""
         self._data: bytes | None = None
         self._pieces: Pieces | None = None
+        self._after_cr = False
+
+    def feed(self, data: bytes) -> None:
+        if self._after_cr and data.startswith(b"\n"):
+            data = data[1:]
+        if data:
+            self._after_cr = data.endswith(b"\r")
+            super().feed(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data)
 
     def finish(self) -> None:
         """End the stream, and an event that has not ended with it: it is passed on in pieces."""
@@ -112,7 +120,7 @@ class Events(Lines):
                 self._extend(line[5:])
         elif line.startswith(b"event:"):
             self._name = line[6:].strip()
-        elif line in (b"", b"\r"):
+        elif not line:
             name, data, pieces = self._name, self._data, self._pieces
             self._name, self._data, self._pieces = b"", None, None
             if pieces:

@@ -297,7 +297,10 @@ class UsageReader:
         return usage.events - before
 
     def finish(self, clean: bool) -> Usage:
-        """End the body; `clean` is False where it broke off. It may be called again."""
+        """End the body; `clean` is False where it broke off. It may be called again.
+
+        A stream whose own end was seen is complete, whoever closed its connection then.
+        """
         answer, usage = self._answer, self._answer.usage
         if self._body:
             self._body.finish()
@@ -307,5 +310,5 @@ class UsageReader:
             usage.completion_tokens, usage.estimated = usage.events + answer.more, True
         # Only a stream of tokens and a single object have an end of their own.
         ended = answer.ended or not self._reads or (self.stream and not self._generates)
-        usage.complete = clean and ended and usage.error is None
+        usage.complete = (clean or (self.stream and answer.ended)) and ended and usage.error is None
         return usage

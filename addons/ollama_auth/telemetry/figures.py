@@ -1,6 +1,7 @@
 """Read the figures of an exchange in one way, for log, metrics, console and the flow list of mitmweb."""
 
 from ..exchange import Exchange
+from ..ollama_api.model_names import short
 from ..ollama_api.usage import Usage
 
 NO_KEY, UNKNOWN_MODEL = "(none)", "(unknown)"
@@ -20,7 +21,7 @@ def used_by(exchange: Exchange) -> Usage | None:
 def answering_model(exchange: Exchange) -> str | None:
     """The model of a successful answer; the name in a refused request may be any text, so it is no label."""
     used = used_by(exchange)
-    return (used.model or UNKNOWN_MODEL) if used else None
+    return short(used.model or UNKNOWN_MODEL) if used else None
 
 
 def current_model(exchange: Exchange) -> str | None:

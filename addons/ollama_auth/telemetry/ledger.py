@@ -15,14 +15,13 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing, suppress
-from functools import lru_cache
 from pathlib import Path
 from secrets import randbits
 
 from .. import clock
 from ..exchange import Exchange
 from ..http.head import MAX_METHOD
-from ..ollama_api.model_names import canonical
+from ..ollama_api.model_names import short
 from . import usage_db
 from .access_log import MAX_MODEL, as_ms, escape_name, names, path
 from .figures import UNKNOWN_MODEL, used_by
@@ -37,7 +36,7 @@ MAX_MODELS = 200
 """Models of an hour that are named although they did not answer; clients may ask for as many as they like."""
 MAX_COUNT = 10**12
 """The largest count of bytes or tokens: sums over many must fit 64 bits."""
-PAUSE = 0.25
+PAUSE = 0.5
 """Seconds between two writes."""
 TRIM = 60.0
 """Seconds between two looks for rows that are too old or too many."""
@@ -111,8 +110,10 @@ class Ledger:
         """Count a request, and give it a row. Never blocks, never raises."""
         try:
             with self._lock:
-                self._start()
-                entry = self._with_bounded_model(entry)
+                if self._thread is None:
+                    self._start()
+                if entry.model not in self._models:
+                    entry = self._with_bounded_model(entry)
                 usage_db.add_to(self._sums, entry)
                 if row and len(self._rows) < MAX_WAITING:
                     self._rows.append(entry)
@@ -132,8 +133,6 @@ class Ledger:
             self._thread.start()
 
     def _with_bounded_model(self, entry: Entry) -> Entry:
-        if entry.model in self._models:
-            return entry
         if (hour := int(entry.ended) // HOUR) != self._hour:
             self._hour = hour
             self._models.clear()
@@ -323,7 +322,7 @@ def entry_of(exchange: Exchange) -> Entry:
     used = used_by(exchange)
     seconds = (exchange.ended or exchange.started) - exchange.started
     duration = as_ms(seconds)
-    ttft = as_ms(exchange.ttft) if used and exchange.ttft is not None else None
+    ttft = as_ms(exchange.ttft) if exchange.usage and exchange.ttft is not None else None
     completion = used.completion_tokens if used else None
     known = usage_db.UNKNOWN_KEY if exchange.key else usage_db.NO_KEY
     return Entry(
@@ -355,8 +354,7 @@ def bounded(count: int | None) -> int | None:
     return None if count is None else min(count, MAX_COUNT)
 
 
-@lru_cache(1024)
 def shown_model(name: str) -> str:
-    """One name for all ways to write a model's: without its default registry, namespace and tag."""
-    shown = (canonical(name) or name)[:MAX_MODEL].removesuffix(":latest")
+    """A name of a model as text for a database, bounded."""
+    shown = short(name[:MAX_MODEL])
     return shown if shown.isprintable() else shown.encode("unicode_escape").decode("ascii")

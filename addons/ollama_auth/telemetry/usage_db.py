@@ -7,7 +7,7 @@ of it. Only what it needs of the standard library is imported here, for scripts/
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -24,8 +24,11 @@ QUARTER, HOUR, DAY = 900, 3600, 86_400
 """Seconds."""
 SPENT_DAYS = 40
 """Days that `spent` reaches back: a month, and some."""
-NO_KEY, UNKNOWN_KEY = "", "(unknown)"
-"""The key of requests that came with none, or with one that is not known. No name of a key has parentheses in it."""
+NO_KEY, UNKNOWN_KEY, FORGOTTEN = "", "(unknown)", "(forgotten)"
+"""The key of requests that came with none, with one that is not known, with one whose name was taken out.
+
+No name of a key has parentheses in it.
+"""
 
 _MIGRATIONS = (
     """
@@ -53,12 +56,10 @@ _MIGRATIONS = (
     """,
 )
 """What makes version n + 1 of the schema of version n; the version is in PRAGMA user_version."""
+NEWEST = len(_MIGRATIONS)
 _SUMS = ("requests", "prompt_tokens", "completion_tokens", "estimated", "bytes_in", "bytes_out", "generation_ms")
 ADD_TO_HOURS = "ON CONFLICT DO UPDATE SET " + ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUMS)
-_INSERT = (
-    "INSERT INTO requests SELECT ?, ?, ?, id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM groups "
-    "WHERE key = ? AND model = ? AND outcome = ? AND reason = ?"
-)
+_INSERT = f"INSERT INTO requests VALUES ({', '.join('?' * 18)})"
 
 type Group = tuple[str, str, str, str]
 """(key, model, outcome, reason)"""
@@ -100,10 +101,6 @@ class Entry(NamedTuple):
     reason: str
 
     @property
-    def group(self) -> Group:
-        return self[-4:]
-
-    @property
     def tokens(self) -> int:
         """Those that count for the limits of its key."""
         return (self.prompt_tokens or 0) + (self.completion_tokens or 0)
@@ -111,14 +108,17 @@ class Entry(NamedTuple):
 
 def add_to(sums: Sums, entry: Entry) -> None:
     """Add a request to the sums of its hour."""
-    _, _, _, _, _, _, _, _, prompt, completion, estimated, received, sent, _, _, generation, *_ = entry
-    more = (1, prompt or 0, completion or 0, estimated, received, sent, generation or 0)
-    place = (int(entry.time) // HOUR * HOUR, entry.group)
+    time, _, _, _, _, _, _, _, prompt, completion, estimated, received, sent, _, _, generation, *_ = entry
+    place = (int(time) // HOUR * HOUR, entry[-4:])
     if (found := sums.get(place)) is None:
-        sums[place] = list(more)
-    else:
-        for index, number in enumerate(more):
-            found[index] += number
+        found = sums[place] = [0] * len(_SUMS)
+    found[0] += 1
+    found[1] += prompt or 0
+    found[2] += completion or 0
+    found[3] += estimated
+    found[4] += received
+    found[5] += sent
+    found[6] += generation or 0
 
 
 def connect(path: Path | None, *, write: bool = False, timeout: float = 2.0) -> sqlite3.Connection:
@@ -137,14 +137,13 @@ def prepare(connection: sqlite3.Connection) -> None:
 
     Raises UnusableError where it is damaged or not ours, another sqlite3.Error where it can't be used now.
     """
-    newest = len(_MIGRATIONS)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
-        if (found := version(connection)) > newest:
+        if (found := version(connection)) > NEWEST:
             raise UnusableError(f"a later release wrote it: version {found}")
-        if found < newest:
-            migrate(connection, newest)
+        if found < NEWEST:
+            migrate(connection)
         connection.execute("SELECT 1 FROM groups, hours, spent, requests LIMIT 1")
     except sqlite3.Error as error:
         if is_damage(error) or primary_code(error) == sqlite3.SQLITE_ERROR:
@@ -152,14 +151,14 @@ def prepare(connection: sqlite3.Connection) -> None:
         raise
 
 
-def migrate(connection: sqlite3.Connection, newest: int) -> None:
+def migrate(connection: sqlite3.Connection) -> None:
     """Bring an older schema, or none, to the newest. Raises sqlite3.Error."""
     connection.execute("BEGIN IMMEDIATE")
     with connection:
         for step in _MIGRATIONS[version(connection) :]:  # Another process may have done it meanwhile.
             for statement in step.split(";"):
                 connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {newest}")
+        connection.execute(f"PRAGMA user_version = {NEWEST}")
 
 
 def version(connection: sqlite3.Connection) -> int:
@@ -168,30 +167,26 @@ def version(connection: sqlite3.Connection) -> int:
 
 
 def write(
-    connection: sqlite3.Connection, rows: Iterable[Entry], sums: Sums, spent: Spent | None = None, process: int = 0
+    connection: sqlite3.Connection, rows: Sequence[Entry], sums: Sums, spent: Spent | None = None, process: int = 0
 ) -> None:
     """Write it all in one transaction, or nothing. Raises sqlite3.Error."""
+    groups = {group for _, group in sums} | {row[-4:] for row in rows}
     connection.execute("BEGIN IMMEDIATE")
     with connection:
-        write_within(connection, rows, sums)
+        connection.executemany(
+            "INSERT INTO groups (key, model, outcome, reason) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", groups
+        )
+        found = "SELECT id FROM groups WHERE key = ? AND model = ? AND outcome = ? AND reason = ?"
+        ids = {group: connection.execute(found, group).fetchone()[0] for group in groups}
+        connection.executemany(_INSERT, ((*row[:3], ids[row[-4:]], *row[3:-4]) for row in rows))
+        connection.executemany(
+            f"INSERT INTO hours VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) {ADD_TO_HOURS}",
+            ((hour, ids[group], *numbers) for (hour, group), numbers in sums.items()),
+        )
         connection.executemany(
             "INSERT INTO spent VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET tokens = tokens + excluded.tokens",
             ((key, quarter, process, tokens) for (key, quarter), tokens in (spent or {}).items()),
         )
-
-
-def write_within(connection: sqlite3.Connection, rows: Iterable[Entry], sums: Sums) -> None:
-    """Write in the transaction that is open. Raises sqlite3.Error."""
-    groups = {group for _, group in sums} | {row.group for row in rows}
-    connection.executemany(
-        "INSERT INTO groups (key, model, outcome, reason) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", groups
-    )
-    connection.executemany(_INSERT, rows)
-    connection.executemany(
-        "INSERT INTO hours SELECT ?, id, ?, ?, ?, ?, ?, ?, ? FROM groups "
-        f"WHERE key = ? AND model = ? AND outcome = ? AND reason = ? {ADD_TO_HOURS}",
-        ((hour, *numbers, *group) for (hour, group), numbers in sums.items()),
-    )
 
 
 def trim(connection: sqlite3.Connection, now: float, days: int, most: int) -> None:
@@ -206,6 +201,35 @@ def trim(connection: sqlite3.Connection, now: float, days: int, most: int) -> No
                 f"(SELECT rowid FROM requests WHERE {which} ORDER BY rowid LIMIT ?)",
                 (min(excess, MAX_DELETED),),
             )
+
+
+def forget(connection: sqlite3.Connection, key: str) -> int:
+    """Take the name of a key out: its rows go, its sums become those of FORGOTTEN. Return how many there were.
+
+    Raises sqlite3.Error.
+    """
+    names, sums = "model, outcome, reason", ", ".join(_SUMS)
+    connection.execute("PRAGMA secure_delete = ON")  # What is deleted is overwritten.
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
+        (count,) = connection.execute(
+            "SELECT sum(requests) FROM hours JOIN groups ON id = group_id WHERE key = ?", (key,)
+        ).fetchone()
+        connection.execute(
+            f"INSERT OR IGNORE INTO groups (key, {names}) SELECT ?, {names} FROM groups WHERE key = ?", (FORGOTTEN, key)
+        )
+        connection.execute(
+            f"INSERT INTO hours (hour, group_id, {sums}) SELECT hour, new.id, {sums} "
+            f"FROM hours JOIN groups AS old ON old.id = group_id JOIN groups AS new USING ({names}) "
+            f"WHERE old.key = ? AND new.key = ? {ADD_TO_HOURS}",
+            (key, FORGOTTEN),
+        )
+        for table in ("hours", "requests"):
+            connection.execute(f"DELETE FROM {table} WHERE group_id IN (SELECT id FROM groups WHERE key = ?)", (key,))
+        for table in ("groups", "spent"):
+            connection.execute(f"DELETE FROM {table} WHERE key = ?", (key,))
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return count or 0
 
 
 def spent_by_others(connection: sqlite3.Connection, key: str, quarter: int, process: int) -> int:

@@ -6,7 +6,7 @@ counts when it began. Everything here may raise sqlite3.Error.
 """
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, tzinfo
 from typing import Any
@@ -84,28 +84,47 @@ def sums(
     """
     chosen = chosen or Chosen()
     clients = "client" in by or "client" in chosen.where
-    table, time, count = ("requests", "time", "count(*)") if clients else ("hours", "hour", "sum(requests)")
     if not clients:
         chosen = Chosen(chosen.since // HOUR * HOUR, chosen.until, chosen.where)
+    what = ["count(*)" if clients else "sum(requests)", *(f"coalesce(sum({name}), 0)" for name in _SUMMED)]
+    found: dict[tuple[str, ...], list[Any]] = {}
+    for place, outcome, numbers in _grouped(connection, "requests" if clients else "hours", what, by, chosen, zone):
+        counts = [*numbers, *(numbers[0] * (outcome == name) for name in _OUTCOMES)]
+        found[place] = [*map(sum, zip(found[place], counts, strict=True))] if place in found else counts
+    return {place: Sums(*numbers) for place, numbers in found.items()}
+
+
+def first_tokens(
+    connection: sqlite3.Connection, by: Sequence[str], chosen: Chosen | None = None, zone: tzinfo = UTC
+) -> dict[tuple[str, ...], list[float]]:
+    """Return the median and the 95th percentile of the times to the first token, in milliseconds, as far as kept."""
+    found: dict[tuple[str, ...], str] = {}
+    grouped = _grouped(connection, "requests", ["group_concat(ttft_ms)"], by, chosen or Chosen(), zone)
+    for place, _, (times,) in grouped:
+        if times:
+            found[place] = f"{found[place]},{times}" if place in found else times
+    return {place: median_and_p95(times) or [] for place, times in found.items()}
+
+
+def _grouped(
+    connection: sqlite3.Connection, table: str, what: list[str], by: Sequence[str], chosen: Chosen, zone: tzinfo
+) -> Iterator[tuple[tuple[str, ...], str, list[Any]]]:
+    """Yield (values of the columns `by`, outcome, values of the aggregates `what`), perhaps several of a place."""
+    time = "hour" if table == "hours" else "time"
     condition, values = chosen.condition(time)
-    period = next((name for name in PERIODS if name in by), "")
-    unit = "0"
+    period, unit = next((name for name in PERIODS if name in by), ""), "0"
     if period == "hour":
         unit = f"CAST({time} AS INTEGER) / {HOUR}"
     elif period:
         unit = f"CAST({time} + {offset(connection, table, time, chosen, zone)} AS INTEGER) / {DAY}"
     client = "client" if "client" in by else "''"
-    totals = ", ".join([count, *(f"coalesce(sum({name}), 0)" for name in _SUMMED)])
     groups = {number: names for number, *names in connection.execute(f"SELECT id, {', '.join(NAMES)} FROM groups")}
-    found: dict[tuple[str, ...], list[Any]] = {}
-    for number, at, whose, requests, *numbers in connection.execute(
-        f"SELECT group_id, {unit}, {client}, {totals} FROM {table} WHERE {condition} GROUP BY 1, 2, 3", values
-    ):
-        row = dict(zip(NAMES, groups[number], strict=True)) | {"client": whose, period: shown(at, period, zone)}
-        counts: list[Any] = [requests, *numbers, *(requests * (row["outcome"] == name) for name in _OUTCOMES)]
-        place = tuple(row[column] for column in by)
-        found[place] = [*map(sum, zip(found[place], counts, strict=True))] if place in found else counts
-    return {place: Sums(*numbers) for place, numbers in found.items()}
+    rows = connection.execute(
+        f"SELECT group_id, {unit}, {client}, {', '.join(what)} FROM {table} WHERE {condition} GROUP BY 1, 2, 3", values
+    )
+    for group, at, whose, *found in rows:
+        row = dict(zip(NAMES, groups[group], strict=True)) | {"client": whose, period: shown(at, period, zone)}
+        yield tuple(row[column] for column in by), row["outcome"], found
 
 
 def shown(number: int, period: str, zone: tzinfo) -> str:
@@ -173,3 +192,11 @@ def latest(
 def newest(connection: sqlite3.Connection) -> int:
     """Return the number of the request that ended last; 0 if there is none."""
     return connection.execute("SELECT max(rowid) FROM requests").fetchone()[0] or 0
+
+
+def median_and_p95(text: str | None) -> list[float] | None:
+    """Two percentiles of the numbers in the text of a group_concat; None without any."""
+    if not text:
+        return None
+    numbers = sorted(map(float, text.split(",")))
+    return [round(numbers[-(-len(numbers) * share // 100) - 1], 2) for share in (50, 95)]

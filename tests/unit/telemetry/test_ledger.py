@@ -19,7 +19,7 @@ import pytest
 from ollama_auth import clock
 from ollama_auth.exchange import Exchange, Outcome
 from ollama_auth.ollama_api.routes import route
-from ollama_auth.ollama_api.usage import Usage
+from ollama_auth.ollama_api.usage import Usage, UsageReader
 from ollama_auth.telemetry import ledger as module
 from ollama_auth.telemetry import usage_db
 from ollama_auth.telemetry.ledger import MAX_MODELS, OTHER, Ledger, entry_of, shown_model
@@ -43,7 +43,8 @@ def written(ledger: Ledger) -> Ledger:
 
 
 @pytest.fixture(params=["memory", "file"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
+def ledger(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    monkeypatch.setattr(module, "PAUSE", 0.01)
     one = Ledger(str(tmp_path / "usage.db") if request.param == "file" else None)
     yield one
     one.close()
@@ -318,12 +319,14 @@ def test_the_row_of_an_exchange() -> None:
     exchange = Exchange(
         "::1", "POST", route(b"POST", b"/api/chat"), b"/api/chat", key="alice", status=200, model="M:latest"
     )
+    assert exchange.route
+    exchange.usage = UsageReader(exchange.route.usage, "application/x-ndjson", "", 200)
     exchange.first_token, exchange.ended = exchange.started + 0.5, exchange.started + 2
     exchange.used = Usage(model="M:latest", prompt_tokens=10**15, completion_tokens=7, complete=True)
     entry = entry_of(exchange)
     assert entry == Entry(
         exchange.time, exchange.time + 2, exchange.id, "::1", "POST", "infer", "/api/chat", 200, module.MAX_COUNT, 7,
-        False, 0, 0, 500.0, 2000.0, 2000.0, "", "alice", "m", str(Outcome.ANSWERED), "",
+        False, 0, 0, 500.0, 2000.0, 1500.0, "", "alice", "m", str(Outcome.ANSWERED), "",
     )  # fmt: skip
     exchange = Exchange("::1", key="unknown:12345678", reason="unknown", status=401, first_byte=1e9, ended=1e9)
     refused = entry_of(exchange)

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from scripts.tools import entrypoint
 from scripts.tools.entrypoint import JsonLines, arguments_of, healthy
 from tests.harness.base import BEARER, KEY, ROOT, free_port, wait_until
 from tests.harness.upstream import Upstream
@@ -114,3 +116,36 @@ def test_any_answer_is_a_sign_of_life(answer: bytes, well: bool) -> None:
 
 def test_nobody_there_is_ill() -> None:
     assert not healthy(["--listen-port", str(free_port())])
+
+
+@pytest.mark.parametrize(
+    ("mounted", "writable", "given", "expected"),
+    [
+        (True, True, {}, "/data/usage.db"),
+        (True, True, {"OLLAMA_USAGE_DB": "/x"}, "/x"),
+        (True, True, {"OLLAMA_USAGE_DB": ""}, ""),
+        (True, False, {}, None),
+        (False, True, {}, None),
+    ],
+)
+def test_a_volume_keeps_the_ledger(
+    mounted: bool,
+    writable: bool,
+    given: dict[str, str],
+    expected: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("runpy.run_path", lambda *_, **__: None)
+    monkeypatch.setattr(entrypoint, "prepare_for_pid_1", lambda: None)
+    monkeypatch.setattr(entrypoint, "check_start", lambda _: None)
+    monkeypatch.setattr(Path, "is_mount", lambda _: mounted)
+    monkeypatch.setattr(os, "access", lambda path, _: writable or path != entrypoint.DATA)
+    monkeypatch.delenv("OLLAMA_USAGE_DB", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["entrypoint"])
+    with mock.patch.dict(os.environ):
+        entrypoint.run(["--set", "ollama_access_log=/dev/null"])
+        assert os.environ.get("OLLAMA_USAGE_DB") == expected
+    assert ("may not write /data" in capsys.readouterr().err) == (mounted and not writable)

@@ -11,8 +11,9 @@ import pytest
 
 from scripts.tools import launch, serve
 from scripts.tools.terminal import ToolError
-from tests.harness.base import free_port
+from tests.harness.base import BEARER, KEY, free_port, wait_until
 from tests.harness.serve import served
+from tests.harness.upstream import Upstream
 from tests.harness.wire import ask
 
 SECRET = re.compile(r"sk-ollama-[0-9a-f]{32}")
@@ -196,3 +197,22 @@ def test_a_second_one_on_a_machine_does_without(
         monkeypatch.setattr(serve, "STATUS_ADDRESS", taken.getsockname())
         assert serve.status_address(launch.read([]), {}) == {}
     assert "is taken: OLLAMA_METRICS_LISTEN=HOST:PORT puts the status page elsewhere" in capsys.readouterr().out
+
+
+def test_where_the_ledger_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert serve.usage_db(launch.read([]), {}) == {"OLLAMA_USAGE_DB": str(tmp_path / "usage.db")}
+    assert serve.usage_db(launch.read([]), {"OLLAMA_USAGE_DB": ""}) == {}
+    assert serve.usage_db(launch.read(["--set", "ollama_usage_db=/elsewhere"]), {}) == {}
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert serve.usage_db(launch.read([]), {}) == {}
+
+
+def test_it_keeps_a_ledger_beside_its_key(upstream: Upstream, tmp_path: Path) -> None:
+    port = free_port()
+    words = ("--listen-host", "127.0.0.1", "--listen-port", str(port))
+    with served(tmp_path, *words, OLLAMA_ENDPOINT=upstream.url, OLLAMA_API_KEY=KEY):
+        wait_until(lambda: ask(port, "GET", "/api/tags", BEARER).status == 200, "an answer")
+        file = tmp_path / "usage.db"
+        wait_until(file.exists, "the ledger")
+        assert file.stat().st_mode & 0o777 == 0o600

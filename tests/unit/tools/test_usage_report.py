@@ -7,20 +7,24 @@ import json
 import math
 import os
 import re
+import shlex
+import sqlite3
 import statistics
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ollama_auth.telemetry.ledger import Ledger
 from scripts.tools import usage as report
 from tests.harness.base import BEARER, ROOT, wait_until
 from tests.harness.gate import Gate
-from tests.harness.tools import TOOLS, call, execute
+from tests.harness.tools import CLEAN, TOOLS, call, execute
 from tests.harness.upstream import Upstream
 from tests.harness.wire import ask, chat
 
@@ -59,7 +63,7 @@ REFUSED = entry(
 LOG = [
     entry(),
     entry(ttft_ms=400.0, completion_tokens=1300, estimated=True),
-    entry(key="bob", time="2026-11-24T00:00:00.000Z"),
+    entry(key="bob", time="2026-11-24T00:00:00.000Z", model="llama3.2", outcome="failed", reason="upstream broken"),
     entry(
         key="bob",
         time="2026-11-25T00:00:00.000Z",
@@ -105,14 +109,17 @@ def test_a_table_for_people(terminal: Terminal) -> None:
     out, err = terminal.run("access.log")
     assert err == ""
     assert [re.split(r" {2,}", line) for line in out.splitlines()] == [
-        ["KEY", "MODEL", "DAY", "REQUESTS", "REFUSED", "PROMPT", "COMPLETION", "TTFT P50", "TTFT P95", "BYTES IN",
-         "BYTES OUT"],
-        ["-", "-", "2026-11-23", "1", "1", "0", "0", "-", "-", "100 B", "60 B"],
-        ["(unknown)", "-", "2026-11-23", "2", "2", "0", "0", "-", "-", "200 B", "120 B"],
-        ["alice", "llama3.2:latest", "2026-11-23", "2", "0", "22", "~2,000", "199 ms", "394 ms", "200 B", "8 kB"],
-        ["bob", "llama3.2:latest", "2026-11-24", "1", "0", "11", "700", "199 ms", "199 ms", "100 B", "4 kB"],
-        ["bob", "qwen3:32b", "2026-11-25", "1", "0", "11", "700", "199 ms", "199 ms", "100 B", "4 kB"],
-        ["total", "7", "3", "44", "~3,400", "199 ms", "394 ms", "700 B", "16.2 kB"],
+        ["KEY", "MODEL", "DAY", "REQUESTS", "REFUSED", "FAILED", "BROKEN OFF", "PROMPT", "COMPLETION", "TOKENS/S",
+         "TTFT P50", "TTFT P95", "BYTES IN", "BYTES OUT"],
+        ["-", "-", "2026-11-23", "1", "1", "0", "0", "0", "0", "-", "-", "-", "100 B", "60 B"],
+        ["(unknown)", "-", "2026-11-23", "2", "2", "0", "0", "0", "0", "-", "-", "-", "200 B", "120 B"],
+        ["alice", "llama3.2", "2026-11-23", "2", "0", "0", "0", "22", "~2,000", "586.7", "200 ms", "400 ms", "200 B",
+         "8 kB"],
+        ["bob", "llama3.2", "2026-11-24", "1", "0", "1", "0", "11", "700", "387.9", "200 ms", "200 ms", "100 B",
+         "4 kB"],
+        ["bob", "qwen3:32b", "2026-11-25", "1", "0", "0", "1", "11", "700", "387.9", "200 ms", "200 ms", "100 B",
+         "4 kB"],
+        ["total", "7", "3", "1", "1", "44", "~3,400", "484.5", "200 ms", "400 ms", "700 B", "16.2 kB"],
     ]  # fmt: skip
     assert len({len(line) for line in out.splitlines()}) == 1
 
@@ -121,9 +128,10 @@ def test_a_table_for_spreadsheets(terminal: Terminal) -> None:
     rows = list(csv.DictReader(io.StringIO(terminal.run("--format", "csv", "access.log")[0])))
     assert len(rows) == 5
     assert rows[2] == {
-        "key": "alice", "model": "llama3.2:latest", "day": "2026-11-23", "requests": "2", "refused": "0",
-        "prompt_tokens": "22", "completion_tokens": "2000", "estimated": "true", "ttft_p50_ms": "199.0",
-        "ttft_p95_ms": "394.0", "bytes_in": "200", "bytes_out": "8000",
+        "key": "alice", "model": "llama3.2", "day": "2026-11-23", "requests": "2", "refused": "0", "failed": "0",
+        "broken_off": "0", "prompt_tokens": "22", "completion_tokens": "2000", "estimated": "true",
+        "tokens_per_second": "586.7", "ttft_p50_ms": "200.0", "ttft_p95_ms": "400.0", "bytes_in": "200",
+        "bytes_out": "8000",
     }  # fmt: skip
     assert (rows[0]["key"], rows[0]["ttft_p50_ms"], rows[0]["estimated"]) == ("", "", "false")
 
@@ -142,9 +150,13 @@ def test_a_table_for_programs(terminal: Terminal) -> None:
     ("by", "rows"),
     [
         ("day", [["2026-11-23"], ["2026-11-24"], ["2026-11-25"]]),
-        ("model", [["-"], ["llama3.2:latest"], ["qwen3:32b"]]),
+        ("model", [["-"], ["llama3.2"], ["qwen3:32b"]]),
         ("day,key", [["2026-11-23", "-"], ["2026-11-23", "(unknown)"], ["2026-11-23", "alice"], ["2026-11-24", "bob"],
                      ["2026-11-25", "bob"]]),
+        ("month", [["2026-11"]]),
+        ("outcome,reason", [["answered", "-"], ["broken_off", "client"], ["failed", "upstream"], ["refused", "missing"],
+                            ["refused", "unknown"]]),
+        ("client", [["127.0.0.1"]]),
     ],
 )  # fmt: skip
 def test_rows_by_what_is_asked_for(terminal: Terminal, by: str, rows: list[list[str]]) -> None:
@@ -160,6 +172,11 @@ def test_rows_by_what_is_asked_for(terminal: Terminal, by: str, rows: list[list[
         (("--since", "2026-11-24", "--until", "2026-11-24"), 1),
         (("--key", "bob"), 2),
         (("--key", "bob", "--until", "2026-11-24"), 1),
+        (("--model", "llama3.2:latest"), 3),
+        (("--outcome", "refused", "--reason", "unknown"), 2),
+        (("--client", "127.0.0.1", "--until", "2026-11-23"), 5),
+        (("--since", "2026-11-25", "--timezone", "Asia/Tokyo"), 1),
+        (("--until", "2026-11-23", "--timezone", "America/New_York"), 6),
     ],
 )
 def test_some_days_or_one_key(terminal: Terminal, options: tuple[str, ...], requests: int) -> None:
@@ -254,6 +271,8 @@ def test_no_name_moves_the_cursor(terminal: Terminal) -> None:
         (("access.log", "nowhere.log"), "there is no nowhere.log"),
         ((".",), "is a directory"),
         (("empty.log",), "ollama_access_log=PATH"),
+        ((), "there is no usage.db: name the file of the ledger"),
+        (("forget", "alice"), "there is no usage.db"),
         (("--key", "carol", "access.log"), "leave out --key"),
         (("--since", "2027-01-01", "access.log"), "leave out --key, --since or --until"),
     ],
@@ -268,10 +287,11 @@ def test_nothing_to_count(terminal: Terminal, arguments: tuple[str, ...], remedy
 @pytest.mark.parametrize(
     "arguments",
     [
-        (),
         ("--by", "key,key", "access.log"),
+        ("--by", "day,month", "access.log"),
+        ("--timezone", "Mars", "access.log"),
         ("--by", "", "access.log"),
-        ("--by", "hour", "access.log"),
+        ("--by", "year", "access.log"),
         ("--format", "xml", "access.log"),
         ("--since", "yesterday", "access.log"),
         ("--since", "2026-02-30", "access.log"),
@@ -310,27 +330,123 @@ def test_the_log_of_a_real_gate(terminal: Terminal, upstream: Upstream) -> None:
     assert said["rows"][2]["ttft_p50_ms"] > 0
 
 
-def test_rows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "MAX_ROWS", 3)
-    table = report.Report(("model", "day"), "0001-01-01", "9999-12-31", None)
-    for i in range(50):
-        table.count(report.read(json.dumps(entry(model=f"m{i}" + "x" * 1000)).encode()))
-    assert len(table.rows) == 4
-    assert table.rows["(other)", "(other)"].counts["requests"] == 47
-    assert max(len(model) for model, _ in table.rows) == report.MAX_NAME
-    assert table.folded
-    assert table.total().counts["requests"] == 50
+def test_messages_are_no_requests(terminal: Terminal) -> None:
+    """The image writes messages as JSON among the lines, and Docker wraps each line."""
+    message = {"time": "2026-11-23T17:04:24.636Z", "message": "listening on *:8081"}
+    wrapped = [{"log": text_of(one), "stream": "stdout", "time": "2026-11-23T17:04:25Z"} for one in (entry(), message)]
+    plain = {"log": "no JSON\n", "stream": "stderr", "time": "2026-11-23T17:04:25Z"}
+    terminal.log.write_text(text_of(message, entry(), *wrapped, plain))
+    said = terminal.json("access.log")
+    assert (said["total"]["requests"], said["broken_lines"]) == (2, 0)
 
 
-def test_medians_are_near() -> None:
-    table = report.Report(("key",), "0001-01-01", "9999-12-31", None)
+def test_names_are_bounded(terminal: Terminal) -> None:
+    terminal.log.write_text(text_of(entry(model="m" * 1000, key="k" * 1000)))
+    (row,) = terminal.json("access.log")["rows"]
+    assert (len(row["model"]), len(row["key"])) == (report.MAX_NAME, report.MAX_NAME)
+
+
+def test_percentiles_are_those_of_all_rows_together(terminal: Terminal) -> None:
     normal = statistics.NormalDist(6, 1)
-    times = [math.exp(x) for x in normal.samples(3000, seed=7)]
-    for ms in times:
-        table.count(report.read(json.dumps(entry(ttft_ms=ms)).encode()))
-    for share, exact in ((0.5, statistics.median(times)), (0.95, statistics.quantiles(times, n=20)[-1])):
-        assert table.total().ttft.percentiles(share) == pytest.approx([exact], rel=0.03)
-    table.count(report.read(json.dumps(entry(ttft_ms=0)).encode()))
+    times = [round(math.exp(x), 1) for x in normal.samples(3000, seed=7)]
+    terminal.log.write_text(text_of(*(entry(ttft_ms=ms, key=f"k{i % 7}") for i, ms in enumerate(times))))
+    total = terminal.json("--by", "day", "access.log")["total"]
+    assert total["ttft_p50_ms"] == pytest.approx(statistics.median(times), rel=0.03)
+    assert total["ttft_p95_ms"] == pytest.approx(statistics.quantiles(times, n=20)[-1], rel=0.03)
+
+
+# The ledger.
+
+
+@pytest.fixture
+def ledger(terminal: Terminal) -> Path:
+    """usage.db, with what is in the log."""
+    file = terminal.folder / "usage.db"
+    written = Ledger(str(file))
+    for line in text_of(*LOG).splitlines():
+        if row := report.read(line.encode()):
+            written.add(row)
+    written.close()
+    return file
+
+
+@pytest.mark.parametrize("by", ["key,model,day", "month", "client,outcome,reason", "hour,key"])
+def test_the_ledger_and_the_log_have_the_same_figures(terminal: Terminal, ledger: Path, by: str) -> None:
+    for more in ((), ("--key", "bob"), ("--timezone", "Asia/Tokyo", "--since", "2026-11-24")):
+        assert terminal.json("--by", by, *more) == terminal.json("--by", by, *more, "access.log")
+        assert terminal.run("--by", by, *more, "usage.db")[0] == terminal.run("--by", by, *more, "access.log")[0]
+
+
+def test_the_ledger_of_a_real_gate_and_its_log(terminal: Terminal, upstream: Upstream) -> None:
+    log, file = terminal.folder / "real.log", terminal.folder / "real.db"
+    with Gate(upstream.url, "--set", f"ollama_access_log={log}", env={"OLLAMA_USAGE_DB": str(file)}) as gate:
+        for body in (chat(), chat("demo:latest", stream=False), chat(model="none")):
+            ask(gate.port, "POST", "/api/chat", BEARER, body=body)
+        ask(gate.port, "POST", "/v1/chat/completions", BEARER, body=chat(stream=True))
+        ask(gate.port, "GET", "/api/tags", BEARER)
+        ask(gate.port, "POST", "/api/chat", body=chat())
+        ask(gate.port, "POST", "/api/chat", "Authorization: Bearer nobody-has-this", body=chat())
+        gate.signal()
+        assert gate.wait() == 0
+    for by in ("key,model,day", "client,outcome,reason"):
+        of_log, of_ledger = terminal.json("--by", by, "real.log"), terminal.json("--by", by, "real.db")
+        assert of_log == of_ledger
+        assert of_log["total"]["requests"] == 7
+
+
+def test_the_commands_of_the_page(terminal: Terminal, ledger: Path) -> None:
+    (terminal.folder / "access.log.1.gz").write_bytes(gzip.compress(text_of(*LOG).encode()))
+    page = (ROOT / "scripts" / "docs" / "logging.md").read_text()
+    commands = re.findall(r"^scripts/usage (.+)$", page, re.M)
+    assert len(commands) == 3
+    for command in commands:
+        assert terminal.run(*command.split())[0].count("\n") >= 3
+    (backup,) = re.findall(r"`python3 -m (sqlite3 usage.db .*?)`", page)
+    said = execute(sys.executable, "-m", *shlex.split(backup), folder=terminal.folder)
+    assert said.status == 0, said.err
+    assert terminal.json("backup.db") == terminal.json("usage.db")
+
+
+def test_where_the_ledger_is(terminal: Terminal, ledger: Path) -> None:
+    assert terminal.json()["total"]["requests"] == 7
+    ledger.rename(terminal.folder / "other.db")
+    (terminal.folder / ".env.local").write_text("OLLAMA_USAGE_DB=other.db\n")
+    assert terminal.json()["total"]["requests"] == 7
+    said = call(report.main, folder=terminal.folder, env=CLEAN | {"OLLAMA_USAGE_DB": "nowhere.db"})
+    assert (said.status, said.out) == (1, "")
+    assert "there is no nowhere.db" in said.err
+
+
+def test_a_person_is_taken_out(terminal: Terminal, ledger: Path) -> None:
+    before = terminal.json()["total"]
+    out, _ = terminal.run("forget", "bob")
+    assert out == "bob is taken out of usage.db: 2 requests count for nobody now\n"
+    said = terminal.json("--by", "key")
+    assert [(row["key"], row["requests"]) for row in said["rows"]] == [
+        (None, 1), ("(forgotten)", 2), ("(unknown)", 2), ("alice", 2),
+    ]  # fmt: skip
+    times = {"ttft_p50_ms": 0, "ttft_p95_ms": 0}
+    assert said["total"] | times == before | times, "sums stay"
+    assert terminal.json("--by", "client")["total"]["requests"] == 5, "rows are deleted"
+    assert b"bob" not in b"".join(one.read_bytes() for one in terminal.folder.glob("usage.db*"))
+    assert "has no request of bob" in terminal.run("forget", "bob", status=1)[1]
+    terminal.run("forget", "alice", "usage.db")
+    assert terminal.json("--by", "key")["rows"][1]["requests"] == 4
+
+
+@pytest.mark.parametrize(
+    ("spoil", "remedy"),
+    [
+        ("PRAGMA user_version = 99", "is the ledger of another release (version 99)"),
+        ("PRAGMA user_version = 0", "is the database of another program"),
+    ],
+)
+def test_a_database_that_is_no_ledger(terminal: Terminal, ledger: Path, spoil: str, remedy: str) -> None:
+    with closing(sqlite3.connect(ledger)) as connection:
+        connection.execute(spoil)
+    assert remedy in terminal.run(status=1)[1]
+    assert remedy in terminal.run("forget", "bob", status=1)[1]
+    assert "name one ledger" in terminal.run("usage.db", "access.log", status=1)[1]
 
 
 def test_a_table_that_nobody_reads_to_its_end(terminal: Terminal) -> None:
