@@ -91,7 +91,12 @@ class Started:
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with suppress(OSError, IndexError):  # TimeoutError is an OSError.
             async with asyncio.timeout(PATIENCE):
-                reader, writer = await asyncio.open_connection(host, port, ssl=context)
+                reader, writer = await asyncio.open_connection(host, port)
+                settings = getattr(self.master.addons.get("ollama_gate"), "settings", None)
+                if settings and settings.proxy_protocol and writer.get_extra_info("sockname")[0] in settings.proxies:
+                    writer.write(b"PROXY UNKNOWN\r\n")  # As every trusted proxy.
+                if context:
+                    await writer.start_tls(context)
                 head = f"GET /api/version HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: {self.request_id}\r\n\r\n"
                 writer.write(head.encode())
                 line = await reader.readline()

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from ollama_auth.proxy.http2 import MAX_RESETS
-from tests.harness.base import BEARER, wait_until
+from tests.harness.base import BEARER, KEY, free_port, wait_until
 from tests.harness.certificates import trusting
 from tests.harness.credentials import bearer, entry
 from tests.harness.gate import Gate, Ready, assert_sound, logged
 from tests.harness.http2 import H2
+from tests.harness.serve import served
 from tests.harness.upstream import Upstream
 from tests.harness.wire import Line, Response, TlsWire, Wire, ask, chat, head, parse, proxy_header
 
@@ -351,3 +352,16 @@ def test_a_gate_that_closes(upstream: Upstream) -> None:
         assert gate.wait() == 0
         assert time.monotonic() - began < 30
         assert read_to_end(wire) == b""
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["", "TLS"])
+def test_the_gate_that_asks_itself_is_a_proxy_like_all(
+    upstream: Upstream, cert: Path, tmp_path: Path, tls: bool
+) -> None:
+    """scripts/serve asks without a key once it listens; that is no proxy which forgot its header."""
+    port, log = free_port(), tmp_path / "log"
+    more = ("--set", f"ollama_access_log={log}", "--listen-port", str(port), *(("--certs", str(cert)) if tls else ()))
+    variables = {"OLLAMA_API_KEY": KEY, "OLLAMA_ENDPOINT": upstream.url, "OLLAMA_TRUSTED_PROXIES": "127.0.0.1"}
+    with served(tmp_path, "--set", "ollama_proxy_protocol=true", *more, **variables) as (_, said):
+        assert any("curl -N" in line for line in said), said
+        assert not [line for line in said if "PROXY" in line]
