@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from ollama_auth import option_table
 from ollama_auth.auth.keys import digest
@@ -36,6 +37,31 @@ def option(arguments: Sequence[str], name: str) -> str:
 
 def test_compose_is_what_its_schema_says() -> None:
     run(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml")
+
+
+def test_open_webui_is_added_to_compose() -> None:
+    """It reaches the gate alone, by a key that no file has."""
+    run(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", DEPLOY / "open-webui.yaml")
+    ((_, added),) = YAML(typ="safe").load((DEPLOY / "open-webui.yaml").read_text())["services"].items()
+    assert set(added["networks"]) & set(COMPOSE["services"]["ollama"]["networks"]) == set()
+    assert set(added["networks"]) <= set(COMPOSE["services"]["gate"]["networks"])
+    assert all(port.startswith("127.0.0.1:") for port in added["ports"])
+    assert added["environment"]["OPENAI_API_BASE_URL"] == "http://gate:8081/v1"
+    assert added["environment"]["OPENAI_API_KEY"].startswith("${OLLAMA_API_KEY:?")
+
+
+def test_kustomize_adds_the_keys(tmp_path: Path) -> None:
+    for name in ("kubernetes.yaml", "kustomization.yaml"):
+        (tmp_path / name).write_text((DEPLOY / name).read_text())
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "keys.toml").write_text("# no keys\n")
+    (tmp_path / "made.yaml").write_text(run(tool("kubectl"), "kustomize", tmp_path))
+    made = list(YAML(typ="safe").load_all((tmp_path / "made.yaml").read_text()))
+    assert len(made) == len(OBJECTS) + 1
+    (secret,) = [one for one in made if one["kind"] == "Secret"]
+    assert (secret["metadata"]["name"], list(secret["data"])) == ("ollama-auth-keys", ["keys.toml"])
+    said = run(tool("kubernetes-validate"), "-k", "1.37", "--strict", tmp_path / "made.yaml")
+    assert said.count("passed for resource") == len(made)
 
 
 @pytest.mark.parametrize("version", ["1.30", "1.37"])

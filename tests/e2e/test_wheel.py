@@ -104,7 +104,7 @@ def test_one_line_starts_a_guarded_chat(programs: Path, tmp_path: Path) -> None:
 
 def test_what_ci_runs_on_each_system(programs: Path, tmp_path: Path) -> None:
     smoke = ROOT / "tests" / "tools" / "smoke.py"
-    said = run(sys.executable, smoke, programs / "ollama-auth", "--set", f"confdir={tmp_path}", folder=tmp_path)
+    said = run(sys.executable, smoke, programs / "ollama-auth", folder=tmp_path)
     assert "smoke: the gate guards" in said
     addon = ROOT / "addons" / "ollama_auth" / "__main__.py"
     assert "did not start" in run(sys.executable, smoke, programs / "mitmdump", "-s", addon, folder=tmp_path, status=1)
