@@ -123,7 +123,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--tag", default="ollama-auth", help="its name (%(default)s)")
+    parser.add_argument("--tag", default="localhost/ollama-auth:latest", help="its name (%(default)s)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="run its tests, too; needs buildah, runc and root")
     what.add_argument("--wheels", action="store_true", help="only ask for the wheels; needs the network")

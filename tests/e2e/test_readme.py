@@ -104,7 +104,7 @@ CHECKED = {
     "scripts/serve --set ollama_cors_origins=https://chat.example": "test_pages.py::test_browsers",
     "scripts/image": "test_image.py::test_what_it_is_stands_in_its_labels",
     "scripts/image --wheels": "test_pages.py::test_commands_of_a_release",
-    "scripts/image --check --tag ollama-auth:0.1.0": "test_pages.py::test_commands_of_a_release",
+    "scripts/image --check --tag localhost/ollama-auth:0.1.0": "test_pages.py::test_commands_of_a_release",
     'git tag -a v0.1.0 -m "ollama-auth 0.1.0"': "test_pages.py::test_commands_of_a_release",
     "kubectl -n ollama set image deployment/ollama-auth gate=ghcr.io/OWNER/ollama-auth:0.1.0": (
         "test_pages.py::test_kubectl"

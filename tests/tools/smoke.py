@@ -20,8 +20,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 START = 60
 """Seconds that a start may take."""
+ASKED = "/api/ps"
+"""What is asked for here; the gate itself asks Ollama for other things."""
 SEEN: list[str] = []
-"""The requests that reached the upstream."""
+"""The requests of that kind that reached the upstream."""
 
 
 class Upstream(BaseHTTPRequestHandler):
@@ -30,7 +32,8 @@ class Upstream(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        SEEN.append(self.path)
+        if self.path == ASKED:
+            SEEN.append(self.path)
         self.send_response(200)
         self.send_header("Content-Length", str(len(self.path)))
         self.end_headers()
@@ -48,7 +51,7 @@ def ask(port: int, **fields: str) -> tuple[int, bytes]:
     """(status, body) of the answer to a request with those header fields. Raises OSError and HTTPException."""
     connection = HTTPConnection("127.0.0.1", port, timeout=10)
     try:
-        connection.request("GET", "/api/tags", headers=fields)
+        connection.request("GET", ASKED, headers=fields)
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:
@@ -68,7 +71,7 @@ def check(port: int, key: str, process: "subprocess.Popen[bytes]") -> str:
     wrong, _ = ask(port, Authorization=f"Bearer {key[:-1]}")
     if (status, wrong, SEEN) != (401, 401, []):
         return f"without the key it answered {status} and {wrong}, and Ollama saw {SEEN}"
-    if (found := ask(port, Authorization=f"Bearer {key}")) != (200, b"/api/tags") or SEEN != ["/api/tags"]:
+    if (found := ask(port, Authorization=f"Bearer {key}")) != (200, ASKED.encode()) or SEEN != [ASKED]:
         return f"with the key it answered {found}, and Ollama saw {SEEN}"
     return ""
 

@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
+
 SHARE = 0.005
 """Of one processor: an answer that took a second is given again for 200 seconds."""
 FRESH = 1.0
