@@ -135,7 +135,7 @@ class Authorizer:
             sent = error.reason != "missing"
             fields = (*responses.challenges(sent=sent, basic=exchange.state.offers_basic), *fields)
             code = "invalid_api_key"
-        elif error.reason == "tokens_per_day":
+        elif error.used_up:
             code = USED_UP
         answer = responses.error(exchange.id, error.status, error.message, exchange.dialect, *fields, code=code)
         return Refusal(error.reason, answer)
@@ -173,7 +173,7 @@ class Authorizer:
         if most is not None and head.body > most:
             raise RefusedError("body too large", 413, f"the request body is larger than {most} bytes")
         if inspects and values(head.fields, b"content-encoding"):
-            message = "this key may not use every model, so its requests can't be compressed"
+            message = "requests of this key are read before they go upstream, so they can't be compressed"
             raise RefusedError("malformed body", 415, message)
         return most, inspects
 

@@ -20,14 +20,15 @@ class RefusedError(OllamaAuthError):
     """A request that may not go upstream.
 
     `reason` is its word in the log, `status` the HTTP status, `message` the text for the client; `fields` are added to
-    the response; `worth_retrying` says that the very same request may succeed at once. For the log alone: `key` is the
+    the response; `worth_retrying` says that the very same request may succeed at once, and `used_up` that none will for
+    long. For the log alone: `key` is the
     name or fingerprint of its sender, where that is known by now; `suppress_log` says that it is one of so many that
     they are counted and not logged.
     """
 
     key: str | None = None
     suppress_log = False
-    worth_retrying = False
+    worth_retrying = used_up = False
 
     def __init__(self, reason: str, status: int, message: str, *fields: tuple[bytes, bytes]) -> None:
         super().__init__(message)

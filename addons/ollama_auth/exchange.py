@@ -116,6 +116,10 @@ class RequestState:
     """The name of its place among the concurrent requests of its principal: unique, and not chosen by a client."""
     reserved: bool = False
     """The limits were asked, and refused nothing."""
+    tokens_reserved: bool = False
+    """So they were for the tokens of its prompt and of its answer."""
+    learns: bool = False
+    """Its answer tells how long answers usually are: the request named no cap."""
     holds_lease: bool = False
     held_body: HeldBody | None = None
     """What of its body is in memory, if the body is inspected."""
@@ -174,6 +178,12 @@ class Exchange:
     def identified(self) -> bool:
         """It came with the credential of a principal."""
         return self.key is not None and not self.key.startswith(UNKNOWN)
+
+    @property
+    def reserves_tokens(self) -> bool:
+        """Once its body is here, tokens have to be reserved for it, and were not yet."""
+        request = self.state.upstream_request
+        return bool(self.prompt and request and request.principal.tokens_limited and not self.state.tokens_reserved)
 
     @property
     def outcome(self) -> Outcome:

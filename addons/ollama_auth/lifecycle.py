@@ -8,8 +8,7 @@ one line that constructs an Admission is here.
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from mitmproxy import http
@@ -19,8 +18,9 @@ from .auth import client_ip, policy
 from .auth.held_bodies import HeldBodies, HeldBody
 from .auth.identity import may_be_known
 from .auth.keys import Principal, Scope
-from .auth.limits import Exceeded, Limiter, StorageUnavailableError
+from .auth.limits import Exceeded, Limiter, Window
 from .auth.redaction import MASKED_PATH, MAX_SEARCHED, mask_path
+from .auth.shared_limits import StorageUnavailableError
 from .auth.throttle import REPLAY_GRACE, WINDOW
 from .authorizer import KEY_IN_PATH, Authorizer, Decision, replayed, shown_method
 from .bounded_copy import Recording, keeping
@@ -34,7 +34,7 @@ from .ollama_api import listings
 from .ollama_api.listings import is_account
 from .ollama_api.prompt import Prompt
 from .ollama_api.request_models import BodyError
-from .ollama_api.routes import Dialect, Route
+from .ollama_api.routes import Dialect, Route, RouteClass
 from .ollama_api.usage import UsageReader
 from .proxy.connections import ClientConnection, Connections, Peer
 from .proxy.events import Reservation
@@ -53,8 +53,8 @@ MAX_SAID = 16
 MOST_WAITED = 60
 """Seconds of Retry-After that the libraries wait; after more they ask again and again, or wait for hours."""
 
-WINDOWS = {"requests_per_minute": (b"requests", 60), "tokens_per_day": (b"tokens", 24 * 60 * 60)}
-"""The unit that a limit counts, and its window in seconds."""
+UNITS = {"requests_per_minute": b"requests", "tokens_per_day": b"tokens", "tokens_per_month": b"tokens-month"}
+"""Limits that have a window, and what RateLimit fields call them."""
 FAILURES: dict[str, tuple[str, tuple[tuple[bytes, bytes], ...]]] = {
     "upstream unreachable": ("Ollama is not reachable", (retry_after(RETRY_SECONDS),)),
     "upstream timeout": ("Ollama does not accept connections", (retry_after(RETRY_SECONDS),)),
@@ -211,8 +211,11 @@ class RequestLifecycle:
         message = f"nothing came of the request body for {self.settings.body_timeout} s"
         return Authorizer.refuse(exchange, RefusedError("body timeout", 408, message))
 
-    def authorize_body(self, exchange: Exchange, peer: Peer) -> Admission | Refusal:
-        """Decide about an UpstreamRequest that waited for its body, which its reader has got. An exception refuses."""
+    def authorize_body(self, exchange: Exchange, peer: Peer) -> Verdict:
+        """Decide about an UpstreamRequest that waited for its body, which its reader has got. An exception refuses.
+
+        It is an UpstreamRequest again if tokens have to be reserved for it now.
+        """
         try:
             authorizer, request = self.config.authorizer, exchange.state.upstream_request
             if authorizer is None or request is None or exchange.route is None:
@@ -222,6 +225,8 @@ class RequestLifecycle:
                     raise PermissionError("a body was not read")
                 asked = exchange.state.asked = exchange.state.body_reader.finish()
                 exchange.model = exchange.shown_model(asked.names[0]) if asked.names else None
+            if exchange.reserves_tokens:
+                return request
             return self._admit(exchange, request, peer)
         except RefusedError as error:
             return Authorizer.refuse(exchange, error)
@@ -229,23 +234,27 @@ class RequestLifecycle:
             return Refusal("error", self.internal_error(error, exchange))
 
     async def reserve(self, reservation: Reservation) -> None:
-        """Take the lease of an UpstreamRequest; a storage may have to be asked. Without a verdict it is refused.
+        """Take the lease of an UpstreamRequest, and once its body is here, reserve its tokens; a storage may be asked.
 
-        The request is counted from here on, whatever its body turns out to be; the lease is given back at its end.
+        Without a verdict it is refused. The request is counted from the lease on, whatever its body turns out to be;
+        the lease is given back at its end.
         """
         exchange, peer = reservation.exchange, reservation.peer
-        request, limiter = exchange.state.upstream_request, self.config.limiter
+        request, limiter = exchange.state.upstream_request, exchange.state.limiter or self.config.limiter
         if request is None or limiter is None:
             return
         try:
-            await self._take_lease(exchange, request, limiter)
-            if exchange.ended is not None:  # The client has left meanwhile.
-                await self._settle(exchange)
-                return
-            exchange.state.reserved = True
-            reservation.verdict = request if request.inspects_body else self._admit(exchange, request, peer)
+            begun = exchange.state.reserved
+            await (self._reserve_tokens if begun else self._take_lease)(exchange, request, limiter)
+            exchange.state.reserved, exchange.state.tokens_reserved = True, begun
+            waits = request.inspects_body and not begun
+            if exchange.ended is None:
+                reservation.verdict = request if waits else self._admit(exchange, request, peer)
         except RefusedError as error:
             reservation.verdict = Authorizer.refuse(exchange, error)
+        finally:
+            if exchange.ended is not None:  # The client has left meanwhile.
+                await self._settle(exchange)
 
     async def _take_lease(self, exchange: Exchange, request: UpstreamRequest, limiter: Limiter) -> None:
         """Ask the limits. Raises RefusedError."""
@@ -255,21 +264,40 @@ class RequestLifecycle:
                 raise replayed()
             granted = await limiter.enter(request.principal, exchange.state.lease)
         except StorageUnavailableError as error:
-            self.connections.warn_rate_limited(f"the storage of limits does not answer ({error})")
-            if self.settings.limits_unavailable == "closed":
-                retry = retry_after(RETRY_SECONDS)
-                raise RefusedError("limits unavailable", 503, "limits can't be counted now", retry) from None
+            self._unavailable(error)
             return
         if isinstance(granted, Exceeded):
-            exchange.state.limit_fields = limit_fields(granted.name, granted.limit, 0, granted.retry_after)
-            message = f"the limit of this key is used up: {granted.name} is {granted.limit}"
-            fields = (retry_after(granted.retry_after), *exchange.state.limit_fields)
-            if granted.name == "tokens_per_day" and granted.retry_after > MOST_WAITED:
-                fields = (DO_NOT_RETRY, *fields)
-            raise RefusedError(granted.name, 429, message, *fields)
+            raise exceeded(granted)
         exchange.state.limiter, exchange.state.holds_lease = limiter, True
-        if granted.requests:
-            exchange.state.limit_fields = limit_fields("requests_per_minute", *granted.requests)
+        exchange.state.limit_fields = limit_fields(granted.windows)
+
+    async def _reserve_tokens(self, exchange: Exchange, request: UpstreamRequest, limiter: Limiter) -> None:
+        """Reserve the tokens of a request whose body is here. Raises RefusedError."""
+        prompt, name, asked = exchange.prompt, request.principal.name, exchange.state.asked
+        if prompt is None:
+            raise PermissionError("a body was not read")
+        if not exchange.state.holds_lease:  # The storage was not available, and that was no reason to refuse.
+            return
+        tokens = prompt.tokens
+        if exchange.route and exchange.route.route_class is RouteClass.INFER:
+            usual = limiter.usual_answer(name, asked.names[0] if asked and asked.names else "")
+            most = prompt.most_of_answer(usual)
+            exchange.state.learns = most == usual
+            tokens += most
+        try:
+            over = await limiter.reserve(request.principal, exchange.state.lease, tokens)
+        except StorageUnavailableError as error:
+            self._unavailable(error)
+            return
+        if over:
+            raise exceeded(over)
+
+    def _unavailable(self, error: StorageUnavailableError) -> None:
+        """Raise RefusedError, unless requests with limits are to pass while their storage is not available."""
+        self.connections.warn_rate_limited(f"the storage of limits does not answer ({error})")
+        if self.settings.limits_unavailable == "closed":
+            retry = retry_after(RETRY_SECONDS)
+            raise RefusedError("limits unavailable", 503, "limits can't be counted now", retry) from None
 
     def _admit(self, exchange: Exchange, request: UpstreamRequest, peer: Peer) -> Admission | Refusal:
         authorizer = self.config.authorizer
@@ -277,6 +305,8 @@ class RequestLifecycle:
             return self._not_ready(exchange)
         if request.needs_lease and not exchange.state.reserved:
             raise PermissionError("a request without its lease was about to be admitted")
+        if exchange.reserves_tokens:
+            raise PermissionError("a request without its tokens was about to be admitted")
         if request.waits:
             authorizer.check_again(request, exchange.route, exchange.state.asked)
         peer.admitted = exchange.admitted = True
@@ -385,9 +415,7 @@ class RequestLifecycle:
             return
         self.flow_views.end(exchange)
         self._count(exchange)
-        request = exchange.state.upstream_request
-        charged = exchange.used and request and request.principal.tokens_per_day is not None
-        if exchange.state.holds_lease or charged:
+        if exchange.state.holds_lease:
             asyncio_utils.create_task(self._settle(exchange), name="limits", keep_ref=True)
         if exchange.suppress_log:
             where = client_ip.network_of(exchange.client)
@@ -416,18 +444,17 @@ class RequestLifecycle:
             logger.error("ollama_auth: a request was not counted: %s", type(error).__name__)
 
     async def _settle(self, exchange: Exchange) -> None:
-        """Charge what an exchange used, and give its lease back."""
-        request, limiter = exchange.state.upstream_request, exchange.state.limiter or self.config.limiter
+        """Give back what an exchange held of its limits; what it used is in the ledger by now."""
+        request, limiter, used = exchange.state.upstream_request, exchange.state.limiter, exchange.used
         if request is None or limiter is None:
             return
+        asked = exchange.state.asked
+        if exchange.state.learns and used and used.complete and asked and asked.names:
+            limiter.learn(request.principal.name, asked.names[0], used.completion_tokens or 0)
         try:
-            if used := exchange.used:
-                await limiter.spend(request.principal, (used.prompt_tokens or 0) + (used.completion_tokens or 0))
+            await limiter.leave(request.principal, exchange.state.lease)
         except StorageUnavailableError as error:
             self.connections.warn_rate_limited(f"the storage of limits does not answer ({error})")
-        finally:
-            with suppress(StorageUnavailableError):
-                await limiter.leave(request.principal, exchange.state.lease)
 
     def internal_error(self, error: Exception, exchange: Exchange | None = None) -> Answer:
         """Log where an exception came from, but not its message, which may hold what a client sent; return a 503.
@@ -444,12 +471,25 @@ class RequestLifecycle:
         return responses.error(request_id, 503, message, dialect, retry_after(RETRY_SECONDS))
 
 
-def limit_fields(name: str, limit: int, remaining: int, reset: int) -> Fields:
-    """Return the RateLimit fields of draft-ietf-httpapi-ratelimit-headers; none for a limit without a window."""
-    if name not in WINDOWS:
+def exceeded(limit: Exceeded) -> RefusedError:
+    """Make the error of a limit that is used up, or that running requests may use up."""
+    what = "what is left of the limit of this key is reserved for its running requests"
+    message = f"{what if limit.reserved else 'the limit of this key is used up'}: {limit.name} is {limit.limit}"
+    fields = (retry_after(limit.retry_after), *limit_fields(limit.windows))
+    used_up = limit.name in ("tokens_per_day", "tokens_per_month") and not limit.reserved
+    if used_up and limit.retry_after > MOST_WAITED:
+        fields = (DO_NOT_RETRY, *fields)
+    error = RefusedError(limit.name, 429, message, *fields)
+    error.used_up = used_up
+    return error
+
+
+def limit_fields(windows: Iterable[Window]) -> Fields:
+    """Return the RateLimit fields of draft-ietf-httpapi-ratelimit-headers."""
+    known = [(UNITS[window.name], window) for window in windows]
+    if not known:
         return ()
-    unit, seconds = WINDOWS[name]
     return (
-        (b"ratelimit-policy", b'"%s";q=%d;w=%d' % (unit, limit, seconds)),
-        (b"ratelimit", b'"%s";r=%d;t=%d' % (unit, remaining, reset)),
+        (b"ratelimit-policy", b", ".join(b'"%s";q=%d;w=%d' % (unit, one.limit, one.length) for unit, one in known)),
+        (b"ratelimit", b", ".join(b'"%s";r=%d;t=%d' % (unit, one.remaining, one.reset) for unit, one in known)),
     )

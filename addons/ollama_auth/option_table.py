@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from .auth import client_ip, forwarding
 from .errors import OllamaAuthError, command
@@ -14,6 +15,8 @@ from .http import cors
 from .http.head import TOKEN, Bounds
 from .ollama_api.routes import RouteClass
 from .units import parse_size
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class SettingsError(OllamaAuthError, ValueError):
@@ -149,6 +152,21 @@ def base_path(name: str, text: str) -> bytes:
     return path.encode()
 
 
+def plain_name(name: str, text: str) -> str:
+    """Return a name that needs no quotes anywhere."""
+    if not _PLAIN_NAME.fullmatch(text):
+        raise SettingsError(f"{name}: {text!r} is not a name of up to 64 letters, digits, dots, dashes and underscores")
+    return text
+
+
+def zone(name: str, text: str) -> ZoneInfo:
+    """Return a time zone of the system's data base, or of the package tzdata."""
+    try:
+        return ZoneInfo(text)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise SettingsError(f"{name}: no time zone {text!r} is known here, such as UTC or Europe/Berlin") from None
+
+
 def origins(name: str, values: Sequence[str]) -> frozenset[str]:
     """Return origins as browsers send them."""
     for origin in values:
@@ -237,8 +255,15 @@ OPTIONS: tuple[Option, ...] = (
     Option("ollama_body_timeout", int, 30,
            "Seconds that such a body may pause between two of its bytes; 408 after that.", positive),
     Option("ollama_limits_storage", str | None, None,
-           "Where the limits of keys are counted: a redis:// URL that several gates share. Unset: in memory.",
-           optional),
+           "Where several gates count the limits of keys together: a redis:// URL. A password in it is hidden again "
+           "once it was taken, but not in the list of processes. Environment: OLLAMA_LIMITS_STORAGE. Unset: each gate "
+           "counts for itself."),
+    Option("ollama_limits_storage_file", str | None, None,
+           "Path of a file that holds that URL. Environment: OLLAMA_LIMITS_STORAGE_FILE."),
+    Option("ollama_limits_name", str, "main",
+           "Name of this deployment in that storage: what it keeps there begins with ollama_auth:NAME:.", plain_name),
+    Option("ollama_timezone", str, "UTC",
+           "Time zone of the days and months by which the tokens of keys are limited, such as Europe/Berlin.", zone),
     Option("ollama_limits_unavailable", str, "closed",
            "What becomes of requests with limits while that storage does not answer: closed (503) or open.",
            one_of("closed", "open")),

@@ -7,7 +7,7 @@ New settings are put in force whole or not at all, also while requests run: by a
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,9 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 from . import clock, settings
 from .auth import keys_file
 from .auth.keys import KeyRing
-from .auth.limits import RENEW, Limiter, LimitsError, StorageUnavailableError, limited
+from .auth.limits import RENEW, Limiter, counted_here, limited
+from .auth.periods import Calendar
+from .auth.shared_limits import LimitsError, StorageUnavailableError, check_storage
 from .auth.throttle import ReplayCache, Throttle
 from .authorizer import AbuseState, Authorizer
 from .settings import Settings, SettingsError
@@ -55,7 +57,7 @@ class ActiveConfig:
         self._emit = emit
         self._abuse = AbuseState(Throttle(), ReplayCache())
         self._hidden: dict[str, bytes] = {}
-        """Digests of keys that were given as an option, by the mask that the option shows now."""
+        """Digests of keys that were given as an option, and URLs with a password, by what the option shows now."""
         self._reading = asyncio.Lock()
         self._read: object = None
         """The stamp of the keys file when it was read last."""
@@ -81,6 +83,11 @@ class ActiveConfig:
             mask = settings.MASK if not self._hidden else f"{settings.MASK} {len(self._hidden) + 1}"
             self._hidden[mask] = settings.read_key(options, os.environ)
             options.update(ollama_api_key=mask)  # This calls us again, and changes nothing then.
+        url = options.ollama_limits_storage
+        if url and url not in self._hidden and (masked := settings.masked_url(url)):
+            shown = f"{masked} {len(self._hidden) + 1}"
+            self._hidden[shown] = url.encode()
+            options.update(ollama_limits_storage=shown)
 
     def take(self, new: Settings) -> None:
         """Put settings in force. Raises SettingsError; then the old ones still are."""
@@ -113,6 +120,8 @@ class ActiveConfig:
         ledger.days = new.usage_days
         if self.limiter and self.limiter is not limiter:
             self._replaced.append(self.limiter)
+        if limiter:
+            limiter.calendar, limiter.principals = Calendar(new.timezone), new.ring.principals
         self.settings, self.limiter = new, limiter
         self._abuse.throttle.most = new.max_wrong_keys
         self.authorizer = Authorizer(new, self._abuse)
@@ -121,19 +130,27 @@ class ActiveConfig:
                 logger.warning("ollama_auth: %s", warning)
 
     def _limiter_for(self, new: Settings) -> Limiter | None:
-        if self.settings and self.limiter and self.settings.limits_storage == new.limits_storage:
+        if self.settings and self.limiter and storage_of(self.settings) == storage_of(new):
             return self.limiter
-        if new.limits_storage is None and not any(map(limited, new.ring.principals.values())):
+        url, principals = new.limits_storage, new.ring.principals.values()
+        if url is None and not any(map(limited, principals)):
             return None
-        if new.limits_storage is None and workers.count(os.environ) > 1:
+        alone = any(map(counted_here, principals)) or new.usage_db is None
+        if url is None and alone and workers.count(os.environ) > 1:
             raise SettingsError(
                 "the keys have limits, which each of several workers would count for itself: "
                 "set ollama_limits_storage=redis://HOST:6379, or run one worker"
             )
         try:
-            return Limiter(new.limits_storage)
+            if url and (why := check_storage(url, new.limits_name)):
+                logger.warning("ollama_auth: ollama_limits_storage does not answer now (%s)", why)
+            return Limiter(self._shares, Calendar(new.timezone), url, new.limits_name)
         except LimitsError as error:
             raise SettingsError(str(error)) from error
+
+    def _shares(self, key: str, since: float) -> Mapping[int, int]:
+        """The tokens that a key used since a time, by the process that counted them."""
+        return self.ledger.shares(key, since) if self.ledger else {}
 
     def close(self) -> None:
         """Write what the logs have left to write, and stop the status server."""
@@ -230,6 +247,11 @@ class ActiveConfig:
             return await self._read_again(options, self.settings)
         self.take(replace(before, ring=ring, warnings=warnings))
         return ring
+
+
+def storage_of(one: Settings) -> tuple[object, ...]:
+    """What a limiter was made of."""
+    return one.limits_storage, one.limits_name
 
 
 def audit_of(one: Settings) -> tuple[object, ...]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeGuard
+from urllib.parse import parse_qsl, urlsplit
+from zoneinfo import ZoneInfo
 
 from .auth import keys, keys_file, weak_keys
 from .auth.client_ip import TrustedProxies
@@ -83,7 +85,9 @@ class Settings:
     max_held_bodies: int
     max_held_bodies_per_key: int
     body_timeout: int
-    limits_storage: str | None
+    limits_storage: str | None = field(repr=False)
+    limits_name: str
+    timezone: ZoneInfo
     limits_unavailable: str
     """What becomes of requests with limits while the storage does not answer: `closed` or `open`."""
     signature_window: int
@@ -122,6 +126,7 @@ def read(
     values = {option.setting: option.read(options, environ) for option in OPTIONS if option.reader}
     if values["proxy_protocol"] and not values["trusted_proxies"]:
         raise SettingsError("ollama_proxy_protocol: name the proxies that send it in ollama_trusted_proxies")
+    values["limits_storage"] = read_storage(options, environ, hidden)
     path = keys_file_of(options, environ)
     if values["max_wrong_keys"] is None:
         values["max_wrong_keys"] = WRONG_KEYS if path else 0
@@ -144,7 +149,7 @@ def _settings(values: dict[str, Any], **more: Any) -> Settings:
 
 
 _DEFAULTS = {option.setting: option.reader(option.name, option.default) for option in OPTIONS if option.reader}
-UNCONFIGURED = _settings(_DEFAULTS, ring=keys.KeyRing(()), keys_file=None, tls=False)
+UNCONFIGURED = _settings(_DEFAULTS, limits_storage=None, ring=keys.KeyRing(()), keys_file=None, tls=False)
 """The defaults, without a key."""
 
 
@@ -238,9 +243,11 @@ def is_given(value: str | None) -> TypeGuard[str]:
     return value is not None and bool(value.strip())
 
 
-def _sources(options: Options, environ: Mapping[str, str]) -> tuple[dict[str, str | None], ...]:
-    """The key and the name of its file, in each place where they can be set; the first place wins."""
-    names = ("ollama_api_key", "ollama_api_key_file")
+def _sources(
+    options: Options, environ: Mapping[str, str], option: str = "ollama_api_key"
+) -> tuple[dict[str, str | None], ...]:
+    """A secret and the name of its file, in each place where they can be set; the first place wins."""
+    names = (option, f"{option}_file")
     variables = tuple(map(str.upper, names))
     return {name: getattr(options, name) for name in names}, {name: environ.get(name) for name in variables}
 
@@ -256,7 +263,13 @@ def read_key(options: Options, environ: Mapping[str, str], hidden: Mapping[str, 
         if options.ollama_api_key not in hidden:
             raise SettingsError(f"the option ollama_api_key holds no key: {HOW_TO_SET_A_KEY}")
         return hidden[options.ollama_api_key]
-    secret, where = _find_key(options, environ)
+    sources = _sources(options, environ)
+    found = _find_secret(sources)
+    if found is None:
+        empty = next((name for source in sources for name, value in source.items() if value is not None), None)
+        what = f"{empty}: the key is empty" if empty else "no key is set, so nobody could be let in"
+        raise SettingsError(f"{what}: {HOW_TO_SET_A_KEY}")
+    secret, where = found
     try:
         weak_keys.check(secret)
         digest = keys.digest(secret)
@@ -266,19 +279,35 @@ def read_key(options: Options, environ: Mapping[str, str], hidden: Mapping[str, 
     return digest
 
 
-def _find_key(options: Options, environ: Mapping[str, str]) -> tuple[str, str]:
-    """Return (the secret, the name of its option or variable). Raises SettingsError."""
-    empty = None
-    for source in _sources(options, environ):
+def read_storage(options: Options, environ: Mapping[str, str], hidden: Mapping[str, bytes]) -> str | None:
+    """Return the URL of the storage of limits, which may hold a password. Raises SettingsError."""
+    found = _find_secret(_sources(options, environ, "ollama_limits_storage"))
+    if found is None:
+        return None
+    url = found[0].strip()
+    return hidden[url].decode() if url in hidden else url
+
+
+def masked_url(url: str) -> str | None:
+    """Return a URL without its password; None where there is none in it."""
+    parts = urlsplit(url)
+    secrets = [value for name, value in parse_qsl(parts.query) if "password" in name]
+    if "@" not in parts.netloc and not secrets:
+        return None
+    place = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://***@{place}{parts.path}"
+
+
+def _find_secret(sources: Iterable[Mapping[str, str | None]]) -> tuple[str, str] | None:
+    """Return (the secret, the name of its option or variable), or None. Raises SettingsError."""
+    for source in sources:
         given = {name: value for name, value in source.items() if is_given(value)}
         if len(given) > 1:
             both = " and ".join(given)
             raise SettingsError(f"both {both} are set, and only one can hold: unset one of them")
         for name, value in given.items():
             return (_read_key_file(value, name) if name.lower().endswith("_file") else value), name
-        empty = empty or next((name for name, value in source.items() if value is not None), None)
-    what = f"{empty}: the key is empty" if empty else "no key is set, so nobody could be let in"
-    raise SettingsError(f"{what}: {HOW_TO_SET_A_KEY}")
+    return None
 
 
 def _read_key_file(path: str, name: str) -> str:
@@ -290,10 +319,17 @@ def _read_key_file(path: str, name: str) -> str:
         # It happens that the key itself is put here.
         shown = repr(path) if path.startswith(("~", ".")) or Path(path).is_absolute() else "the file"
         raise SettingsError(
-            f"{name}: can't read {shown} ({why}); name a file this process may read that holds the key"
+            f"{name}: can't read {shown} ({why}); name a file this process may read that holds the {_what(name)}"
         ) from None
     if len(raw) > MAX_KEY_FILE:
-        raise SettingsError(f"{name}: {path!r} is far too large to be a key; name a file that holds the key alone")
+        what = _what(name)
+        raise SettingsError(
+            f"{name}: {path!r} is far too large to be a {what}; name a file that holds the {what} alone"
+        )
     # An editor or `echo` ends the file with a line end, which is no part of the key.
     text = raw.decode("utf-8", "replace")
     return text.removesuffix("\n").removesuffix("\r")
+
+
+def _what(name: str) -> str:
+    return "URL" if "storage" in name.lower() else "key"

@@ -43,7 +43,7 @@ def test_a_list_names_every_place(kind: str) -> None:
 
 REASON = re.compile(
     r'(?:RefusedError|CredentialError|SignatureError|Refusal|Exceeded|__init__)\(\s*"([a-z_ ]+)"'
-    r'|Denial\(\d+, "([a-z_ ]+)"|KEY_IN_PATH = "([a-z ]+)"'
+    r'|\("(tokens_per_[a-z]+)", principal|Denial\(\d+, "([a-z_ ]+)"|KEY_IN_PATH = "([a-z ]+)"'
 )
 
 

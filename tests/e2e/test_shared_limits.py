@@ -1,6 +1,8 @@
 """Limits that several gates share, in a real Redis, also while it is away."""
 
+import re
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,6 +12,7 @@ import pytest
 
 from ollama_auth.auth.throttle import REPLAY_GRACE
 from tests.harness.base import wait_until
+from tests.harness.certificates import certificate
 from tests.harness.credentials import PUBLIC, bearer, entry, signature
 from tests.harness.gate import Controlled, Gate
 from tests.harness.programs import Redis
@@ -22,6 +25,7 @@ KEYS = (
     entry("minute", requests_per_minute=10, scopes=["all"])
     + entry("two", concurrent_requests=2, scopes=["all"])
     + entry("tokens", tokens_per_day=10, scopes=["all"])
+    + entry("month", tokens_per_month=200, scopes=["all"])
     + entry("free", scopes=["all"])
     + f'[[keys]]\nname = "laptop"\nscopes = ["all"]\nssh_ed25519 = "{PUBLIC}"\n'
 )
@@ -79,6 +83,156 @@ def test_tokens_are_counted_together(two_gates: tuple[Gate, Gate]) -> None:
     wait_until(lambda: status(two_gates[1], "tokens") == 429, "the other gate to know")
 
 
+def talk(gate: Gate, name: str) -> int:
+    return ask(gate.port, "POST", "/api/chat", bearer(name), body=chat()).status
+
+
+def test_a_redis_that_lost_its_memory_has_what_was_used_again(two_gates: tuple[Gate, Gate], redis: Redis) -> None:
+    """Each gate knows its part; in Redis it only ever grows, so nothing is counted twice."""
+    wait_until(lambda: [talk(gate, "month") for gate in two_gates] == [429, 429], "it to be used up")
+    reserved = "ollama_auth:main:tokens:{month}:reserved"
+    wait_until(lambda: redis.ask("ZCARD", reserved) == b":0\r\n", "all of it to be published")
+    (name,) = [one.decode() for one in redis.ask("KEYS", "*").split() if re.search(rb"month}:[0-9-]+$", one)]
+
+    def told() -> list[bytes]:
+        return sorted(redis.ask("ZRANGE", name, "0", "-1", "WITHSCORES").split(b"\r\n"))
+
+    before = told()
+    redis.ask("FLUSHALL")
+    wait_until(lambda: told() == before, "both to have told it")
+    assert [talk(gate, "month") for gate in two_gates] == [429, 429]
+    assert told() == before
+
+
+@pytest.mark.parametrize("why", ["memory", "replica", "disk"])
+def test_a_redis_that_can_be_read_but_not_written(
+    two_gates: tuple[Gate, Gate], redis: Redis, upstream: Upstream, why: str, tmp_path: Path
+) -> None:
+    """A limit that nobody can count lets nobody in, whatever was used; and it counts again later."""
+    gate = two_gates[0]
+    assert talk(gate, "month") == 200
+    if why == "memory":
+        redis.ask("CONFIG", "SET", "maxmemory", "1")
+    elif why == "replica":
+        redis.ask("REPLICAOF", "127.0.0.1", "1")
+    else:
+        redis.ask("CONFIG", "SET", "save", "1 1", "dir", str(tmp_path), "dbfilename", "dump.rdb")
+        (tmp_path / "dump.rdb").mkdir()  # It can't be written, as on a full disk.
+        redis.ask("SET", "x", "1")
+        wait_until(lambda: b"rdb_last_bgsave_status:err" in redis.ask("INFO", "persistence"), "it to fail")
+    with upstream.untouched():
+        for name in ("month", "tokens", "minute", "two"):
+            assert [talk(gate, name) for _ in range(5)] == [503] * 5
+    assert status(gate, "free") == 200
+    redis.ask("CONFIG", "SET", "maxmemory", "0")
+    redis.ask("REPLICAOF", "NO", "ONE")
+    redis.ask("CONFIG", "SET", "save", "")
+    wait_until(lambda: talk(gate, "month") == 200, "it to be counted again")
+
+
+def test_reservations_are_known_to_all(two_gates: tuple[Gate, Gate], redis: Redis, upstream: Upstream) -> None:
+    body = chat(options={"num_predict": 5000})
+    start = head("POST", "/api/chat", bearer("month"), f"Content-Length: {len(body)}") + body
+    upstream.hold()
+    with Wire(two_gates[0].port, start) as running:
+        running.read_until(b"\n")
+        refused = ask(two_gates[1].port, "POST", "/api/chat", bearer("month"), body=body)
+        assert (refused.status, refused.headers["retry-after"]) == (429, "5")
+    upstream.go_on()
+    wait_until(lambda: talk(two_gates[1], "month") == 200, "the reservation to be given back")
+    assert all(name.startswith(b"ollama_auth:main:") for name in redis.ask("KEYS", "*").split() if b"auth" in name)
+
+
+def test_an_edit_of_a_limit_forgets_nothing(redis: Redis, upstream: Upstream, tmp_path: Path) -> None:
+    with make_gate(redis, upstream, tmp_path) as gate:
+        assert [status(gate, "minute") for _ in range(11)] == [200] * 10 + [429]
+        file = tmp_path / "keys.toml"
+        file.write_text(KEYS.replace("requests_per_minute = 10", "requests_per_minute = 9"))
+        gate.signal(signal.SIGHUP)
+        gate.find("the keys file was read again")
+        assert status(gate, "minute") == 429
+
+
+def test_two_deployments_share_a_redis(redis: Redis, upstream: Upstream, tmp_path: Path) -> None:
+    with (
+        make_gate(redis, upstream, tmp_path, "--set", "ollama_limits_name=one") as one,
+        make_gate(redis, upstream, tmp_path, "--set", "ollama_limits_name=two") as two,
+    ):
+        assert [status(one, "minute") for _ in range(11)] == [200] * 10 + [429]
+        assert talk(one, "tokens") == 200
+        assert (status(two, "minute"), talk(two, "tokens")) == (200, 200)
+        names = [name for name in redis.ask("KEYS", "*").split() if b":" in name]
+        assert {name.partition(b":")[0] for name in names} == {b"ollama_auth"}
+
+
+PASSWORD = "pw-5ecret-in-redis"
+RIGHTS = "~ollama_auth:main:* +@read +@write +@scripting +@transaction +@connection +time"
+"""As scripts/docs/replicas.md has it."""
+ACL = f"ACL SETUSER gate on >{PASSWORD} {RIGHTS}".split()
+
+
+def test_a_password_comes_by_the_environment_or_a_file_and_is_shown_nowhere(
+    redis: Redis, upstream: Upstream, tmp_path: Path
+) -> None:
+    """Rights to the names of the deployment are enough."""
+    redis.ask(*ACL)
+    url = f"redis://gate:{PASSWORD}@127.0.0.1:{redis.port}"
+    (tmp_path / "keys.toml").write_text(KEYS)
+    (tmp_path / "url").write_text(url + "\n")
+    ways: list[tuple[tuple[str, ...], dict[str, str]]] = [
+        ((), {"OLLAMA_LIMITS_STORAGE": url}),
+        ((), {"OLLAMA_LIMITS_STORAGE_FILE": f"{tmp_path}/url"}),
+        (("--set", f"ollama_limits_storage_file={tmp_path}/url"), {"OLLAMA_LIMITS_STORAGE": "redis://nowhere"}),
+        (("--set", f"ollama_limits_storage={url}"), {}),
+    ]
+    for args, env in ways:
+        env = {"OLLAMA_KEYS_FILE": f"{tmp_path}/keys.toml"} | env
+        with Controlled(upstream.url, *args, key=None, env=env) as gate:
+            assert [status(gate, name) for name in ("minute", "two", "tokens")] == [200] * 3
+            redis.ask("FLUSHALL")
+            assert PASSWORD not in gate.do("result = [getattr(ctx.options, name) for name in ctx.options.keys()]")
+            gate.do("ctx.options.update(ollama_max_target=5000)")  # What was hidden is known still.
+            assert status(gate, "minute") == 200
+            assert PASSWORD not in gate.output
+
+
+def test_a_redis_that_can_never_work_is_an_error_of_the_start(redis: Redis, upstream: Upstream, tmp_path: Path) -> None:
+    """One that is away is none: the gate starts, and closes to those with limits."""
+    redis.ask(*ACL)
+    redis.ask("ACL", "SETUSER", "narrow", "on", f">{PASSWORD}", "~other:*", "+@all")
+    redis.ask("ACL", "SETUSER", "weak", "on", f">{PASSWORD}", "~*", "+@read")
+    place = f"127.0.0.1:{redis.port}"
+    secure = Redis(cert=certificate(tmp_path))
+    faults = {
+        f"redis://gate:wrong-{PASSWORD}@{place}": "the user name or password in the URL is wrong, or missing",
+        f"redis://narrow:{PASSWORD}@{place}": "lacks rights",
+        f"redis://weak:{PASSWORD}@{place}": "lacks rights",
+        f"rediss://127.0.0.1:{secure.port}": "TLS with it fails",
+        f"redis+cluster://{place}": "redis+cluster:// is for a cluster alone",
+        f"redis://{place}/0typo": "the database in the URL is not a number",
+        f"redis://{place}/99": "does not work with this URL (ResponseError): check its database",
+        f"redis://{place}?foo=bar": "ollama_limits_storage",
+        f"redis+sentinel://{place}": "not the URL of a Redis",
+        f"http://{place}": "not the URL of a Redis",
+    }
+    (tmp_path / "keys.toml").write_text(KEYS)
+    for url, why in faults.items():
+        env = {"OLLAMA_KEYS_FILE": f"{tmp_path}/keys.toml", "OLLAMA_LIMITS_STORAGE": url}
+        with Gate(upstream.url, key=None, env=env, ready=False) as gate:
+            assert gate.wait() == 1, (url, gate.output)
+            assert why in gate.output, (url, gate.output)
+            assert "Traceback" not in gate.output
+            assert PASSWORD not in gate.output
+    secure.stop()
+    redis.stop()
+    env |= {"OLLAMA_LIMITS_STORAGE": redis.url}
+    with Gate(upstream.url, key=None, env=env) as gate:
+        gate.find("ollama_limits_storage does not answer now")
+        assert (status(gate, "minute"), status(gate, "free")) == (503, 200)
+        redis.start()
+        wait_until(lambda: status(gate, "minute") == 200, "it to be counted")
+
+
 def delete(gate: Gate, field: str, target: str) -> int:
     return ask(gate.port, "DELETE", target, field, body=chat("nothing")).status
 
@@ -130,7 +284,7 @@ def test_what_runs_is_known_again_to_a_redis_that_lost_its_memory(
         redis.stop()
         redis.start()
         with Wire(redis.port) as wire:
-            known = b"ZCARD ollama_auth:concurrent:two\r\n"
+            known = b"ZCARD ollama_auth:main:concurrent:two\r\n"
             wait_until(lambda: wire.send(known).read_until(b"\r\n") == b":2\r\n", "both to be renewed")
         assert [status(gate, "two") for gate in two_gates] == [429, 429]
     upstream.go_on()
@@ -192,7 +346,7 @@ def test_a_storage_that_is_replaced(redis: Redis, upstream: Upstream, tmp_path: 
 
 
 def leases(redis: Redis) -> int:
-    with Wire(redis.port, b"ZCARD ollama_auth:concurrent:two\r\n") as wire:
+    with Wire(redis.port, b"ZCARD ollama_auth:main:concurrent:two\r\n") as wire:
         return int(wire.read_until(b"\r\n")[1:])
 
 

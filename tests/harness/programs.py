@@ -56,21 +56,37 @@ def listens(port: int) -> bool:
 class Redis:
     """A redis-server of our own, on the loopback, without a disk."""
 
-    def __init__(self) -> None:
-        self.port = free_port()
+    def __init__(self, cert: Path | None = None) -> None:
+        """`cert` has a certificate and its key: it then speaks TLS alone."""
+        self.port = self.plain = free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
+        self._tls: tuple[str, ...] = ()
+        if cert:
+            self.plain = free_port()
+            files = ("--tls-cert-file", str(cert), "--tls-key-file", str(cert), "--tls-ca-cert-file", str(cert))
+            self._tls = ("--tls-port", str(self.port), *files, "--tls-auth-clients", "no")
         self.start()
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+            [
+                *("redis-server", "--port", str(self.plain), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"),
+                *("--enable-protected-configs", "local", *self._tls),
+            ],
             stdout=subprocess.DEVNULL,
         )
         wait_until(self.answers, "redis-server")
 
+    def ask(self, *words: str) -> bytes:
+        """What it says to a command."""
+        parts = [b"$%d\r\n%b\r\n" % (len(word.encode()), word.encode()) for word in words]
+        quit_now = b"*1\r\n$4\r\nQUIT\r\n"
+        with Wire(self.port, b"*%d\r\n" % len(parts) + b"".join(parts) + quit_now) as wire:
+            return wire.read_all().removesuffix(b"+OK\r\n")
+
     def answers(self) -> bool:
         try:
-            with Wire(self.port, b"PING\r\n") as wire:
+            with Wire(self.plain, b"PING\r\n") as wire:
                 return wire.read_until(b"\r\n") == b"+PONG\r\n"
         except OSError:
             return False

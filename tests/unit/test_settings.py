@@ -23,6 +23,7 @@ from ollama_auth.settings import (
     Settings,
     SettingsError,
     check_names,
+    masked_url,
     read,
     read_key,
 )
@@ -511,6 +512,37 @@ def test_where_the_access_log_goes(value: str | None, target: str | None) -> Non
 
 def test_a_certificate_means_tls() -> None:
     assert settings(certs=["*=cert.pem"]).tls
+
+
+def test_the_url_of_the_storage_of_limits(tmp_path: Path) -> None:
+    """Of the option, a file, or the environment; its password is in no mask, and in no message."""
+    url, other = "redis://me:s3cret@h:6379/1", "redis://other"
+    file = file_of(tmp_path / "url", f"{url}\n".encode())
+    for environ, changed, expected in (
+        ({}, {}, None),
+        ({"OLLAMA_LIMITS_STORAGE": " "}, {"ollama_limits_storage": ""}, None),
+        ({"OLLAMA_LIMITS_STORAGE": url}, {}, url),
+        ({"OLLAMA_LIMITS_STORAGE_FILE": file}, {}, url),
+        ({"OLLAMA_LIMITS_STORAGE": url}, {"ollama_limits_storage": other}, other),
+        ({"OLLAMA_LIMITS_STORAGE": other}, {"ollama_limits_storage_file": file}, url),
+    ):
+        assert settings(ENVIRON | environ, **changed).limits_storage == expected
+    assert "s3cret" not in repr(settings(ollama_limits_storage=url))
+    both = refusal(ollama_limits_storage=url, ollama_limits_storage_file=file)
+    assert both.startswith("both ollama_limits_storage and ollama_limits_storage_file are set")
+    assert "holds the URL" in refusal(ollama_limits_storage_file=f"{tmp_path}/none")
+    assert masked_url(url) == "redis://***@h:6379/1"
+    assert masked_url("rediss://h/0?ssl_password=s3cret&x=1") == "rediss://***@h/0"
+    assert masked_url("redis://h:6379/0") is None
+
+
+def test_names_and_time_zones() -> None:
+    assert (settings().limits_name, settings().timezone.key) == ("main", "UTC")
+    assert settings(ollama_timezone="Europe/Berlin").timezone.key == "Europe/Berlin"
+    for zone in ("", "Mars/Base", "../etc/passwd", "/etc/passwd"):
+        assert "is known here" in refusal(ollama_timezone=zone)
+    for name in ("", "a b", "a:b", "x" * 65):
+        assert "ollama_limits_name" in refusal(ollama_limits_name=name)
 
 
 # Proxies.

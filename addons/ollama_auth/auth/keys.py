@@ -62,6 +62,13 @@ class Principal:
     requests_per_minute: int | None = None
     concurrent_requests: int | None = None
     tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+
+    @property
+    def tokens_limited(self) -> bool:
+        """It has a limit on tokens."""
+        return (self.tokens_per_day, self.tokens_per_month) != (None, None)
+
     disabled: bool = False
     note: str | None = None
 

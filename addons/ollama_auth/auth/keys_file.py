@@ -446,6 +446,7 @@ FIELDS: dict[str, Callable[[object], object]] = {
     "requests_per_minute": limit,
     "concurrent_requests": limit,
     "tokens_per_day": limit,
+    "tokens_per_month": limit,
     "disabled": _flag,
     "note": note,
     "previous_sha256": _digest,

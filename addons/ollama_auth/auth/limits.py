@@ -1,66 +1,97 @@
-"""The limits of principals: requests a minute, concurrent requests, tokens a day.
+"""The limits of principals: requests a minute, concurrent requests, tokens by calendar day and month.
 
-The `limits` library counts in a Redis that several gateways share; without one, this module does. Only principals with
-a limit are counted.
+Requests and leases are counted in this process, or in a Redis that several gateways share (`shared_limits.py`). Tokens
+that were used are in the ledger, which knows principals by their name alone. While a request runs it also holds a
+reservation: the tokens of its prompt, and those that its answer may or usually does have. So requests that come
+together don't all pass because nothing was used yet.
 
-No window may last longer because the clock of the system was set back, or end early because it was set ahead. In memory
-a monotonic clock is used. In Redis windows and leases expire by its own clock; what the `limits` library compares with
-the clock of this machine is forgotten after a minute without a granted request, at the latest.
+No minute may last longer because the clock of the system was set back, or end early because it was set ahead: in memory
+a monotonic clock is used, and in Redis its own. Days and months are those of the system's clock.
 """
 
-import asyncio
-import contextlib
 import time
 from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
-from typing import Any, Protocol
+from datetime import UTC
+from functools import cache
+from math import ceil
+from secrets import token_hex
+from typing import Any, NamedTuple, Protocol
 
 from .. import clock
-from ..errors import OllamaAuthError
 from .keys import Principal
+from .periods import Calendar, Period
+from .shared_limits import Leases, SharedPlaces, SharedTokens, Shares, open_storage, storage_errors
 
-STORAGE_TIMEOUT = 1.0
-"""Seconds a shared storage has to answer, before it counts as unavailable."""
-LEASE = 30.0
-"""Seconds after which a concurrent request of a gateway that died no longer counts."""
+KNOWN = 3600
+"""Seconds for which a storage remembers a limiter that renews nothing."""
 RENEW = 2.0
 """Seconds between two renewals of the leases. After a Redis restart, counts are low for at most this long."""
-CLOCK_CHECK = 10.0
-"""Seconds after which the clock of Redis is asked for again."""
-_LEASES = "ollama_auth:concurrent:"
-HOW_TO_INSTALL = "pip install 'limits[redis]>=5.8'"
+MINUTE = 60
+RETRY = 5
+"""Seconds after which tokens that others reserved may be free again."""
+USUAL_ANSWER, LEAST_USUAL = 500, 64
+"""Tokens of an answer of a principal about whom nothing is known, and the least that is reserved later."""
+WEIGHT = 8
+"""Of an answer among the recent ones: each counts 1/8 of the mean."""
+MAX_MEANS = 10_000
+"""Principals and models whose mean is kept."""
+NOBODY_ELSE: Shares = lambda key, since: {}  # noqa: E731
 
 
-class LimitsError(OllamaAuthError, ValueError):
-    """Limits that can't be counted here: one line with the remedy."""
+class Window(NamedTuple):
+    """What is left of a limit, as clients are told: its name in the keys file, and seconds until it is whole again."""
 
-
-class StorageUnavailableError(OllamaAuthError):
-    """The shared storage does not answer."""
+    name: str
+    limit: int
+    remaining: int
+    reset: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
 class Exceeded:
-    """A limit that is used up: its name in the keys file, its amount, and the seconds after which to retry."""
+    """A limit that is used up: its name in the keys file, its amount, and the seconds after which to retry.
+
+    `reserved`: it is not used up, but running requests may need what is left of it.
+    """
 
     name: str
     limit: int
     retry_after: int
+    windows: tuple[Window, ...] = ()
+    reserved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The requests left in this minute: (limit, remaining, seconds until one more). None: not limited."""
+    """What is left of the limits that have a window, before this request for tokens, and after it for requests."""
 
-    requests: tuple[int, int, int] | None = None
+    windows: tuple[Window, ...] = ()
+
+
+class Spending(NamedTuple):
+    """A limit on tokens, and what was used of it in the period that is now."""
+
+    name: str
+    limit: int
+    used: int
+    period: Period
+
+    def window(self, now: float) -> Window:
+        left, whole = max(1, ceil(self.period.end - now)), round(self.period.end - self.period.start)
+        return Window(self.name, self.limit, max(0, self.limit - self.used), left, whole)
 
 
 def limited(principal: Principal) -> bool:
     """Whether a principal has any limit."""
-    limits = (principal.requests_per_minute, principal.concurrent_requests, principal.tokens_per_day)
-    return limits != (None, None, None)
+    return counted_here(principal) or principal.tokens_limited
+
+
+def counted_here(principal: Principal) -> bool:
+    """Whether it has a limit that is counted by each process for itself, where no storage is shared."""
+    return (principal.requests_per_minute, principal.concurrent_requests) != (None, None)
 
 
 class Limit(Protocol):
@@ -74,79 +105,132 @@ class Limit(Protocol):
 class Limiter:
     """Counts by principal, in memory (`url` None) or at `redis://…`, `rediss://…`, `redis+sentinel://…`."""
 
-    def __init__(self, url: str | None = None) -> None:
-        """Open the storage. Raises LimitsError where the library is missing or the URL is not valid."""
-        try:
-            from limits import RateLimitItemPerDay, RateLimitItemPerMinute
-            from limits.aio.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
-            from limits.errors import ConfigurationError
-            from limits.storage import storage_from_string
-        except ImportError as missing:
-            raise LimitsError(f"limits need the library `limits`: {HOW_TO_INSTALL}") from missing
-        timeouts = {"socket_timeout": STORAGE_TIMEOUT, "socket_connect_timeout": STORAGE_TIMEOUT}
-        options: dict[str, Any] = {"implementation": "redispy", **timeouts}
-        try:
-            storage: Any = storage_from_string(f"async+{url}", **options) if url else None
-            self._redis = storage.bridge.get_connection() if url else None
-        except (ConfigurationError, ValueError, AssertionError, AttributeError) as fault:
-            raise LimitsError(
-                f"ollama_limits_storage: not the URL of a storage, or its client is missing: {HOW_TO_INSTALL}"
-            ) from fault
-        self._per_day, self._per_minute = RateLimitItemPerDay, RateLimitItemPerMinute
-        self._requests: Any = MovingWindowRateLimiter(storage) if url else LocalMovingWindow()
-        self._tokens: Any = FixedWindowRateLimiter(storage) if url else LocalFixedWindow()
-        self._leases = RedisLeases(self._redis) if url else LocalLeases()
-        self._now = time.time if url else clock.monotonic
+    def __init__(
+        self,
+        shares: Shares = NOBODY_ELSE,
+        calendar: Calendar | None = None,
+        url: str | None = None,
+        deployment: str = "main",
+    ) -> None:
+        """`shares` is what the ledger knows, `deployment` a part of the names in the storage. Raises LimitsError."""
+        self.calendar = calendar or Calendar(UTC)
+        self._leases: Leases | None = None
+        self._redis: Any = None
+        self._prefix = f"ollama_auth:{deployment}:"
+        self._means: dict[tuple[str, str], float] = {}
+        self._unpublished: set[str] = set()
+        """Names of principals whose use Redis was not told of."""
+        self.principals: Mapping[str, Principal] = {}
+        """Those in force."""
+        self._id = token_hex(8)
+        if url is None:
+            self._requests: Any = LocalMovingWindow()
+            self._places: SharedPlaces | LocalPlaces = LocalPlaces()
+            self._tokens: SharedTokens | LocalTokens = LocalTokens(shares)
+            return
+        storage, self._redis = open_storage(url, deployment)
+        from limits.aio.strategies import MovingWindowRateLimiter
+
+        self._requests = MovingWindowRateLimiter(storage)
+        self._leases = Leases(self._redis)
+        self._places = SharedPlaces(self._redis, self._leases, self._prefix)
+        self._tokens = SharedTokens(self._redis, self._leases, self._prefix, shares)
 
     async def enter(self, principal: Principal, request_id: str) -> Granted | Exceeded:
-        """Take what a request needs, all of it or nothing. Raises StorageUnavailableError.
+        """Take what a request needs before its body is here, all of it or nothing. Raises StorageUnavailableError.
 
         A request that was granted must `leave`.
         """
-        async with _storage_errors():
-            if (tokens := principal.tokens_per_day) is not None:
-                item = self._per_day(tokens)
-                if not await self._tokens.test(item, principal.name):
-                    stats = await self._tokens.get_window_stats(item, principal.name)
-                    return Exceeded("tokens_per_day", tokens, self._seconds_left(item, stats))
+        async with storage_errors():
+            spending, _ = await self._spending(principal)
+            windows = tuple(one.window(clock.wall()) for one in spending)
+            for window in windows:
+                if not window.remaining:
+                    return Exceeded(window.name, window.limit, window.reset, windows)
             limit = principal.concurrent_requests
-            if limit is not None and not await self._leases.take(principal.name, request_id, limit):
+            if limit is not None and not await self._places.take(principal.name, request_id, limit):
                 return Exceeded("concurrent_requests", limit, 1)
             granted: Granted | Exceeded | None = None
             try:
-                granted = await self._take_request(principal)
+                granted = await self._take_request(principal, windows)
             finally:  # Also where the storage fails here: a lease is renewed for as long as it is held.
-                if not isinstance(granted, Granted):
-                    await self._leases.give_back(principal.name, request_id)
+                if not isinstance(granted, Granted) and limit is not None:
+                    await self._places.give_back(principal.name, request_id)
             return granted
 
-    async def _take_request(self, principal: Principal) -> Granted | Exceeded:
+    async def _take_request(self, principal: Principal, tokens: tuple[Window, ...]) -> Granted | Exceeded:
         limit = principal.requests_per_minute
         if limit is None:
-            return Granted()
-        item = self._per_minute(limit)
+            return Granted(tokens)
+        item = _library_item()(limit) if self._redis else PerMinute(limit)
         taken = await self._requests.hit(item, principal.name)
         stats = await self._requests.get_window_stats(item, principal.name)
-        reset = self._seconds_left(item, stats)
-        if not taken:
-            return Exceeded("requests_per_minute", limit, reset)
-        return Granted((limit, max(0, stats.remaining), reset))
+        now = time.time() if self._redis else clock.monotonic()
+        # No longer than the window is long, whatever the clock was set to.
+        reset = max(1, min(ceil(stats.reset_time - now), MINUTE))
+        requests = Window("requests_per_minute", limit, max(0, stats.remaining) if taken else 0, reset, MINUTE)
+        windows = (requests, *tokens)
+        return Granted(windows) if taken else Exceeded(requests.name, limit, reset, windows)
 
-    def _seconds_left(self, item: Limit, stats: Any) -> int:
-        """The whole seconds until a window has room; no more than it is long, whatever the clock was set to."""
-        return max(1, min(int(stats.reset_time - self._now() + 0.999), item.get_expiry()))
+    async def _spending(
+        self, principal: Principal, request_id: str | None = None, tokens: int = 0
+    ) -> tuple[list[Spending], int]:
+        """Return (its limits on tokens, the tokens reserved by others), and reserve some for a request."""
+        limits = self._token_limits(principal)
+        if not limits:
+            return [], 0
+        periods = [period for _, _, period in limits]
+        used, reserved = await self._tokens.look(principal.name, periods, request_id, tokens)
+        rows = zip(limits, used, strict=True)
+        return [Spending(name, limit, tokens, period) for (name, limit, period), tokens in rows], reserved
 
-    async def spend(self, principal: Principal, tokens: int) -> None:
-        """Count tokens that were used, also those beyond the limit. Raises StorageUnavailableError."""
-        if principal.tokens_per_day is not None and tokens > 0:
-            async with _storage_errors():
-                await self._tokens.hit(self._per_day(principal.tokens_per_day), principal.name, cost=tokens)
+    def _token_limits(self, principal: Principal) -> list[tuple[str, int, Period]]:
+        now = clock.wall()
+        limits = (
+            ("tokens_per_day", principal.tokens_per_day, self.calendar.day(now)),
+            ("tokens_per_month", principal.tokens_per_month, self.calendar.month(now)),
+        )
+        return [(name, limit, period) for name, limit, period in limits if limit is not None]
+
+    async def reserve(self, principal: Principal, request_id: str, tokens: int) -> Exceeded | None:
+        """Reserve tokens for a request that was granted. Raises StorageUnavailableError.
+
+        What it needs itself does not keep it out, only what was used, and what requests before it may need.
+        """
+        async with storage_errors():
+            spending, reserved = await self._spending(principal, request_id, tokens)
+            windows = tuple(one.window(clock.wall()) for one in spending)
+            for one, window in zip(spending, windows, strict=True):
+                if one.used + reserved >= one.limit:
+                    over = one.used >= one.limit
+                    retry = window.reset if over else min(RETRY, window.reset)
+                    return Exceeded(one.name, one.limit, retry, windows, reserved=not over)
+        return None
+
+    def usual_answer(self, name: str, model: str) -> int:
+        """The tokens that answers to a principal have: the recent mean of this model, else of all."""
+        mean = self._means.get((name, model)) or self._means.get((name, "")) or USUAL_ANSWER
+        return max(LEAST_USUAL, ceil(mean))
+
+    def learn(self, name: str, model: str, tokens: int) -> None:
+        """Count a whole answer, whose request named no cap."""
+        if len(self._means) >= MAX_MEANS:
+            self._means.clear()
+        for place in ((name, model), (name, "")):
+            mean = self._means.get(place, float(tokens))
+            self._means[place] = mean + (tokens - mean) / WEIGHT
 
     async def leave(self, principal: Principal, request_id: str) -> None:
-        """End a request that was granted. Raises StorageUnavailableError; the lease then expires."""
-        if principal.concurrent_requests is not None:
-            async with _storage_errors():
-                await self._leases.give_back(principal.name, request_id)
+        """End a request that was granted, once the ledger has it. May raise StorageUnavailableError."""
+        async with storage_errors():
+            try:
+                if principal.concurrent_requests is not None:
+                    await self._places.give_back(principal.name, request_id)
+            finally:
+                if limits := self._token_limits(principal):
+                    self._unpublished.add(principal.name)
+                    await self._tokens.give_back(principal.name, [period for _, _, period in limits], request_id)
+                    self._unpublished.discard(principal.name)
 
     async def signature_age(self, signature: bytes, window: float) -> float:
         """Return the seconds since a signature was first used at any gateway that shares the storage.
@@ -157,28 +241,63 @@ class Limiter:
         if self._redis is None:
             return 0.0
         good = int(2000 * window) + 1000  # From `window` before the signed time to `window` after it, in ms.
-        key = f"ollama_auth:signature:{signature.hex()}"
-        async with _storage_errors(), self._redis.pipeline(transaction=True) as pipe:
+        key = f"{self._prefix}signature:{signature.hex()}"
+        async with storage_errors(), self._redis.pipeline(transaction=True) as pipe:
             pipe.set(key, 1, nx=True, px=good)
             pipe.pttl(key)
             return float(good - (await pipe.execute())[1]) / 1000
 
     async def renew(self) -> None:
-        """Renew the leases of running requests, every RENEW seconds. Raises StorageUnavailableError."""
-        if isinstance(self._leases, RedisLeases):
-            async with _storage_errors():
-                await self._leases.renew()
+        """Renew the leases of running requests, every RENEW seconds. Raises StorageUnavailableError.
+
+        A storage that does not know this limiter lost its memory, or is new: it is told what all principals used.
+        """
+        if self._leases is None:
+            return
+        async with storage_errors():
+            await self._leases.renew()
+            known = await self._redis.set(f"{self._prefix}gate:{self._id}", 1, ex=KNOWN, get=True)
+        if not known:
+            self._unpublished |= {name for name, one in self.principals.items() if one.tokens_limited}
+        for name in sorted(self._unpublished):
+            if principal := self.principals.get(name):
+                periods = [period for _, _, period in self._token_limits(principal)]
+                async with storage_errors():
+                    await self._tokens.give_back(name, periods)
+            self._unpublished.discard(name)
 
     @property
     def holds_leases(self) -> bool:
-        """Whether a request that was granted has not left yet."""
-        return bool(self._leases.held)
+        """Whether a request that was granted has something in Redis that is to be renewed."""
+        return self._leases is not None and bool(self._leases.held)
 
     async def close(self) -> None:
         """Close the connections to the storage."""
         if self._redis is not None:
-            async with _storage_errors():
+            async with storage_errors():
                 await self._redis.aclose()
+
+
+@cache
+def _library_item() -> Any:
+    """The library's limit, counted under the name of the principal alone: an edit of the limit forgets nothing."""
+    from limits import RateLimitItemPerMinute
+
+    class Named(RateLimitItemPerMinute):
+        def key_for(self, *identifiers: bytes | str | float) -> str:
+            return "/".join(("requests", *map(str, identifiers)))
+
+    return Named
+
+
+@dataclass(frozen=True, slots=True)
+class PerMinute:
+    """A limit of requests, as LocalMovingWindow takes it."""
+
+    amount: int
+
+    def get_expiry(self) -> int:
+        return MINUTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,112 +334,45 @@ class LocalMovingWindow:
         return times
 
 
-class LocalFixedWindow:
-    """What each principal has used in a window that began with its first use. The methods are those of the library."""
-
-    def __init__(self) -> None:
-        self._used: defaultdict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
-        """The end of the window, and what was used in it."""
-
-    async def test(self, item: Limit, name: str) -> bool:
-        """Whether anything is left."""
-        return self._current(item, name)[1] < item.amount
-
-    async def hit(self, item: Limit, name: str, cost: int) -> bool:
-        """Count a use, also beyond the limit."""
-        end, used = self._current(item, name)
-        self._used[name] = end, used + cost
-        return used + cost <= item.amount
-
-    async def get_window_stats(self, item: Limit, name: str) -> WindowStats:
-        end, used = self._current(item, name)
-        return WindowStats(end, max(0, item.amount - used))
-
-    def _current(self, item: Limit, name: str) -> tuple[float, int]:
-        end, used = self._used[name]
-        now = clock.monotonic()
-        return (end, used) if now < end else (now + item.get_expiry(), 0)
-
-
-class LocalLeases:
+class LocalPlaces:
     """Concurrent requests by principal, in this process."""
 
     def __init__(self) -> None:
         self.held: defaultdict[str, set[str]] = defaultdict(set)
 
     async def take(self, name: str, request_id: str, limit: int) -> bool:
-        """Take one of `limit` leases, if there is one left."""
+        """Take one of `limit` places, if there is one left."""
         if len(self.held[name]) >= limit:
             return False
         self.held[name].add(request_id)
         return True
 
     async def give_back(self, name: str, request_id: str) -> None:
-        """Give a lease back; it may have been given back before."""
+        """Give a place back; it may have been given back before."""
         self.held[name].discard(request_id)
         if not self.held[name]:
             del self.held[name]
 
 
-class RedisLeases:
-    """Concurrent requests in Redis: for each principal a sorted set of request ids by the end of their lease.
+class LocalTokens:
+    """The tokens of each principal: what it used, as the ledger knows it, and what requests here have reserved."""
 
-    All times are those of Redis, so that the clocks of the gateways that share it do not matter.
-    """
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
+        self.held: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        """Reserved tokens by principal and request."""
 
-    def __init__(self, redis: Any) -> None:
-        self._redis = redis
-        self._ahead, self._asked = 0.0, float("-inf")
-        """Seconds that its clock is ahead of our monotonic one, and when that was asked for."""
-        self.held: set[tuple[str, str]] = set()  # (principal, request id) of this process, to be renewed
+    async def look(
+        self, key: str, periods: Sequence[Period], request_id: str | None = None, tokens: int = 0
+    ) -> tuple[list[int], int]:
+        """Return (tokens used in each of the periods, tokens reserved by others), and reserve some for a request."""
+        reserved = sum(self.held[key].values()) if key in self.held else 0
+        if request_id is not None:
+            self.held[key][request_id] = tokens
+        return [sum(self._shares(key, period.start).values()) for period in periods], reserved
 
-    async def take(self, name: str, request_id: str, limit: int) -> bool:
-        """Take one of `limit` leases: enter first and count then, so that two at once never both get the last one."""
-        now = await self._now()
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.zremrangebyscore(_LEASES + name, "-inf", now)
-            pipe.zadd(_LEASES + name, {request_id: now + LEASE})
-            pipe.zcard(_LEASES + name)
-            pipe.expire(_LEASES + name, int(LEASE * 2))
-            count = (await pipe.execute())[2]
-        if count > limit:
-            await self._redis.zrem(_LEASES + name, request_id)
-            return False
-        self.held.add((name, request_id))
-        return True
-
-    async def _now(self) -> float:
-        asked = time.monotonic()
-        if asked - self._asked > CLOCK_CHECK:
-            seconds, microseconds = await self._redis.time()
-            self._ahead, self._asked = seconds + microseconds / 1e6 - asked, asked
-        return asked + self._ahead
-
-    async def give_back(self, name: str, request_id: str) -> None:
-        self.held.discard((name, request_id))
-        await self._redis.zrem(_LEASES + name, request_id)
-
-    async def renew(self) -> None:
-        if not self.held:
-            return
-        end = await self._now() + LEASE
-        renewed = set(self.held)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for name, leases in groupby(sorted(renewed), key=itemgetter(0)):
-                pipe.zadd(_LEASES + name, dict.fromkeys(map(itemgetter(1), leases), end))
-                pipe.expire(_LEASES + name, int(LEASE * 2))
-            await pipe.execute()
-            # A lease that was given back meanwhile may have been removed before it was renewed.
-            for name, request_id in renewed - self.held:
-                pipe.zrem(_LEASES + name, request_id)
-            await pipe.execute()
-
-
-@contextlib.asynccontextmanager
-async def _storage_errors() -> Any:
-    """Raise StorageUnavailableError for all that a storage raises, and for its silence."""
-    try:
-        async with asyncio.timeout(STORAGE_TIMEOUT * 2):
-            yield
-    except Exception as fault:
-        raise StorageUnavailableError(type(fault).__name__) from fault
+    async def give_back(self, key: str, periods: Sequence[Period], request_id: str = "") -> None:
+        """End the reservation of a request."""
+        self.held[key].pop(request_id, None)
+        if not self.held[key]:
+            del self.held[key]

@@ -88,7 +88,12 @@ def _unknown(path: bytes, denied: bool) -> Denial:
 
 
 def needs_models(principal: Principal, route: Route) -> bool:
-    """Must the body be read, and `check_asked` be asked, before the request is admitted?"""
+    """Must the body be read, and `check_asked` be asked, before the request is admitted?
+
+    So that its tokens can be reserved, too.
+    """
+    if route.prompts and principal.tokens_limited:
+        return True
     scopes = (Scope.CLOUD, Scope.PULL) if route.route_class is RouteClass.WRITE else (Scope.CLOUD,)
     return route.takes_model and (principal.models is not None or not all(holds(principal, s) for s in scopes))
 

@@ -14,6 +14,7 @@ from .. import clock
 from ..auth import keys_editor, keys_file
 from ..auth.keys import Key, KeyRing, Principal, Scope
 from ..auth.keys_file import FieldError, KeysFileError
+from ..auth.periods import Calendar
 from ..telemetry import usage_queries
 from ..telemetry.status_server import Problem
 from ..telemetry.usage_db import DAY
@@ -60,6 +61,7 @@ def limits_of(principal: Principal) -> dict[str, int | None]:
         "requests_per_minute": principal.requests_per_minute,
         "concurrent_requests": principal.concurrent_requests,
         "tokens_per_day": principal.tokens_per_day,
+        "tokens_per_month": principal.tokens_per_month,
     }
 
 
@@ -67,6 +69,7 @@ async def shown(call: Call, principals: Iterable[Principal]) -> list[dict[str, A
     """Principals with what they used, and what their limits leave."""
     now, zone = clock.wall(), call.zone
     today = datetime.fromtimestamp(now, zone).replace(hour=0, minute=0, second=0, microsecond=0)
+    month = Calendar(zone).month(now)
     figures = await call.asked(("figures", today), partial(_figures, today.timestamp(), now - 30 * DAY))
     minute = await call.ask_ledger(partial(_last_minute, now))
     running = Counter(row["key"] for row in call.console.monitor.now()["in_flight"])
@@ -74,14 +77,15 @@ async def shown(call: Call, principals: Iterable[Principal]) -> list[dict[str, A
         "requests_per_minute": lambda name: minute.get(name, 0),
         "concurrent_requests": lambda name: running[name],
         "tokens_per_day": lambda name: call.ledger.tokens(name, today.timestamp()),
+        "tokens_per_month": lambda name: call.ledger.tokens(name, month.start),
     }
-    ends = {"tokens_per_day": today + timedelta(days=1)}
+    ends = {"tokens_per_day": (today + timedelta(days=1)).timestamp(), "tokens_per_month": month.end}
     return [
         describe(one, call.ring)
         | {
             "limits": {
                 limit: {"limit": most, "used": (spent := used[limit](one.name)), "left": max(0, most - spent)}
-                | {"until": time_of(ends[limit].timestamp()) if limit in ends else None}
+                | {"until": time_of(ends[limit]) if limit in ends else None}
                 for limit, most in limits_of(one).items()
                 if most is not None
             },

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import UTC, tzinfo
+from datetime import tzinfo
 from enum import Enum, auto
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -84,7 +84,7 @@ class Call:
     @property
     def zone(self) -> tzinfo:
         """The time zone of days and months."""
-        return UTC
+        return self.settings.timezone
 
     @property
     def ledger(self) -> Ledger:

@@ -9,7 +9,7 @@ from mitmproxy.proxy import commands, layer
 from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._events import RequestHeaders, ResponseProtocolError
 
-from ..exchange import Admission, Exchange, Refusal, Verdict
+from ..exchange import Exchange, Refusal, Verdict
 from ..http.head import Head, HeadError
 from ..http.responses import Answer
 from ..settings import Settings
@@ -25,8 +25,8 @@ class Lifecycle(Protocol):
     """What the layers need of RequestLifecycle (lifecycle.py), which imports this package; see there for each method.
 
     None of the methods may raise; if one does, the connection is closed. An UpstreamRequest as a verdict on a head has
-    to wait for OllamaReserveHook, for its body, or first for the one and then for the other. Whatever the verdict, the
-    exchange must be passed to `finish` at its end.
+    to wait for OllamaReserveHook, for its body, or first for the one and then for the other; as a verdict on a body,
+    for the hook once more. Whatever the verdict, the exchange must be passed to `finish` at its end.
     """
 
     @property
@@ -39,7 +39,7 @@ class Lifecycle(Protocol):
     def authorize(self, head: Head, peer: Peer) -> tuple[Exchange, Verdict]: ...
     def hold(self, exchange: Exchange, data: bytes) -> Refusal | None: ...
     def body_timed_out(self, exchange: Exchange) -> Refusal: ...
-    def authorize_body(self, exchange: Exchange, peer: ClientConnection) -> Admission | Refusal: ...
+    def authorize_body(self, exchange: Exchange, peer: Peer) -> Verdict: ...
     def rewrite_response(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None: ...
     def refuse_malformed(self, error: HeadError, peer: Peer) -> Answer: ...
     def begin(self, exchange: Exchange, flow: http.HTTPFlow) -> None: ...
@@ -81,7 +81,7 @@ class ClosedBeforeResponse(ResponseProtocolError):
 class Reservation:
     """An UpstreamRequest that waits for the storage of limits; without a verdict it is refused.
 
-    Its verdict is an UpstreamRequest again if it has to wait for its body now.
+    Its verdict is an UpstreamRequest again if it has to wait for its body now, for which it then comes a second time.
     """
 
     exchange: Exchange

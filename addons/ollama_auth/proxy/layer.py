@@ -51,7 +51,7 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook, HttpResponseHeadersHook, HttpResponseHook
 from mitmproxy.proxy.layers.http._http2 import Http2Client
 
-from ..exchange import Admission, Exchange, Refusal, UpstreamRequest
+from ..exchange import Admission, Exchange, Refusal, UpstreamRequest, Verdict
 from ..http.head import CHUNKED, Head, listed
 from ..mitmweb.flows import address_request, refused_flow
 from .connections import CONNECT_TIMEOUT, BodyTimeout, ClientConnection, Drain, Expire, Resume
@@ -263,6 +263,7 @@ class GateStream(HttpStream):
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> Commands:
         self.headers = event
+        verdict: Verdict | None
         if isinstance(event, ParsedRequestHeaders):
             self.head, (self.exchange, verdict) = event.head, event.decision
         else:
@@ -270,22 +271,34 @@ class GateStream(HttpStream):
             self.exchange, verdict = self.lifecycle.authorize(self.head, self.parent.peer)
         self.continued = self.head.version == b"HTTP/1.0" or not listed(self.head.fields, b"expect")
         if isinstance(verdict, UpstreamRequest) and verdict.needs_lease:
-            reservation = Reservation(self.exchange, self.parent.peer)  # Before the body, so that it counts first.
-            yield OllamaReserveHook(reservation)
-            if self.abandoned:
-                self._abandon()
-                return
-            verdict = reservation.verdict or Refusal(
-                "error", self.lifecycle.internal_error(PermissionError("no verdict"), self.exchange)
-            )
+            verdict = yield from self._reserve()  # Before the body, so that it counts first.
         if not isinstance(verdict, UpstreamRequest):
             yield from self._apply_verdict(verdict)
         elif event.end_stream:
-            yield from self._apply_verdict(self.lifecycle.authorize_body(self.exchange, self.parent.peer))
+            yield from self._judge_body()
         else:
             self.client_state = self.state_hold_request_body
             self._await_body()
             yield from self._continue()
+
+    def _reserve(self) -> layer.CommandGenerator[Verdict | None]:
+        """Ask the limits, which may take a while; None if the client left meanwhile."""
+        self.parent.peer.body_deadlines.pop(self.stream_id, None)
+        reservation = Reservation(self.exchange, self.parent.peer)
+        yield OllamaReserveHook(reservation)
+        if self.abandoned:
+            self._abandon()
+            return None
+        return reservation.verdict or Refusal(
+            "error", self.lifecycle.internal_error(PermissionError("no verdict"), self.exchange)
+        )
+
+    def _judge_body(self) -> Commands:
+        """Decide on a request whose body was read."""
+        verdict: Verdict | None = self.lifecycle.authorize_body(self.exchange, self.parent.peer)
+        if isinstance(verdict, UpstreamRequest):
+            verdict = yield from self._reserve()
+        yield from self._apply_verdict(verdict)
 
     def _body_timed_out(self) -> Commands:
         if self.client_state == self.state_hold_request_body:
@@ -294,9 +307,14 @@ class GateStream(HttpStream):
     def _await_body(self) -> None:
         self.parent.peer.body_deadlines[self.stream_id] = monotonic() + self.lifecycle.settings.body_timeout
 
-    def _apply_verdict(self, verdict: Admission | Refusal) -> Commands:
+    def _apply_verdict(self, verdict: Verdict | None) -> Commands:
         self.parent.peer.body_deadlines.pop(self.stream_id, None)
-        yield from self._start_upstream(verdict) if isinstance(verdict, Admission) else self._refuse(verdict)
+        if isinstance(verdict, Admission):
+            yield from self._start_upstream(verdict)
+        elif isinstance(verdict, Refusal):
+            yield from self._refuse(verdict)
+        elif verdict:
+            raise PermissionError("a request that still has to wait was about to be answered")
 
     def state_hold_request_body(self, event: Any) -> Commands:
         """Keep the body up to the limit of the request: the body that is inspected is the body that is sent."""
@@ -315,7 +333,7 @@ class GateStream(HttpStream):
     def _decide_body(self) -> Commands:
         """Decide on a request whose body is here; then send it or refuse it."""
         body, self.pending_body = self.pending_body, deque()
-        yield from self._apply_verdict(self.lifecycle.authorize_body(self.exchange, self.parent.peer))
+        yield from self._judge_body()
         if self.admission:  # Handle the body as if it arrived now.
             received, self.exchange.bytes_in = self.exchange.bytes_in, 0  # Counted again, if it is sent.
             while body:

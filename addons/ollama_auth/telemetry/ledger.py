@@ -85,8 +85,8 @@ class Ledger:
         self._sums: usage_db.Sums = {}
         self._spent: usage_db.Spent = {}
         self._own: defaultdict[str, Spent] = defaultdict(Spent)
-        self._others: dict[tuple[str, int], tuple[float, int]] = {}
-        """(when it was read, tokens) by key and quarter."""
+        self._others: dict[tuple[str, int], tuple[float, dict[int, int]]] = {}
+        """(when it was read, tokens by process) by key and quarter."""
         self._models: set[str] = set()
         self._hour = 0
         """When the first of these was named."""
@@ -146,12 +146,16 @@ class Ledger:
 
         It includes what was not written yet, and what other processes wrote until a second ago.
         """
+        return sum(self.shares(key, since).values())
+
+    def shares(self, key: str, since: float) -> dict[int, int]:
+        """The same, by the process that counted them; those of earlier runs are in the file."""
         quarter = int(since) // QUARTER
         own = self._own[key].since(quarter) if key in self._own else 0
-        return own + (self._spent_by_others(key, quarter) if self._path else 0)
+        return {**(self._spent_by_others(key, quarter) if self._path else {}), self._process: own}
 
-    def _spent_by_others(self, key: str, quarter: int) -> int:
-        read, tokens = self._others.get((key, quarter), (float("-inf"), 0))
+    def _spent_by_others(self, key: str, quarter: int) -> dict[int, int]:
+        read, tokens = self._others.get((key, quarter), (float("-inf"), {}))
         if time.monotonic() - read < FRESH:
             return tokens
         try:

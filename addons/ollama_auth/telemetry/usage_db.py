@@ -232,12 +232,13 @@ def forget(connection: sqlite3.Connection, key: str) -> int:
     return count or 0
 
 
-def spent_by_others(connection: sqlite3.Connection, key: str, quarter: int, process: int) -> int:
-    """The tokens that a key used from this quarter on, as all other processes counted them. Raises sqlite3.Error."""
-    (found,) = connection.execute(
-        "SELECT sum(tokens) FROM spent WHERE key = ? AND quarter >= ? AND process <> ?", (key, quarter, process)
-    ).fetchone()
-    return found or 0
+def spent_by_others(connection: sqlite3.Connection, key: str, quarter: int, process: int) -> dict[int, int]:
+    """The tokens that a key used from this quarter on, as each other process counted them. Raises sqlite3.Error."""
+    found = connection.execute(
+        "SELECT process, sum(tokens) FROM spent WHERE key = ? AND quarter >= ? AND process <> ? GROUP BY process",
+        (key, quarter, process),
+    )
+    return dict(found.fetchall())
 
 
 def is_damage(error: sqlite3.Error) -> bool:

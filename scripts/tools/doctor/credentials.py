@@ -36,6 +36,9 @@ def credentials(target: Target) -> Iterator[Finding]:
         return
     if target.launched.key_in_arguments:
         yield warn("key", "it is on a command line, which all users can see", "set OLLAMA_API_KEY_FILE instead")
+    if any(word.startswith("ollama_limits_storage=") and "@" in word for word in target.launched.arguments):
+        remedy = "set OLLAMA_LIMITS_STORAGE or OLLAMA_LIMITS_STORAGE_FILE instead"
+        yield warn("limits", "the password of the storage is on a command line, which all users can see", remedy)
     if secret := single_key(target):
         yield strength(secret)
     if target.value("ollama_keys_file"):

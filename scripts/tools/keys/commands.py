@@ -34,6 +34,7 @@ LIMITS = (
     Limit("requests_per_minute", "--rpm", "requests a minute", "/min"),
     Limit("concurrent_requests", "--concurrent", "requests at once", " at once"),
     Limit("tokens_per_day", "--tokens-per-day", "tokens a day", " tokens/day"),
+    Limit("tokens_per_month", "--tokens-per-month", "tokens a month", " tokens/month"),
 )
 
 

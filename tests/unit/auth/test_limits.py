@@ -3,14 +3,19 @@
 import asyncio
 import time
 from dataclasses import replace
+from datetime import datetime
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from ollama_auth import clock
-from ollama_auth.auth import limits
+from ollama_auth.auth import shared_limits
 from ollama_auth.auth.keys import Principal
-from ollama_auth.auth.limits import Exceeded, Granted, Limiter, StorageUnavailableError
+from ollama_auth.auth.limits import LEAST_USUAL, USUAL_ANSWER, Exceeded, Granted, Limiter, Window
+from ollama_auth.auth.periods import Calendar
+from ollama_auth.auth.shared_limits import StorageUnavailableError
 
+BERLIN = ZoneInfo("Europe/Berlin")
 ONE = Principal("one", concurrent_requests=1)
 
 
@@ -33,7 +38,7 @@ async def test_a_storage_that_fails_between_two_limits(monkeypatch: pytest.Monke
         raise ConnectionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(limits, "STORAGE_TIMEOUT", 0.01)
+        patch.setattr(shared_limits, "STORAGE_TIMEOUT", 0.01)
         patch.setattr(limiter._requests, "hit", fail)
         with pytest.raises(StorageUnavailableError):
             await limiter.enter(both, "a")
@@ -44,9 +49,9 @@ async def test_a_storage_that_fails_between_two_limits(monkeypatch: pytest.Monke
 async def test_the_clock_of_the_system_is_set(monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
     """Nobody is locked out for longer than a window, and nobody gets more in one."""
     limiter = Limiter()
-    both = Principal("one", requests_per_minute=2, tokens_per_day=10)
+    both = Principal("one", requests_per_minute=2)
     real = time.time
-    assert await limiter.enter(both, "a") == Granted((2, 1, 60))
+    assert await limiter.enter(both, "a") == minute(2, 1, 60)
     monkeypatch.setattr(time, "time", lambda: real() + jump)
     assert isinstance(await limiter.enter(both, "b"), Granted)
     over = await limiter.enter(both, "c")
@@ -54,28 +59,83 @@ async def test_the_clock_of_the_system_is_set(monkeypatch: pytest.MonkeyPatch, j
     assert 55 < over.retry_after <= 60
     monkeypatch.setattr(clock, "offset", 61.0)
     assert isinstance(await limiter.enter(both, "d"), Granted)
-    await limiter.spend(both, 10)
-    over = await limiter.enter(both, "e")
-    assert isinstance(over, Exceeded)
-    assert (over.name, over.retry_after > 86_000) == ("tokens_per_day", True)
-    monkeypatch.setattr(clock, "offset", 61.0 + 86_401)
-    assert isinstance(await limiter.enter(both, "f"), Granted)
+
+
+def minute(limit: int, remaining: int, reset: int) -> Granted:
+    return Granted((Window("requests_per_minute", limit, remaining, reset, 60),))
 
 
 async def test_windows_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A minute moves on with the time, and a day begins with its first token; a limit may be changed meanwhile."""
+    """A minute moves on with the time; a limit may be changed meanwhile."""
     limiter = Limiter()
     three, two = (Principal("one", requests_per_minute=limit) for limit in (3, 2))
     for offset in (0.0, 20.0, 40.0):
         monkeypatch.setattr(clock, "offset", offset)
         assert isinstance(await limiter.enter(three, "a"), Granted)
-    assert await limiter.enter(three, "a") == Exceeded("requests_per_minute", 3, 20)
+    over = await limiter.enter(three, "a")
+    assert isinstance(over, Exceeded)
+    assert (over.name, over.limit, over.retry_after) == ("requests_per_minute", 3, 20)
     monkeypatch.setattr(clock, "offset", 60.5)
     assert isinstance(await limiter.enter(two, "a"), Exceeded)
-    assert await limiter.enter(three, "a") == Granted((3, 0, 20))
-    many = Principal("many", tokens_per_day=100)
-    await limiter.spend(many, 60)
-    assert await limiter.enter(many, "a") == Granted()
-    await limiter.spend(many, 60)
-    assert isinstance(await limiter.enter(many, "a"), Exceeded)
-    assert isinstance(await limiter.enter(replace(many, tokens_per_day=99), "a"), Exceeded)
+    assert await limiter.enter(three, "a") == minute(3, 0, 20)
+
+
+MANY = Principal("many", tokens_per_day=100, tokens_per_month=1000)
+
+
+async def test_tokens_are_those_of_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name of the principal alone, in a calendar day and month; a limit may be changed meanwhile."""
+    noon = datetime(2026, 3, 29, 12, tzinfo=BERLIN).timestamp()  # The day has 23 hours, the month an hour less.
+    now = noon
+    monkeypatch.setattr(clock, "wall", lambda: now)
+    used: list[tuple[float, int]] = [(noon - 86_400, 700)]
+    limiter = Limiter(lambda key, since: {1: sum(tokens for at, tokens in used if at >= since)}, Calendar(BERLIN))
+    month = 31 * 86_400 - 3600
+    left = int(month - 28 * 86_400 - 11 * 3600)
+    granted = await limiter.enter(MANY, "a")
+    assert granted == Granted(
+        (Window("tokens_per_day", 100, 100, 12 * 3600, 23 * 3600), Window("tokens_per_month", 1000, 300, left, month))
+    )
+    used.append((now, 120))
+    over = await limiter.enter(MANY, "b")
+    assert isinstance(over, Exceeded)
+    assert (over.name, over.limit, over.retry_after, over.reserved) == ("tokens_per_day", 100, 12 * 3600, False)
+    over = await limiter.enter(replace(MANY, tokens_per_day=120), "b")
+    assert isinstance(over, Exceeded)
+    assert isinstance(await limiter.enter(replace(MANY, tokens_per_day=121), "b"), Granted)
+    now += 12 * 3600
+    assert isinstance(await limiter.enter(MANY, "c"), Granted)
+    used.append((now, 180))
+    over = await limiter.enter(replace(MANY, tokens_per_day=None), "d")
+    assert isinstance(over, Exceeded)
+    assert (over.name, over.limit) == ("tokens_per_month", 1000)
+    now += 2 * 86_400
+    assert isinstance(await limiter.enter(MANY, "d"), Granted)
+
+
+async def test_running_requests_reserve_what_they_may_use() -> None:
+    """A request is not kept out by what it needs itself, but by what those before it may need."""
+    limiter = Limiter()
+    for name in ("a", "b", "c"):
+        assert isinstance(await limiter.enter(MANY, name), Granted)
+    assert await limiter.reserve(MANY, "a", 60) is None
+    assert await limiter.reserve(MANY, "b", 5000) is None
+    over = await limiter.reserve(MANY, "c", 1)
+    assert over
+    assert (over.name, over.retry_after, over.reserved) == ("tokens_per_day", 5, True)
+    await limiter.leave(MANY, "c")
+    await limiter.leave(MANY, "b")
+    await limiter.leave(MANY, "b")
+    assert await limiter.reserve(MANY, "d", 1) is None
+
+
+async def test_the_length_of_answers_is_learned() -> None:
+    limiter = Limiter()
+    assert limiter.usual_answer("one", "m") == USUAL_ANSWER
+    limiter.learn("one", "m", 1000)
+    assert (limiter.usual_answer("one", "m"), limiter.usual_answer("one", "other")) == (1000, 1000)
+    for _ in range(50):
+        limiter.learn("one", "other", 200)
+    assert (limiter.usual_answer("one", "m"), limiter.usual_answer("one", "third")) == (1000, 202)
+    limiter.learn("two", "m", 1)
+    assert limiter.usual_answer("two", "m") == LEAST_USUAL

@@ -212,6 +212,7 @@ def test_a_key_with_everything(terminal: Terminal) -> None:
         "requests_per_minute": 1,
         "concurrent_requests": 3,
         "tokens_per_day": 5,
+        "tokens_per_month": None,
         "expires": "2127-01-01T00:00:00Z",
         "expired": False,
         "old_key_until": None,

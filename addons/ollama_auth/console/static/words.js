@@ -17,7 +17,8 @@ export const REASONS = {
   "websocket": "A WebSocket was asked for; clients go on without one",
   "requests_per_minute": "The key is over its requests per minute",
   "concurrent_requests": "The key has too many requests at once",
-  "tokens_per_day": "The key has used up its tokens of the day",
+  "tokens_per_day": "The key has used up its tokens of the day, or runs what may use them up",
+  "tokens_per_month": "The key has used up its tokens of the month, or runs what may use them up",
   "throttled": "Many different wrong keys came from one address",
   "limits unavailable": "The storage that counts limits does not answer",
   "malformed body": "The request body could not be read",
@@ -76,5 +77,6 @@ export const LIMITS = {
   requests_per_minute: ["Requests a minute", "/min"],
   concurrent_requests: ["Requests at once", " at once"],
   tokens_per_day: ["Tokens a day", " tokens/day"],
+  tokens_per_month: ["Tokens a month", " tokens/month"],
   tokens_per_month: ["Tokens a month", " tokens/month"],
 };
