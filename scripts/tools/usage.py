@@ -306,9 +306,10 @@ class Report:
 
 def report(connection: sqlite3.Connection, by: Sequence[str], chosen: Chosen, zone: tzinfo) -> Report:
     """Ask a ledger, or a database of log lines. Raises sqlite3.Error."""
-    found, times = sums(connection, by, chosen, zone), first_tokens(connection, by, chosen, zone)
+    found = sums(connection, by, chosen, zone)
+    times, whole = first_tokens(connection, by, chosen, zone)
     rows = [(place, numbers(found[place], times.get(place))) for place in sorted(found)]
-    return Report(by, rows, numbers(added(found.values()), first_tokens(connection, (), chosen).get(())))
+    return Report(by, rows, numbers(added(found.values()), whole))
 
 
 def added(parts: Iterable[Sums]) -> Sums:

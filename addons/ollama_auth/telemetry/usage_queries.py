@@ -96,18 +96,28 @@ def sums(
 
 def first_tokens(
     connection: sqlite3.Connection, by: Sequence[str], chosen: Chosen | None = None, zone: tzinfo = UTC
-) -> dict[tuple[str, ...], list[float]]:
-    """Return the median and the 95th percentile of the times to the first token, in milliseconds, as far as kept."""
-    found: dict[tuple[str, ...], str] = {}
-    grouped = _grouped(connection, "requests", ["group_concat(ttft_ms)"], by, chosen or Chosen(), zone)
-    for place, _, (times,) in grouped:
-        if times:
-            found[place] = f"{found[place]},{times}" if place in found else times
-    return {place: median_and_p95(times) or [] for place, times in found.items()}
+) -> tuple[dict[tuple[str, ...], list[float]], list[float]]:
+    """Return median and 95th percentile of the times to the first token in milliseconds, of each place and of all.
+
+    These are as far as rows are kept; an empty list is of none.
+    """
+    found: dict[tuple[str, ...], list[float]] = {}
+    for place, _, (times,) in _grouped(
+        connection, "requests", ["group_concat(ttft_ms)"], by, chosen or Chosen(), zone, "ttft_ms IS NOT NULL"
+    ):
+        found.setdefault(place, []).extend(map(float, times.split(",")))
+    everything = [number for numbers in found.values() for number in numbers]
+    return {place: median_and_p95(numbers) for place, numbers in found.items()}, median_and_p95(everything)
 
 
 def _grouped(
-    connection: sqlite3.Connection, table: str, what: list[str], by: Sequence[str], chosen: Chosen, zone: tzinfo
+    connection: sqlite3.Connection,
+    table: str,
+    what: list[str],
+    by: Sequence[str],
+    chosen: Chosen,
+    zone: tzinfo,
+    also: str = "true",
 ) -> Iterator[tuple[tuple[str, ...], str, list[Any]]]:
     """Yield (values of the columns `by`, outcome, values of the aggregates `what`), perhaps several of a place."""
     time = "hour" if table == "hours" else "time"
@@ -119,8 +129,11 @@ def _grouped(
         unit = f"CAST({time} + {offset(connection, table, time, chosen, zone)} AS INTEGER) / {DAY}"
     client = "client" if "client" in by else "''"
     groups = {number: names for number, *names in connection.execute(f"SELECT id, {', '.join(NAMES)} FROM groups")}
+    grouped = ", ".join(["1", *["2"] * bool(period), *["3"] * ("client" in by)])
     rows = connection.execute(
-        f"SELECT group_id, {unit}, {client}, {', '.join(what)} FROM {table} WHERE {condition} GROUP BY 1, 2, 3", values
+        f"SELECT group_id, {unit}, {client}, {', '.join(what)} FROM {table} "
+        f"WHERE {condition} AND {also} GROUP BY {grouped}",
+        values,
     )
     for group, at, whose, *found in rows:
         row = dict(zip(NAMES, groups[group], strict=True)) | {"client": whose, period: shown(at, period, zone)}
@@ -194,9 +207,7 @@ def newest(connection: sqlite3.Connection) -> int:
     return connection.execute("SELECT max(rowid) FROM requests").fetchone()[0] or 0
 
 
-def median_and_p95(text: str | None) -> list[float] | None:
-    """Two percentiles of the numbers in the text of a group_concat; None without any."""
-    if not text:
-        return None
-    numbers = sorted(map(float, text.split(",")))
-    return [round(numbers[-(-len(numbers) * share // 100) - 1], 2) for share in (50, 95)]
+def median_and_p95(numbers: list[float]) -> list[float]:
+    """Two percentiles of numbers, which are sorted by this; an empty list without any."""
+    numbers.sort()
+    return [round(numbers[-(-len(numbers) * share // 100) - 1], 2) for share in (50, 95) if numbers]
