@@ -228,6 +228,8 @@ def read_keys(
     try:
         if path is not None:
             named, warnings = keys_file.load(path, before.ring if before and before.keys_file == path else None)
+            if found and not named:
+                warnings = warnings[1:]  # The one that nobody is let in, which is not so with the key above.
             found += named
         return keys.KeyRing(found), warnings
     except (keys_file.KeysFileError, keys.InvalidKeyError) as fault:

@@ -38,6 +38,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ollama_auth.auth.keys import new_key
+from ollama_auth.auth.keys_file import END
+from ollama_auth.auth.keys_text import HEADER
 from ollama_auth.settings import is_given
 
 from . import ADDON, TOOLS, launch
@@ -294,6 +296,19 @@ def serve_demo(launched: Launch, environment: Mapping[str, str], guide: Callable
             process.wait()
 
 
+def keys_file_beside(launched: Launch, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variable for keys.toml beside ENV_FILE, unless another file is set: the console adds keys to it.
+
+    It is made if there is none; in a folder that can't be written there is no keys file then.
+    """
+    if launched.is_given("ollama_keys_file", environment) or launched.is_set("ollama_keys_file", environment):
+        return {}
+    file = ENV_FILE.absolute().with_name("keys.toml")
+    with suppress(OSError), open(file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as made:
+        made.write(f"{HEADER}\n{END}\n")
+    return {KEYS_FILE: str(file)} if file.is_file() else {}
+
+
 def serve(command_line: Sequence[str]) -> int:
     """Start the gate, in place of this process where that is possible. Raises ToolError."""
     launched = launch.read(command_line)
@@ -314,6 +329,8 @@ def serve(command_line: Sequence[str]) -> int:
         except OSError as error:
             where = f"{ENV_FILE.absolute()} can't be written ({error.strerror})"
             raise ToolError(f"no key is set, and {where}: set {KEY}, or start in a folder of your own") from None
+    if KEY in environment:
+        environment |= keys_file_beside(launched, environment)
     guide = partial(guidance, launched.address, made_key, KEY in file and KEY not in os.environ)
     if launched.demo:
         return serve_demo(launched, environment, guide)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ollama_auth.auth import keys_file
 from scripts.tools import launch, serve
 from scripts.tools.terminal import ToolError
 from tests.harness.base import BEARER, KEY, free_port, wait_until
@@ -216,3 +217,20 @@ def test_it_keeps_a_ledger_beside_its_key(upstream: Upstream, tmp_path: Path) ->
         file = tmp_path / "usage.db"
         wait_until(file.exists, "the ledger")
         assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_keys_file_is_made_beside_the_environment_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the console can add the first key. One that is there stays, and one that is set is the only one."""
+    monkeypatch.chdir(tmp_path)
+    launched, file = launch.read([]), tmp_path / "keys.toml"
+    assert serve.keys_file_beside(launched, {}) == {"OLLAMA_KEYS_FILE": str(file)}
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert keys_file.load(file)[0] == ()
+    file.write_text("# mine\n")
+    assert serve.keys_file_beside(launched, {}) == {"OLLAMA_KEYS_FILE": str(file)}
+    assert file.read_text() == "# mine\n"
+    file.unlink()
+    assert serve.keys_file_beside(launched, {"OLLAMA_KEYS_FILE": "other.toml"}) == {}
+    assert serve.keys_file_beside(launched, {"OLLAMA_KEYS_FILE": ""}) == {}
+    assert serve.keys_file_beside(launch.read(["--set", "ollama_keys_file=other.toml"]), {}) == {}
+    assert not file.exists()
