@@ -141,7 +141,7 @@ assert (root / "ollama_auth" / "console" / "static" / "index.html").is_file()
 
 AS_ON_WINDOWS = """
 import asyncio, mitmproxy.tools.main, signal, socket, subprocess, sys, tempfile, types
-import cryptography.x509, logging.handlers, mitmproxy.tools.web.master, prometheus_client
+import cryptography.x509, logging.handlers, mitmproxy.tools.web.master, prometheus_client, sqlite3, zoneinfo
 for name in ("fcntl", "grp", "pwd", "resource", "termios"):
     sys.modules[name] = None
 sys.modules["msvcrt"] = types.ModuleType("msvcrt")
