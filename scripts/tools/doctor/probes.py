@@ -123,8 +123,8 @@ def gate(target: Target) -> Iterator[Finding]:
     where = target.address.geturl()
     status_page = target.value("ollama_metrics_listen")
     if status_page and not is_loopback(status_page.rpartition(":")[0].strip("[]")):
-        remedy = "set it to 127.0.0.1:9464, or to an address in a network of Prometheus alone"
-        yield warn("status page", "other machines may see who uses what: it requires no key", remedy)
+        remedy = "set ollama_metrics_public=false, or listen on 127.0.0.1:9464; the console needs a key there"
+        yield warn("status page", "other machines may see who uses what: /metrics requires no key", remedy)
     if is_own_upstream(target) and not target.launched.demo:
         yield bad(where, "the gate would be its own endpoint", "give it another port, or set OLLAMA_ENDPOINT")
         return
