@@ -119,7 +119,9 @@ def test_the_image_holds_what_its_program_needs_and_no_more() -> None:
     copied |= {f"scripts/tools/{name}.py" for name in tools}
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     package = [path.relative_to(ROOT) for path in (ROOT / "addons" / "ollama_auth").rglob("*.*")]
-    shown = {f"{path.parent}/*{path.suffix}" for path in package if path.suffix in (".py", ".html", ".css", ".js")}
+    shown = {
+        f"{path.parent}/*{path.suffix}" for path in package if path.suffix in (".py", ".html", ".css", ".js", ".svg")
+    }
     shown |= {"addons/ollama_auth/LICENSE"}
     assert allowed == copied | shown | {"addons/auth.py"}
 
