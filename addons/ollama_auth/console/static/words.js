@@ -78,5 +78,4 @@ export const LIMITS = {
   concurrent_requests: ["Requests at once", " at once"],
   tokens_per_day: ["Tokens a day", " tokens/day"],
   tokens_per_month: ["Tokens a month", " tokens/month"],
-  tokens_per_month: ["Tokens a month", " tokens/month"],
 };
