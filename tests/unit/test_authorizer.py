@@ -2,24 +2,24 @@
 
 import re
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_auth.authorizer import request_id
 from ollama_auth.http.head import Fields
+from tests.harness.cases import each_of
 
 
 def nobody(_: bytes) -> None:
     """Find the principal of a key: there is none."""
 
 
-@pytest.mark.parametrize("sent", [b"a", b"0123-4567_89ab.cdef", b"A" * 40])
+@each_of("sent", [b"a", b"0123-4567_89ab.cdef", b"A" * 40])
 def test_a_well_formed_request_id_is_taken(sent: bytes) -> None:
     assert request_id(((b"X-Request-ID", sent),), nobody) == sent.decode()
 
 
-@pytest.mark.parametrize(
+@each_of(
     "fields",
     [
         (),
@@ -51,9 +51,7 @@ def test_no_bytes_make_a_request_id_that_ends_a_line_or_a_header(fields: Fields)
     assert set(found) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
-@pytest.mark.parametrize(
-    "sent", [b"sk-ollama-0123456789abcdef", b"SK-x", b"a-key-without-prefix", b"1.a-key-without-prefix-2"]
-)
+@each_of("sent", [b"sk-ollama-0123456789abcdef", b"SK-x", b"a-key-without-prefix", b"1.a-key-without-prefix-2"])
 def test_a_key_is_not_taken_for_a_request_id(sent: bytes) -> None:
     found = request_id(((b"X-Request-Id", sent),), lambda text: "anna" if text == b"a-key-without-prefix" else None)
     assert found.encode() != sent

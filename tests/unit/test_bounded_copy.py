@@ -6,6 +6,7 @@ from mitmproxy.test import tutils
 
 from ollama_auth import bounded_copy
 from ollama_auth.bounded_copy import BoundedCopy, keeping
+from tests.harness.cases import each_of
 
 
 def test_the_first_of_a_body_is_kept_and_that_there_was_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,7 +18,7 @@ def test_the_first_of_a_body_is_kept_and_that_there_was_more(monkeypatch: pytest
     assert kept.data == b"12345"
 
 
-@pytest.mark.parametrize("message", [tutils.treq(), tutils.tresp()])
+@each_of("message", [tutils.treq(), tutils.tresp()])
 def test_a_body_that_is_kept_passes_as_it_is(message: Message) -> None:
     passed: list[bytes] = []
     chunk = keeping(message, lambda data: passed.append(data) or data)  # type: ignore[func-returns-value]

@@ -13,6 +13,7 @@ import ollama_auth
 from ollama_auth import exchange as module
 from ollama_auth.auth.keys import Principal
 from ollama_auth.exchange import Admission, Exchange, Outcome, UpstreamRequest
+from tests.harness.cases import each_of
 
 ADDONS = Path(ollama_auth.__file__).parent.parent
 
@@ -91,7 +92,7 @@ def test_two_requests_are_never_the_same() -> None:
     assert one != two
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("status", "reason", "outcome"),
     [
         (200, None, Outcome.ANSWERED),

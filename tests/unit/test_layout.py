@@ -4,9 +4,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.harness.base import ROOT
+from tests.harness.cases import each_of
 
 TESTS, UNIT = ROOT / "tests", ROOT / "tests" / "unit"
 SUBJECTS = {
@@ -37,7 +36,7 @@ def imports(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
+@each_of("path", FILES, ids=name)
 def test_no_test_is_imported(path: Path) -> None:
     """What tests share stands in tests/harness; the harness knows nothing of tests/tools, nor do unit tests."""
     names = [one.split(".") for one in imports(path)]
@@ -46,7 +45,7 @@ def test_no_test_is_imported(path: Path) -> None:
     assert {one[1] for one in names if one[0] == "tests"} <= allowed
 
 
-@pytest.mark.parametrize("path", sorted(UNIT.rglob("test_*.py")), ids=lambda path: str(path.relative_to(UNIT)))
+@each_of("path", sorted(UNIT.rglob("test_*.py")), ids=lambda path: str(path.relative_to(UNIT)))
 def test_a_unit_test_is_named_after_its_subject(path: Path) -> None:
     """tests/unit/<folder>/test_<module>.py tests <folder>/<module>.py of the package, or of scripts in tools/."""
     relative = path.relative_to(UNIT)

@@ -15,6 +15,7 @@ from ollama_auth.runtime import ActiveConfig, check_apart
 from ollama_auth.settings import SettingsError, read
 from ollama_auth.telemetry.monitor import Monitor
 from tests.harness.base import PATIENCE
+from tests.harness.cases import each_of
 from tests.harness.credentials import entry
 from tests.harness.options import FakeOptions
 
@@ -108,7 +109,7 @@ PORTS: dict[str, tuple[tuple[str, int], dict[str, Any], bool]] = {
 }
 
 
-@pytest.mark.parametrize("what", PORTS)
+@each_of("what", PORTS)
 def test_metrics_are_not_on_the_port_of_the_gate(what: str) -> None:
     """Where ports are shared, both could be bound: keys would go to who shows metrics, and the page to strangers."""
     address, changed, fits = PORTS[what]

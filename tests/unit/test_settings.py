@@ -27,6 +27,7 @@ from ollama_auth.settings import (
     read,
     read_key,
 )
+from tests.harness.cases import each_of
 from tests.harness.options import FakeOptions
 
 KEY = "sk-ollama-0123456789abcdef"
@@ -80,7 +81,7 @@ def test_what_is_printed_of_settings_holds_no_key() -> None:
 # The key.
 
 
-@pytest.mark.parametrize("environ", [{}, {"OLLAMA_API_KEYS": KEY}, {"ollama_api_key": KEY}, {"OLLAMA_KEY": KEY}])
+@each_of("environ", [{}, {"OLLAMA_API_KEYS": KEY}, {"ollama_api_key": KEY}, {"OLLAMA_KEY": KEY}])
 def test_no_key(environ: dict[str, str]) -> None:
     text = refusal(environ)
     assert "no key is set" in text
@@ -129,9 +130,7 @@ def test_a_file_that_is_in_the_home_directory(tmp_path: Path, monkeypatch: pytes
     assert settings({"OLLAMA_API_KEY_FILE": "~/key"}).ring.find(KEY.encode())
 
 
-@pytest.mark.parametrize(
-    "path", [".", "/", "nothing", "/nothing/at/all", "~nobody-of-that-name/key", "a\0b", "k" * 5000]
-)
+@each_of("path", [".", "/", "nothing", "/nothing/at/all", "~nobody-of-that-name/key", "a\0b", "k" * 5000])
 def test_a_file_that_can_not_be_read(path: str) -> None:
     for text in (refusal({"OLLAMA_API_KEY_FILE": path}), refusal({}, ollama_api_key_file=path)):
         assert "can't read" in text
@@ -150,7 +149,7 @@ def test_a_path_is_told_where_it_looks_like_one(tmp_path: Path) -> None:
     assert f"{tmp_path}/missing" in refusal({"OLLAMA_API_KEY_FILE": f"{tmp_path}/missing"})
 
 
-@pytest.mark.parametrize("name", ["OLLAMA_API_KEY_FILE", "ollama_api_key_file"])
+@each_of("name", ["OLLAMA_API_KEY_FILE", "ollama_api_key_file"])
 def test_the_key_itself_in_the_place_of_its_file_is_not_told(name: str) -> None:
     environ = {name: KEY} if name.isupper() else {}
     text = refusal(environ) if environ else refusal({}, ollama_api_key_file=KEY)
@@ -247,9 +246,7 @@ def test_what_is_no_key_though_a_header_could_hold_it(text: str, why: str, tmp_p
         assert len(text) < 10 or text not in said
 
 
-@pytest.mark.parametrize(
-    "key", ["sixteen-letters-", "c2l4dGVlbi1sZXR0ZXJz==", "pa$5word&co-1234x", "100%-sure-it-is-%"]
-)
+@each_of("key", ["sixteen-letters-", "c2l4dGVlbi1sZXR0ZXJz==", "pa$5word&co-1234x", "100%-sure-it-is-%"])
 def test_a_key_that_is_odd_and_good(key: str) -> None:
     assert settings({"OLLAMA_API_KEY": key}).ring.find(key.encode())
 
@@ -293,7 +290,7 @@ def test_any_text_is_a_key_or_refused_in_one_line_without_it(text: str) -> None:
 # The mode.
 
 
-@pytest.mark.parametrize(
+@each_of(
     "mode",
     [
         "reverse:http://127.0.0.1:11434",
@@ -306,13 +303,13 @@ def test_the_right_modes(mode: str) -> None:
     assert settings(mode=[mode])
 
 
-@pytest.mark.parametrize("endpoint", ["127.0.0.1:11434", "gpu", "[::1]:11434", "localhost:11434@8081", "http:gpu:1"])
+@each_of("endpoint", ["127.0.0.1:11434", "gpu", "[::1]:11434", "localhost:11434@8081", "http:gpu:1"])
 def test_an_endpoint_without_a_scheme(endpoint: str) -> None:
     text = refusal(mode=[f"reverse:{endpoint}"])
     assert f"write reverse:http://{endpoint}" in text
 
 
-@pytest.mark.parametrize(
+@each_of(
     "mode",
     [
         *("regular", "regular@8080", "transparent", "socks5", "wireguard", "local", "local:ollama", "dns", "tun"),
@@ -326,7 +323,7 @@ def test_a_mode_without_a_gate_in_it(mode: str) -> None:
     assert "reverse:http://" in text
 
 
-@pytest.mark.parametrize(
+@each_of(
     "modes",
     [[], ["reverse:http://a:1", "regular@1"], ["socks5", "reverse:http://a:1"], ["reverse:http://a:1"] * 2],
 )
@@ -337,7 +334,7 @@ def test_any_other_number_of_modes_than_one(modes: list[str]) -> None:
 # What must not be set.
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("name", "value", "why"),
     [
         ("ignore_hosts", [".*"], "passes connections through"),
@@ -366,7 +363,7 @@ def test_requests_that_are_not_validated() -> None:
     assert "remove it" in refusal(validate_inbound_headers=False)
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("name", "meant"),
     [
         ("ollama_api_kye", "ollama_api_key"),
@@ -388,7 +385,7 @@ def test_a_misspelt_option_is_an_error_that_knows_what_was_meant(name: str, mean
     assert "whatever" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", [f"ollama_api_key:{KEY}", f"ollama_api_key {KEY}", f"ollama_api_key\n{KEY}"])
+@each_of("text", [f"ollama_api_key:{KEY}", f"ollama_api_key {KEY}", f"ollama_api_key\n{KEY}"])
 def test_a_key_that_was_written_into_the_name_of_an_option_is_not_told(text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         check_names({text: None})
@@ -397,12 +394,12 @@ def test_a_key_that_was_written_into_the_name_of_an_option_is_not_told(text: str
     assert "did you mean ollama_api_key" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["block_list", "x", "", "web_password", "my_script_option"])
+@each_of("name", ["block_list", "x", "", "web_password", "my_script_option"])
 def test_options_that_are_not_ours_are_left_to_others(name: str) -> None:
     check_names({name: "whatever"})
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("old", "new"),
     [
         ("ollama_limits_away", "ollama_limits_unavailable"),
@@ -427,13 +424,13 @@ def test_misspelt_options_are_found_when_everything_is_read() -> None:
 INTEGERS = [option.name for option in OPTIONS if option.type is int]
 
 
-@pytest.mark.parametrize("name", INTEGERS)
-@pytest.mark.parametrize("value", [-1, -(2**40)])
+@each_of("name", INTEGERS)
+@each_of("value", [-1, -(2**40)])
 def test_a_bound_below_zero(name: str, value: int) -> None:
     assert f"{name} is {value}: it must be at least" in refusal(**{name: value})
 
 
-@pytest.mark.parametrize("name", INTEGERS)
+@each_of("name", INTEGERS)
 def test_a_bound_of_zero_is_none_but_for_some(name: str) -> None:
     waits = {"ollama_grace_period", "ollama_drain_delay", "ollama_keepalive_idle", "ollama_replaced_keys_timeout"}
     if name in waits | {"ollama_max_connections_per_client"}:
@@ -442,14 +439,14 @@ def test_a_bound_of_zero_is_none_but_for_some(name: str) -> None:
         assert f"{name} is 0: it must be at least 1" in refusal(**{name: 0})
 
 
-@pytest.mark.parametrize("name", INTEGERS)
+@each_of("name", INTEGERS)
 def test_every_number_that_is_set_arrives(name: str) -> None:
     found, attribute = settings(**{name: 77}), name.removeprefix("ollama_")
     bounds = {"max_head": "head", "max_header_count": "fields", "max_target": "target"}
     assert getattr(found.bounds, bounds[attribute]) == 77 if attribute in bounds else getattr(found, attribute) == 77
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("specs", "sizes"),
     [
         ([], {}),
@@ -470,7 +467,7 @@ def test_sizes(specs: list[str], sizes: dict[RouteClass, int]) -> None:
     assert settings(ollama_max_body=specs).max_body == sizes
 
 
-@pytest.mark.parametrize(
+@each_of(
     "spec",
     [
         *("", "infer", "infer=", "=1m", "infer:1m", "1m", "chat=1m", "INFER=1m", "infer=1x", "infer=-1", "infer=1.5m"),
@@ -494,9 +491,7 @@ def test_any_text_is_a_size_or_refused(spec: str) -> None:
     assert spec.isprintable()
 
 
-@pytest.mark.parametrize(
-    "name", ["Authorization", "x-api-key", "Connection", "Host", "te", "content-length", "a b", ""]
-)
+@each_of("name", ["Authorization", "x-api-key", "Connection", "Host", "te", "content-length", "a b", ""])
 def test_a_header_that_can_not_be_forwarded(name: str) -> None:
     assert refusal(ollama_forward_headers=["accept", name]).startswith("ollama_forward_headers: ")
 
@@ -505,7 +500,7 @@ def test_a_header_that_can() -> None:
     assert settings(ollama_forward_headers=["X-Trace"]).forward_headers == FORWARDED | {b"x-trace"}
 
 
-@pytest.mark.parametrize(("value", "target"), [(None, None), ("", None), ("-", "-"), ("log", "log")])
+@each_of(("value", "target"), [(None, None), ("", None), ("-", "-"), ("log", "log")])
 def test_where_the_access_log_goes(value: str | None, target: str | None) -> None:
     assert settings(ollama_access_log=value).access_log == target
 

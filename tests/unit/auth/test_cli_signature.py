@@ -3,12 +3,12 @@
 import base64
 import itertools
 
-import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ollama_auth.auth.cli_signature import Signature, SignatureError, parse, verify, without_ts
+from tests.harness.cases import each_of
 
 # Cut from what a real `ollama` 0.33 sent with OLLAMA_AUTH=1 and a key that was thrown away.
 KEY = b"AAAAC3NzaC1lZDI1NTE5AAAAIOmhYnyO1NIo/B2aw2atZThi1GLkCSy7kaG2runxuegJ"
@@ -62,14 +62,14 @@ def refusal(value: bytes, method: bytes, target: bytes, now: float = NOW, window
     return outcome(signature(value), method, target, now, window)
 
 
-@pytest.mark.parametrize(("method", "target", "value"), REQUESTS)
+@each_of(("method", "target", "value"), REQUESTS)
 def test_what_a_real_cli_signed(method: bytes, target: bytes, value: bytes) -> None:
     key = verify(signature(KEY + b":" + value), method, target, THEN, 60)
     assert ssh(key) == KEY
     assert without_ts(target) == target.partition(b"?")[0]
 
 
-@pytest.mark.parametrize(("one", "other"), [*itertools.permutations(REQUESTS, 2)])
+@each_of(("one", "other"), [*itertools.permutations(REQUESTS, 2)])
 def test_a_recorded_signature_is_good_for_its_own_request_alone(
     one: tuple[bytes, bytes, bytes], other: tuple[bytes, bytes, bytes]
 ) -> None:
@@ -90,7 +90,7 @@ def test_a_signature_made_as_the_cli_makes_it() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("method", "target"),
     [
         (b"DELETE", b"/api/chat?ts=%d" % NOW),
@@ -124,7 +124,7 @@ def test_nobody_signs_for_another() -> None:
     assert verify(signature(signed(text, BOB)), b"GET", text[4:], NOW, 60) == BOB.public_key().public_bytes_raw()
 
 
-@pytest.mark.parametrize("bit", range(0, 512, 7))
+@each_of("bit", range(0, 512, 7))
 def test_a_bit_that_is_flipped(bit: int) -> None:
     text = b"GET,/api/tags?ts=%d" % NOW
     raw = bytearray(ALICE.sign(text))
@@ -146,8 +146,8 @@ def test_the_second_spelling_of_a_signature_is_none() -> None:
     assert refusal(value, b"GET", text[4:]) == "bad signature"
 
 
-@pytest.mark.parametrize("public", [bytes(32), b"\1" + bytes(31), b"\xff" * 32])
-@pytest.mark.parametrize("raw", [bytes(64), b"\1" + bytes(63), b"\xff" * 64])
+@each_of("public", [bytes(32), b"\1" + bytes(31), b"\xff" * 32])
+@each_of("raw", [bytes(64), b"\1" + bytes(63), b"\xff" * 64])
 def test_keys_and_signatures_that_are_none(public: bytes, raw: bytes) -> None:
     """Where the arithmetic holds for a degenerate key it is returned, and nobody has it in the keys file."""
     assert outcome(Signature(public, raw), b"GET", b"/api/tags?ts=%d" % NOW) in (public, "bad signature")
@@ -156,9 +156,7 @@ def test_keys_and_signatures_that_are_none(public: bytes, raw: bytes) -> None:
 # Time.
 
 
-@pytest.mark.parametrize(
-    ("off", "good"), [(0, True), (-60, True), (60, True), (-60.5, False), (61, False), (10**9, False)]
-)
+@each_of(("off", "good"), [(0, True), (-60, True), (60, True), (-60.5, False), (61, False), (10**9, False)])
 def test_the_window(off: float, good: bool) -> None:
     value, target = signed(b"GET,/?ts=%d" % NOW), b"/?ts=%d" % NOW
     if good:
@@ -172,7 +170,7 @@ def test_a_clock_that_is_none() -> None:
     assert refusal(signed(b"GET,/?ts=%d" % NOW), b"GET", b"/?ts=%d" % NOW, NOW, -1) == "stale"
 
 
-@pytest.mark.parametrize(
+@each_of(
     "query",
     [
         *(
@@ -200,7 +198,7 @@ def test_a_time_that_is_none(query: bytes) -> None:
 # What else comes in an Authorization header.
 
 
-@pytest.mark.parametrize(
+@each_of(
     "value",
     [
         *(b"", b":", b"Bearer sk-ollama-0123", b"Basic dTpw", KEY, signed(b"x").replace(b":", b"")),
@@ -257,7 +255,7 @@ def test_whatever_the_bytes_the_answer_is_a_key_or_a_signature_error(
     assert found in (key, "malformed", "stale", "bad signature")
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("target", "expected"),
     [
         (b"/?ts=1", b"/"),

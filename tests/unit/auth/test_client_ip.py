@@ -16,6 +16,7 @@ from ollama_auth.auth.client_ip import (
     normal,
     parse_networks,
 )
+from tests.harness.cases import each_of
 
 PEER = "10.0.0.1"
 PROXIES = TrustedProxies(parse_networks(["10.0.0.0/8,2001:db8:ffff::/48", "192.0.2.7"]))
@@ -26,7 +27,7 @@ def client(*lines: str, header: str = "X-Forwarded-For", peer: str = PEER) -> st
     return proxies.client_of(peer, tuple((header.upper().encode(), line.encode("latin-1")) for line in lines))
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("lines", "expected"),
     [
         (("203.0.113.9",), "203.0.113.9"),
@@ -81,7 +82,7 @@ def test_a_list_of_addresses(lines: tuple[str, ...], expected: str) -> None:
     assert client(*lines) == expected
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("lines", "expected"),
     [
         (("for=203.0.113.9",), "203.0.113.9"),
@@ -116,7 +117,7 @@ def test_forwarded(lines: tuple[str, ...], expected: str) -> None:
     assert client(*lines, header="Forwarded") == expected
 
 
-@pytest.mark.parametrize("header", ["X-Real-IP", "CF-Connecting-IP", "True-Client-IP"])
+@each_of("header", ["X-Real-IP", "CF-Connecting-IP", "True-Client-IP"])
 def test_a_header_of_one_address(header: str) -> None:
     assert client("203.0.113.9", header=header) == "203.0.113.9"
     assert client("198.51.100.1", "203.0.113.9", header=header) == "203.0.113.9", "the one that was added last"
@@ -128,7 +129,7 @@ def test_only_that_header_is_read() -> None:
     assert TrustedProxies(PROXIES.networks, "X-Real-IP").client_of(PEER, fields) == "203.0.113.9"
 
 
-@pytest.mark.parametrize("peer", ["203.0.113.1", "11.0.0.1", "::1", "fe80::1%eth0", "unknown", ""])
+@each_of("peer", ["203.0.113.1", "11.0.0.1", "::1", "fe80::1%eth0", "unknown", ""])
 def test_who_is_not_trusted_is_not_believed(peer: str) -> None:
     assert client("198.51.100.1", peer=peer) == peer
     assert peer not in PROXIES
@@ -154,7 +155,7 @@ def test_what_a_client_sends_changes_nothing(sent: str, address: Any) -> None:
 # Networks.
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("texts", "expected"),
     [
         ([], []),
@@ -170,7 +171,7 @@ def test_networks(texts: list[str], expected: list[str]) -> None:
     assert list(map(str, parse_networks(texts))) == expected
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("text", "said"),
     [
         ("nginx", "no address"),
@@ -188,7 +189,7 @@ def test_what_is_no_network(text: str, said: str) -> None:
         parse_networks(["10.0.0.2", text])
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("address", "expected"),
     [
         ("10.0.0.1", "10.0.0.1"),
@@ -221,7 +222,7 @@ def test_an_ipv4_address_is_one_client_also_on_a_socket_of_ipv6(address: Any) ->
     assert network_of(f"::ffff:{address}") == network_of(str(address)) == str(address)
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("address", "private"),
     [
         *(("127.0.0.1", True), ("172.17.0.1", True), ("100.64.0.1", True), ("fe80::1%eth0", True)),

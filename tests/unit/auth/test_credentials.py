@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ollama_auth.auth.credentials import MAX_FIELD, MAX_SECRET, CredentialError, parse
 from ollama_auth.http.head import Fields
+from tests.harness.cases import each_of
 
 KEY = b"sk-ollama-0123456789abcdef"
 OTHER = b"sk-ollama-fedcba9876543210"
@@ -27,7 +28,7 @@ def refusal(fields: Fields) -> CredentialError:
     return caught.value
 
 
-@pytest.mark.parametrize(
+@each_of(
     "value",
     [
         b"Bearer " + KEY,
@@ -45,7 +46,7 @@ def test_an_authorization_that_holds_the_key(value: bytes) -> None:
     assert parse(authorization(value)) == KEY
 
 
-@pytest.mark.parametrize("name", [b"x-api-key", b"X-Api-Key", b"X-API-KEY"])
+@each_of("name", [b"x-api-key", b"X-Api-Key", b"X-API-KEY"])
 def test_the_header_of_anthropics_clients(name: bytes) -> None:
     assert parse(((b"Host", b"gate"), (name, KEY))) == KEY
 
@@ -54,12 +55,12 @@ def test_a_basic_password_may_hold_colons() -> None:
     assert parse(authorization(basic(b"user:a:b:c"))) == b"a:b:c"
 
 
-@pytest.mark.parametrize("value", [b"Bearer " + KEY, basic(b"user:" + KEY)])
+@each_of("value", [b"Bearer " + KEY, basic(b"user:" + KEY)])
 def test_the_same_key_in_both_places_is_one_credential(value: bytes) -> None:
     assert parse((*authorization(value), (b"x-api-key", KEY))) == KEY
 
 
-@pytest.mark.parametrize(
+@each_of(
     "fields",
     [
         (),
@@ -75,7 +76,7 @@ def test_a_credential_in_another_place_is_none(fields: Fields) -> None:
     assert refusal(fields).reason == "missing"
 
 
-@pytest.mark.parametrize(
+@each_of(
     "value",
     [
         b"",
@@ -129,12 +130,12 @@ def test_an_authorization_that_is_malformed(value: bytes) -> None:
     assert refusal(authorization(value)).reason == "malformed"
 
 
-@pytest.mark.parametrize("value", [b"", b" ", KEY + b" ", b"Bearer " + KEY, b"\xff", b"k\x00", b"k" * (MAX_SECRET + 1)])
+@each_of("value", [b"", b" ", KEY + b" ", b"Bearer " + KEY, b"\xff", b"k\x00", b"k" * (MAX_SECRET + 1)])
 def test_an_api_key_that_is_malformed(value: bytes) -> None:
     assert refusal(((b"x-api-key", value),)).reason == "malformed"
 
 
-@pytest.mark.parametrize("empty", [b"", b"Bearer", b"Bearer ", b"basic", basic(b":"), basic(b"user:")])
+@each_of("empty", [b"", b"Bearer", b"Bearer ", b"basic", basic(b":"), basic(b"user:")])
 def test_an_empty_authorization_beside_the_key_is_none(empty: bytes) -> None:
     assert parse((*authorization(empty), (b"x-api-key", KEY))) == KEY
     assert parse(((b"X-Api-Key", KEY), *authorization(empty))) == KEY
@@ -149,17 +150,17 @@ def test_an_empty_field_beside_the_key_is_none() -> None:
     assert refusal((*authorization(b""), *authorization(b""))).reason == "malformed"
 
 
-@pytest.mark.parametrize("bad", [KEY, b"Token x", b"Bearer \xff", b"Basic !", b"Basic " + KEY])
+@each_of("bad", [KEY, b"Token x", b"Bearer \xff", b"Basic !", b"Basic " + KEY])
 def test_a_malformed_authorization_is_not_made_good_by_the_key_in_the_other_place(bad: bytes) -> None:
     assert refusal((*authorization(bad), (b"x-api-key", KEY))).reason == "malformed"
 
 
-@pytest.mark.parametrize("bad", [b"\xff", b"two words"])
+@each_of("bad", [b"\xff", b"two words"])
 def test_a_malformed_api_key_is_not_made_good_by_the_key_in_the_other_place(bad: bytes) -> None:
     assert refusal(((b"x-api-key", bad), *authorization(b"Bearer " + KEY))).reason == "malformed"
 
 
-@pytest.mark.parametrize(
+@each_of(
     "fields",
     [
         (*authorization(b"Bearer " + KEY), *authorization(b"Bearer " + KEY)),

@@ -14,6 +14,7 @@ from ollama_auth.auth.forwarding import (
     split,
 )
 from ollama_auth.http.head import Fields
+from tests.harness.cases import each_of
 
 KEY = b"sk-ollama-0123456789abcdef"
 URL_KEY = b"ab+/cd==ef&gh?ij%41kl;mn"
@@ -23,7 +24,7 @@ HOP_BY_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"te", b"traile
 FRAMING = {b"content-length", b"transfer-encoding"}
 
 
-@pytest.mark.parametrize(
+@each_of(
     "name",
     [
         *("Accept", "Accept-Encoding", "Content-Type", "Content-Encoding", "Content-Length", "Transfer-Encoding"),
@@ -35,7 +36,7 @@ def test_what_ollama_needs_is_forwarded_as_it_came(name: str) -> None:
     assert split(fields, extend([])) == (fields, ())
 
 
-@pytest.mark.parametrize(
+@each_of(
     "name",
     [
         *("Authorization", "Proxy-Authorization", "X-Api-Key", "Api-Key", "Cookie", "Authorization_", "Content_Length"),
@@ -47,12 +48,12 @@ def test_what_nobody_listed_is_stripped_and_named(name: str) -> None:
     assert split(((name.encode(), KEY),), extend([])) == ((), (name.lower(),))
 
 
-@pytest.mark.parametrize("name", ["Host", "Connection", "Expect"])
+@each_of("name", ["Host", "Connection", "Expect"])
 def test_what_every_connection_has_is_stripped_without_a_word(name: str) -> None:
     assert split(((name.encode(), b"x"),), extend([])) == ((), ())
 
 
-@pytest.mark.parametrize("name", [KEY, KEY.upper(), b"a-key-without-prefix", b"X-" + KEY])
+@each_of("name", [KEY, KEY.upper(), b"a-key-without-prefix", b"X-" + KEY])
 def test_a_key_that_was_sent_as_the_name_of_a_header_is_not_told(name: bytes) -> None:
     assert split(((name, b"Authorization"),), extend([])) == ((), ("***",))
 
@@ -62,14 +63,14 @@ def test_order_and_repetition_are_kept_and_a_name_is_told_once() -> None:
     assert split(fields, extend([])) == (((b"Accept", b"1"), (b"accept", b"2")), ("cookie", "via"))
 
 
-@pytest.mark.parametrize("connection", [b"close, X-Mine", b"x-mine", b" , X-MINE\t,", b"keep-alive,x-mine,accept"])
+@each_of("connection", [b"close, X-Mine", b"x-mine", b" , X-MINE\t,", b"keep-alive,x-mine,accept"])
 def test_what_a_client_says_belongs_to_its_connection_is_stripped(connection: bytes) -> None:
     """RFC 9110 section 7.6.1."""
     fields = ((b"X-Mine", b"1"), (b"Connection", b"close"), (b"Connection", connection), (b"User-Agent", b"me"))
     assert split(fields, extend(["x-mine"])) == (((b"User-Agent", b"me"),), ("x-mine",))
 
 
-@pytest.mark.parametrize("name", sorted(FRAMING))
+@each_of("name", sorted(FRAMING))
 def test_no_client_can_have_the_framing_of_a_body_taken_away(name: bytes) -> None:
     fields = ((b"Connection", name), (name, b"5"))
     assert split(fields, extend([])) == (((name, b"5"),), ())
@@ -88,17 +89,13 @@ def test_an_operator_adds_to_the_list() -> None:
     assert split(((b"X-TRACE", b"1"),), allowed) == (((b"X-TRACE", b"1"),), ())
 
 
-@pytest.mark.parametrize(
-    "name", sorted(NEVER | {"AUTHORIZATION", " x-api-key\t", "\N{KELVIN SIGN}eep-alive"} | SECRETS)
-)
+@each_of("name", sorted(NEVER | {"AUTHORIZATION", " x-api-key\t", "\N{KELVIN SIGN}eep-alive"} | SECRETS))
 def test_what_an_operator_can_not_add(name: str) -> None:
     with pytest.raises(HeaderNameError, match="is never forwarded"):
         extend(["accept", name])
 
 
-@pytest.mark.parametrize(
-    "name", ["", " ", "two words", "x:y", "x\r\ny", "x,y", "ü", "x\0", "(x)", "authori\u017fation", "*/*"]
-)
+@each_of("name", ["", " ", "two words", "x:y", "x\r\ny", "x,y", "ü", "x\0", "(x)", "authori\u017fation", "*/*"])
 def test_what_is_not_the_name_of_a_header(name: str) -> None:
     with pytest.raises(HeaderNameError, match="is not a valid header name") as caught:
         extend([name])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ollama_auth.auth.credentials import MAX_SECRET
 from ollama_auth.auth.keys import DEFAULT_SCOPES, InvalidKeyError, Key, KeyRing, Principal, Scope, digest, fingerprint
+from tests.harness.cases import each_of
 
 KEY = "sk-ollama-0123456789abcdef"
 ANNA, BEN = Principal("anna"), Principal("ben")
@@ -25,7 +26,7 @@ def test_a_key_is_found_with_its_owner() -> None:
     assert both.find(b"another-key-of-bens") == BEN
 
 
-@pytest.mark.parametrize(
+@each_of(
     "secret",
     [
         *(b"", b"x", b"\xff", bytes(32), digest(KEY), digest(KEY).hex().encode()),
@@ -85,7 +86,7 @@ def test_who_has_expired_is_still_known() -> None:
     assert KeyRing([Key(digest(KEY), gone)]).find(KEY.encode()) is gone
 
 
-@pytest.mark.parametrize(("seconds", "found"), [(-1, None), (0, None), (60, ANNA)])
+@each_of(("seconds", "found"), [(-1, None), (0, None), (60, ANNA)])
 def test_a_replaced_key_is_known_until_its_time_and_not_after(seconds: float, found: Principal | None) -> None:
     both = KeyRing([Key(digest("the-new-key-of-anna"), ANNA), Key(digest(KEY), ANNA, until=time.time() + seconds)])
     assert both.find(KEY.encode()) is found
@@ -115,7 +116,7 @@ def test_a_ring_counts_its_keys_and_knows_their_owners_by_name() -> None:
     assert not KeyRing([])
 
 
-@pytest.mark.parametrize("known_by", [(digest(KEY), None), (None, bytes(32))])
+@each_of("known_by", [(digest(KEY), None), (None, bytes(32))])
 def test_a_key_cannot_be_that_of_two(known_by: tuple[bytes | None, bytes | None]) -> None:
     secret, public = known_by
     with pytest.raises(InvalidKeyError, match="anna and ben have the same key; give each"):
@@ -141,20 +142,20 @@ def test_a_digest_is_sha256() -> None:
     assert digest(KEY) == hashlib.sha256(KEY.encode()).digest()
 
 
-@pytest.mark.parametrize("secret", ["", " ", "\t\n", "\N{NO-BREAK SPACE}", "\N{IDEOGRAPHIC SPACE}"])
+@each_of("secret", ["", " ", "\t\n", "\N{NO-BREAK SPACE}", "\N{IDEOGRAPHIC SPACE}"])
 def test_a_key_that_is_empty(secret: str) -> None:
     with pytest.raises(InvalidKeyError, match="the key is empty"):
         digest(secret)
 
 
-@pytest.mark.parametrize(
+@each_of(
     "mark",
     [
         *("two words", " ", "\n", "\r", "\0", "\x7f", "\x85", "é", "\udcff", "k" * MAX_SECRET),
         *("\N{ZERO WIDTH SPACE}", "\N{ZERO WIDTH NO-BREAK SPACE}"),
     ],
 )
-@pytest.mark.parametrize("form", ["{}" + KEY, KEY + "{}"])
+@each_of("form", ["{}" + KEY, KEY + "{}"])
 def test_a_key_that_no_header_could_hold(form: str, mark: str) -> None:
     with pytest.raises(InvalidKeyError) as caught:
         digest(form.format(mark))

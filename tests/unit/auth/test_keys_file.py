@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ollama_auth.auth import keys_file
 from ollama_auth.auth.keys import DEFAULT_SCOPES, Key, KeyRing, Principal, Scope
 from ollama_auth.auth.keys_file import KeysFileError, load, parse, stamp
+from tests.harness.cases import each_of
 
 SECRET = "sk-ollama-0123456789abcdef0123456789abcdef"
 A, B = "aa" * 32, "bb" * 32
@@ -84,7 +85,7 @@ def test_a_replaced_key_has_the_same_owner_and_an_end() -> None:
     assert old.principal is new.principal
 
 
-@pytest.mark.parametrize("text", ["# Nobody yet.", "keys = []", "\ufeff# Made with an editor that marks UTF-8.\n"])
+@each_of("text", ["# Nobody yet.", "keys = []", "\ufeff# Made with an editor that marks UTF-8.\n"])
 def test_a_file_may_let_nobody_in(text: str) -> None:
     assert parse(text.encode(), "keys.toml") == ()
 
@@ -97,7 +98,7 @@ def test_hex_has_no_case() -> None:
     assert parse(key(sha256=A.upper()).encode(), "") == parse(key().encode(), "")
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("written", "seconds"),
     [
         ("2027-01-01T00:00:00Z", NEW_YEAR),
@@ -114,7 +115,7 @@ def test_a_date(written: str, seconds: float) -> None:
     assert the(key(f"expires = {written}")).expires == seconds
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("written", "fault"),
     [
         ("2027-01-01T00:00:00", "expires has no time zone; write Z behind it for UTC, as in 2027-01-01T00:00:00Z"),
@@ -132,8 +133,8 @@ def test_a_date_that_is_none(written: str, fault: str) -> None:
     assert line.startswith(f"keys.toml: alice: {fault}")
 
 
-@pytest.mark.parametrize("limit", ["requests_per_minute", "concurrent_requests", "tokens_per_day"])
-@pytest.mark.parametrize(
+@each_of("limit", ["requests_per_minute", "concurrent_requests", "tokens_per_day"])
+@each_of(
     ("written", "fault"),
     [
         ("0", "is not from 1 to 999999999999999"),
@@ -151,9 +152,7 @@ def test_a_limit_that_is_none(limit: str, written: str, fault: str) -> None:
     assert line.startswith(f"keys.toml: alice: {limit} {fault}")
 
 
-@pytest.mark.parametrize(
-    "name", ["a", "A.b_c-9", "7", "_", "x" * 64, "Zo\u00eb", "Ёлка", "山田", "\u091c\u094b\u0908", "x\u0323" * 32]
-)
+@each_of("name", ["a", "A.b_c-9", "7", "_", "x" * 64, "Zo\u00eb", "Ёлка", "山田", "\u091c\u094b\u0908", "x\u0323" * 32])
 def test_a_name(name: str) -> None:
     assert the(key(name=name)).name == name
 
@@ -163,7 +162,7 @@ def test_one_name_may_be_written_in_two_ways() -> None:
     assert "name is that of key number 1 too" in faults(key(name="Zo\u00eb") + key(name="Zoe\u0308", sha256=B))[0]
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("name", "fault"),
     [
         *(
@@ -181,7 +180,7 @@ def test_a_name_that_cannot_be_had(name: str, fault: str) -> None:
     assert line.startswith(f"keys.toml: key number 1: {fault}")
 
 
-@pytest.mark.parametrize(
+@each_of(
     "line",
     [SSH, f"ssh-ed25519 {wire(PUBLIC)}", f"  {SSH}  ", f"ssh-ed25519   {wire(PUBLIC)}  bob and more", SSH + r"\n"],
 )
@@ -190,7 +189,7 @@ def test_a_public_key_as_openssh_writes_it(line: str) -> None:
     assert (found.ssh_ed25519, found.digest, found.principal.name) == (PUBLIC, None, "bob")
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("line", "fault"),
     [
         ("", "is not one line"),
@@ -216,7 +215,7 @@ def test_a_public_key_that_is_none(line: str, fault: str) -> None:
     assert found.startswith(f"keys.toml: bob: ssh_ed25519 {fault}")
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("line", "fault"),
     [
         ("scopes = []", "scopes is empty; leave it out for the default"),
@@ -244,7 +243,7 @@ def test_a_field_that_cannot_be(line: str, fault: str) -> None:
     assert found.startswith(f"keys.toml: alice: {fault}")
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("text", "fault"),
     [
         ("", "is empty; add a key"),
@@ -285,7 +284,7 @@ def test_a_file_that_cannot_be(text: str | bytes, fault: str) -> None:
     assert faults(text)[0].startswith(f"keys.toml: {fault}")
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("text", "fault"),
     [
         (key() + key(sha256=B), "key number 2: name is that of key number 1 too"),
@@ -328,8 +327,8 @@ MISPLACED = [
 ]
 
 
-@pytest.mark.parametrize("line", MISPLACED)
-@pytest.mark.parametrize("before", ["", "[[keys]]\n"])
+@each_of("line", MISPLACED)
+@each_of("before", ["", "[[keys]]\n"])
 def test_a_key_in_the_wrong_place_is_a_fault_that_does_not_show_it(before: str, line: str) -> None:
     told = faults(before + line)
     assert told

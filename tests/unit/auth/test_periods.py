@@ -3,12 +3,11 @@
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-import pytest
-
 from ollama_auth.auth.periods import Calendar
+from tests.harness.cases import each_of
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("zone", "day", "hours"),
     [
         ("UTC", (2026, 12, 31), 24),

@@ -3,7 +3,6 @@
 import itertools
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from ollama_auth.auth.policy import (
 )
 from ollama_auth.ollama_api.request_models import Asked
 from ollama_auth.ollama_api.routes import _ROUTES, Route, RouteClass, route
+from tests.harness.cases import each_of
 
 NOW = 1_800_000_000.0
 ROUTES = [route(method, path) for method, path in _ROUTES] + [
@@ -62,8 +62,8 @@ def enough(asked: Route) -> set[Scope]:
     return {Scope.PUSH, Scope.CLOUD, Scope.ACCOUNT} if whose else {NEEDS[asked.route_class]}
 
 
-@pytest.mark.parametrize("asked", ROUTES, ids=lambda asked: asked.path.decode())
-@pytest.mark.parametrize("scope", Scope)
+@each_of("asked", ROUTES, ids=lambda asked: asked.path.decode())
+@each_of("scope", Scope)
 def test_one_scope_opens_its_routes_and_no_others(scope: Scope, asked: Route) -> None:
     denial = check_route(somebody(scope), asked, NOW)
     if scope in enough(asked) or (scope is Scope.ALL and enough(asked) != {Scope.ACCOUNT}):
@@ -76,7 +76,7 @@ def test_one_scope_opens_its_routes_and_no_others(scope: Scope, asked: Route) ->
         assert all(one in denial.message.partition(",")[0] for one in enough(asked))
 
 
-@pytest.mark.parametrize("asked", ROUTES, ids=lambda asked: asked.path.decode())
+@each_of("asked", ROUTES, ids=lambda asked: asked.path.decode())
 def test_the_one_key_of_the_environment_may_do_everything_and_nobody_without_scopes_anything(asked: Route) -> None:
     everybody = Principal("default")
     assert check_route(everybody, asked, NOW) is None
@@ -109,7 +109,7 @@ def test_all_holds_every_scope_but_those_that_are_named() -> None:
         assert holds(Principal("default"), scope), "the one key of the environment"
 
 
-@pytest.mark.parametrize("asked", ROUTES, ids=lambda asked: asked.path.decode())
+@each_of("asked", ROUTES, ids=lambda asked: asked.path.decode())
 def test_a_key_that_expired_opens_nothing(asked: Route) -> None:
     for scopes in (EVERYTHING, frozenset[Scope]()):
         denial = check_route(somebody(*scopes, expires=NOW), asked, NOW)
@@ -118,7 +118,7 @@ def test_a_key_that_expired_opens_nothing(asked: Route) -> None:
     assert check_route(somebody(*EVERYTHING, expires=NOW + 0.001), asked, NOW) is None
 
 
-@pytest.mark.parametrize("asked", ROUTES, ids=lambda asked: asked.path.decode())
+@each_of("asked", ROUTES, ids=lambda asked: asked.path.decode())
 def test_a_key_that_is_disabled_opens_nothing(asked: Route) -> None:
     denial = check_route(replace(somebody(*EVERYTHING), disabled=True), asked, NOW)
     assert denial
@@ -132,8 +132,8 @@ def test_an_unknown_path_is_not_for_a_key_of_some_models() -> None:
     assert (denial.status, denial.reason) == (403, "model")
 
 
-@pytest.mark.parametrize("who", [somebody(Scope.LIST), somebody(Scope.ALL, models=("m",))])
-@pytest.mark.parametrize(
+@each_of("who", [somebody(Scope.LIST), somebody(Scope.ALL, models=("m",))])
+@each_of(
     ("method", "path", "status", "told"),
     [
         (b"GET", b"/api/chat", 405, "with POST"),
@@ -181,8 +181,8 @@ TAKING = {
 LISTINGS = {b"/api/tags", b"/api/ps", b"/v1/models"}
 
 
-@pytest.mark.parametrize("asked", ROUTES, ids=lambda asked: asked.path.decode())
-@pytest.mark.parametrize(
+@each_of("asked", ROUTES, ids=lambda asked: asked.path.decode())
+@each_of(
     ("who", "limited"),
     [
         (somebody(*DEFAULT_SCOPES), True),
@@ -226,9 +226,9 @@ def test_an_empty_list_allows_no_model_and_no_list_all() -> None:
     assert check_models(somebody(models=()), ()) is None
 
 
-@pytest.mark.parametrize("name", ["m:cloud", "m:8b-cloud", "n/m:8b-cloud", "M:CLOUD"])
-@pytest.mark.parametrize("scope", sorted(EVERYTHING - {Scope.CLOUD, Scope.ALL}))
-@pytest.mark.parametrize("models", [None, ("*:*", "*/*:*", "*/*/*:*")])
+@each_of("name", ["m:cloud", "m:8b-cloud", "n/m:8b-cloud", "M:CLOUD"])
+@each_of("scope", sorted(EVERYTHING - {Scope.CLOUD, Scope.ALL}))
+@each_of("models", [None, ("*:*", "*/*:*", "*/*/*:*")])
 def test_a_cloud_model_needs_the_scope_cloud(models: tuple[str, ...] | None, scope: Scope, name: str) -> None:
     denial = check_models(somebody(scope, models=models), (name,))
     assert denial == Denial(403, "scope", f"this key lacks the scope cloud, which the model {name} needs")
@@ -299,7 +299,7 @@ def rule(who: Principal, where: Route, asked: Asked) -> bool:
     return who.expires is None and needed <= held and bool(enough(where) & held) and listed
 
 
-@pytest.mark.parametrize("where", ROUTES, ids=lambda where: where.path.decode())
+@each_of("where", ROUTES, ids=lambda where: where.path.decode())
 def test_the_matrix_of_scope_route_and_model(where: Route) -> None:
     for who, asked in itertools.product(WHO, ASKED):
         if asked.pulls and where.route_class is not RouteClass.WRITE:

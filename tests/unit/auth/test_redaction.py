@@ -19,13 +19,14 @@ from ollama_auth.auth.redaction import (
     may_hold_key,
     without,
 )
+from tests.harness.cases import each_of
 
 KEY = b"sk-ollama-0123456789abcdef"
 URL_KEY = b"ab+/cd==ef&gh?ij%41kl;mn"
 """A key with all the characters that mean something in a URL."""
 
 
-@pytest.mark.parametrize(
+@each_of(
     "target",
     ["/", "/api/chat", "/api/chat?", "/?a", "/?a=b&c=d&a=b", "/?&&", "/?=x", "/?a=%20+%zz%", "/%", "//?/?", "*"],
 )
@@ -33,7 +34,7 @@ def test_a_target_without_a_secret_is_left_as_it_is(target: str) -> None:
     assert clean_target(target.encode(), KEY) == (target.encode(), ())
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("target", "cleaned", "removed"),
     [
         ("/?key=x", "/", ("?key",)),
@@ -56,7 +57,7 @@ def test_a_parameter_that_is_a_credential_is_removed_and_named(
     assert clean_target(target.encode(), KEY) == (cleaned.encode(), removed)
 
 
-@pytest.mark.parametrize(
+@each_of(
     "path", ["/{}", "/{}/api/chat", "/x{}x", "/%73k-ollama-0123456789abcdef", "/sk%2Dollama-0123456789abcde%66/?a=b"]
 )
 def test_a_key_in_the_path_is_an_error(path: str) -> None:
@@ -64,18 +65,18 @@ def test_a_key_in_the_path_is_an_error(path: str) -> None:
         clean_target(path.format(KEY.decode()).encode(), KEY)
 
 
-@pytest.mark.parametrize("target", [b"/?a=ab%2B%2Fcd", b"/?a=ab+/cd", b"/?a=ab%2b/cd"])
+@each_of("target", [b"/?a=ab%2B%2Fcd", b"/?a=ab+/cd", b"/?a=ab%2b/cd"])
 def test_a_plus_in_a_key_is_no_space(target: bytes) -> None:
     assert clean_target(target, b"ab+/cd") == (b"/", ("?(the key)",))
 
 
-@pytest.mark.parametrize("target", [b"/" + URL_KEY, b"/?" + URL_KEY, b"/?a=" + URL_KEY + b"&b", b"/%61" + URL_KEY])
+@each_of("target", [b"/" + URL_KEY, b"/?" + URL_KEY, b"/?a=" + URL_KEY + b"&b", b"/%61" + URL_KEY])
 def test_a_key_across_the_borders_of_a_query_is_an_error(target: bytes) -> None:
     with pytest.raises(ValueError, match="the key is in the path"):
         clean_target(target, URL_KEY)
 
 
-@pytest.mark.parametrize("key", [b"api", b"chat", b"a", b"/", b"v1"])
+@each_of("key", [b"api", b"chat", b"a", b"/", b"v1"])
 def test_a_short_key_is_no_reason_to_refuse_every_path_it_is_part_of(key: bytes) -> None:
     """A key of fewer than 16 characters works, with a warning."""
     assert clean_target(b"/api/chat", key) == (b"/api/chat", ())
@@ -176,12 +177,12 @@ def nobody(_: bytes) -> None:
     """Find the principal of a key: there is none."""
 
 
-@pytest.mark.parametrize("path", ["/", "/api/chat", "//", "", "/v1/models/", "/v1/v1", "/api/experimental/web_search"])
+@each_of("path", ["/", "/api/chat", "//", "", "/v1/models/", "/v1/v1", "/api/experimental/web_search"])
 def test_words_of_the_api_are_shown(path: str) -> None:
     assert mask_path(path.encode(), nobody) == path.encode()
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("path", "masked"),
     [
         (b"/" + KEY + b"/api/chat", b"/***/api/chat"),
@@ -200,20 +201,20 @@ def test_what_a_stranger_sends_besides_is_masked_unless_it_is_too_short_for_a_ke
     assert mask_path(path, nobody) == masked
 
 
-@pytest.mark.parametrize("path", [b"/v1/models/qwen2.5-coder:32b", b"/ollama/api/chat", b"/api/unknown/\xe2\x82"])
+@each_of("path", [b"/v1/models/qwen2.5-coder:32b", b"/ollama/api/chat", b"/api/unknown/\xe2\x82"])
 def test_who_is_known_may_show_more(path: bytes) -> None:
     assert mask_path(path, nobody, MAX_SEARCHED) == path
 
 
-@pytest.mark.parametrize("key", [b"hunter2", b"a/b"])
+@each_of("key", [b"hunter2", b"a/b"])
 def test_a_short_key_is_masked_where_it_is_all_that_stands_there(key: bytes) -> None:
     find = {b"hunter2": "anna"}.get
     assert (mask_path(b"/hunter2/api", find), mask_path(b"/hunter2", find)) == (b"/***/api", b"/***")
 
 
-@pytest.mark.parametrize("most", [SHORT - 1, MAX_SEARCHED])
-@pytest.mark.parametrize("around", ["/{}", "/{}/api/chat", "/v1/x={}", "/a{}b", "/v1/models/{}", "{}", "/api/{}/"])
-@pytest.mark.parametrize("kind", [kind for kind in ALPHABETS if kind != "a path"])
+@each_of("most", [SHORT - 1, MAX_SEARCHED])
+@each_of("around", ["/{}", "/{}/api/chat", "/v1/x={}", "/a{}b", "/v1/models/{}", "{}", "/api/{}/"])
+@each_of("kind", [kind for kind in ALPHABETS if kind != "a path"])
 def test_a_key_of_any_alphabet_in_a_path_is_masked(kind: str, around: str, most: int) -> None:
     path = around.encode().replace(b"{}", ALPHABETS[kind])
     assert ALPHABETS[kind] not in mask_path(path, known, most)
@@ -243,44 +244,42 @@ def test_no_surroundings_save_a_key_from_being_masked(before: bytes, after: byte
 # Other texts that a client chooses.
 
 
-@pytest.mark.parametrize("kind", ALPHABETS)
+@each_of("kind", ALPHABETS)
 def test_a_key_is_found_anywhere_in_a_short_text(kind: str) -> None:
     key = ALPHABETS[kind]
     for text in (key, b"x" + key, key + b"-1", b"req." + key + b".2", key * 3):
         assert may_hold_key(text, known)
 
 
-@pytest.mark.parametrize(
-    "text", [b"0123-4567", b"a" * MAX_SEARCHED, b"task-1", b"", b"7f9619ff-8b86-d011-b42d-00cf4fc964f"]
-)
+@each_of("text", [b"0123-4567", b"a" * MAX_SEARCHED, b"task-1", b"", b"7f9619ff-8b86-d011-b42d-00cf4fc964f"])
 def test_a_text_without_a_key(text: bytes) -> None:
     assert not may_hold_key(text, known)
 
 
-@pytest.mark.parametrize("text", [b"a" * (MAX_SEARCHED + 1), b"sk-x", b"my-SK-x", b"Bearer.sk-"])
+@each_of("text", [b"a" * (MAX_SEARCHED + 1), b"sk-x", b"my-SK-x", b"Bearer.sk-"])
 def test_what_can_not_be_searched_or_looks_like_a_key_counts_as_one(text: bytes) -> None:
     assert may_hold_key(text, nobody)
 
 
-@pytest.mark.parametrize("kind", ALPHABETS)
+@each_of("kind", ALPHABETS)
 def test_the_value_of_a_field_is_shown_without_long_words(kind: str) -> None:
     for value in (b"%s", b"me/1 %s", b"a;%sb", b"curl/8.5.0 (%s)", b"%s\xff"):
         assert ALPHABETS[kind] not in mask_value(value.replace(b"%s", ALPHABETS[kind]))
 
 
-@pytest.mark.parametrize("value", [b"application/json", b"curl/8.5.0", b"ollama/0.5.1 (linux) Go/go1.22", b"*/*", b""])
+@each_of("value", [b"application/json", b"curl/8.5.0", b"ollama/0.5.1 (linux) Go/go1.22", b"*/*", b""])
 def test_a_value_that_can_hold_no_key_is_shown(value: bytes) -> None:
     assert mask_value(value) == value
 
 
-@pytest.mark.parametrize("kind", ALPHABETS)
+@each_of("kind", ALPHABETS)
 def test_a_key_in_the_name_of_a_field_is_masked(kind: str) -> None:
     key = ALPHABETS[kind]
     for name in (key, b"X-" + key, b"x-stainless-" + key, b"sec-fetch-x-forwarded-" + key, key.upper()):
         assert mask_name(name) == "***"
 
 
-@pytest.mark.parametrize("kind", ALPHABETS)
+@each_of("kind", ALPHABETS)
 def test_a_key_that_was_sent_as_a_model_is_masked(kind: str) -> None:
     key = ALPHABETS[kind]
     for name in (key, b"x" + key, b"library/" + key + b":latest"):

@@ -1,12 +1,12 @@
 """Which pages may talk to the gate, and what a browser is told."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_auth.http.cors import EXPOSED, check_origin, preflight, response_fields, strip
 from ollama_auth.http.head import Fields, values
 from ollama_auth.http.responses import Answer
+from tests.harness.cases import each_of
 
 PAGE = b"https://page.example"
 PAGES = ("https://page.example", "http://localhost:3000")
@@ -30,7 +30,7 @@ def allowed(fields: Fields) -> list[bytes]:
 # The option.
 
 
-@pytest.mark.parametrize(
+@each_of(
     "origin",
     [
         *(
@@ -48,7 +48,7 @@ def test_an_origin(origin: str) -> None:
     assert check_origin(origin) is None
 
 
-@pytest.mark.parametrize(
+@each_of(
     "origin",
     [
         *("", " ", "page.example", "//page.example", "https://", "https://page.example/", "https://page.example/path"),
@@ -94,7 +94,7 @@ def test_a_preflight_of_a_listed_page_is_answered() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("method", "fields"),
     [
         (b"GET", preflight_fields()),
@@ -128,12 +128,12 @@ def test_without_origins_there_is_no_cors() -> None:
     assert response_fields(preflight_fields(), ()) == ()
 
 
-@pytest.mark.parametrize("headers", [None, b"", b",", b"a b", b"a,,b", b"x\r\ny", b"a;b", b"\xff", b"authorization,"])
+@each_of("headers", [None, b"", b",", b"a b", b"a,,b", b"x\r\ny", b"a;b", b"\xff", b"authorization,"])
 def test_header_names_that_are_none_are_not_granted(headers: bytes | None) -> None:
     assert not values(answer(preflight_fields(headers=headers)).fields, b"access-control-allow-headers")
 
 
-@pytest.mark.parametrize("headers", [b"authorization", b"Authorization, Content-Type", b"x-stainless-os,x-api-key"])
+@each_of("headers", [b"authorization", b"Authorization, Content-Type", b"x-stainless-os,x-api-key"])
 def test_the_headers_a_page_asks_for_are_granted(headers: bytes) -> None:
     """What the gate does not forward goes nowhere, whoever may send it."""
     assert values(answer(preflight_fields(headers=headers)).fields, b"access-control-allow-headers") == [headers]
@@ -142,7 +142,7 @@ def test_the_headers_a_page_asks_for_are_granted(headers: bytes) -> None:
 # Answers.
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("origins", "origin", "expected"),
     [
         (PAGES, PAGE, [PAGE]),
@@ -165,8 +165,8 @@ def test_who_may_read_an_answer(origins: tuple[str, ...], origin: bytes, expecte
     assert values(fields, b"vary") == [b"Origin"]
 
 
-@pytest.mark.parametrize("origins", [PAGES, ("*",), ("null",)])
-@pytest.mark.parametrize("fields", [(), ((b"Host", b"gate"),), ((b"Origin", PAGE), (b"Origin", PAGE))])
+@each_of("origins", [PAGES, ("*",), ("null",)])
+@each_of("fields", [(), ((b"Host", b"gate"),), ((b"Origin", PAGE), (b"Origin", PAGE))])
 def test_an_answer_to_no_page_says_all_the_same_that_it_matters(origins: tuple[str, ...], fields: Fields) -> None:
     assert response_fields(fields, origins) == ((b"vary", b"Origin"),)
 
@@ -190,7 +190,7 @@ def test_credentials_are_never_allowed_and_only_a_sent_and_listed_origin_is(fiel
 # Ollama's own.
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("fields", "expected"),
     [
         ((), ()),

@@ -18,6 +18,7 @@ from ollama_auth.http.head import (
     parse_head,
     take_head,
 )
+from tests.harness.cases import each_of
 
 BOUNDS = Bounds()
 TOKEN = "!#$%&'*+-.^_`|~09azAZ"
@@ -108,7 +109,7 @@ def test_a_head_and_its_parts() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@each_of(
     "first",
     [
         b"",
@@ -145,7 +146,7 @@ def test_a_request_line_that_is_none(first: bytes) -> None:
     assert refused(head_of(first=first)) == 400
 
 
-@pytest.mark.parametrize("version", [b"HTTP/0.9", b"HTTP/1.2", b"HTTP/2.0", b"HTTP/9.9"])
+@each_of("version", [b"HTTP/0.9", b"HTTP/1.2", b"HTTP/2.0", b"HTTP/9.9"])
 def test_a_version_that_is_not_spoken(version: bytes) -> None:
     assert refused(head_of(first=b"GET / " + version)) == 505
 
@@ -156,7 +157,7 @@ def test_the_preface_of_http2_without_tls() -> None:
     assert refused(raw) == 505
 
 
-@pytest.mark.parametrize(
+@each_of(
     "line",
     [
         b"",
@@ -184,7 +185,7 @@ def test_a_field_that_is_none(line: bytes) -> None:
     assert refused(head_of(line)) == 400
 
 
-@pytest.mark.parametrize(
+@each_of(
     "host",
     [
         *(b"", b"Host: a\r\nHost: a", b"Host: a\r\nhOST: b", b"Host: a b", b"Host: a/b", b"Host: u@a", b"Host: a?b"),
@@ -195,7 +196,7 @@ def test_a_host_that_is_none(host: bytes) -> None:
     assert refused(head_of(host=host)) == 400
 
 
-@pytest.mark.parametrize("host", [b"", b"gate", b"gate:8081", b"10.0.0.1:1", b"[::1]", b"[fe80::1]:8081", b"a_b.c"])
+@each_of("host", [b"", b"gate", b"gate:8081", b"10.0.0.1:1", b"[::1]", b"[fe80::1]:8081", b"a_b.c"])
 def test_a_host_that_is_one(host: bytes) -> None:
     assert parse_head(head_of(host=b"Host: " + host), BOUNDS).fields == ((b"Host", host),)
 
@@ -206,7 +207,7 @@ def test_http_1_0_may_leave_out_the_host_but_not_send_two() -> None:
     assert refused(head_of(b"Host: b", first=old)) == 400
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("framing", "length"),
     [
         ((), 0),
@@ -221,7 +222,7 @@ def test_the_length_of_a_body(framing: tuple[bytes, ...], length: int) -> None:
     assert parse_head(head_of(*framing), BOUNDS).body == length
 
 
-@pytest.mark.parametrize(
+@each_of(
     "framing",
     [
         (b"Content-Length: 5", b"Transfer-Encoding: chunked"),
@@ -264,7 +265,7 @@ def test_chunks_in_http_1_0() -> None:
     assert refused(head_of(b"Transfer-Encoding: chunked", first=b"POST / HTTP/1.0")) == 400
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("version", "connection", "close"),
     [
         (b"HTTP/1.1", (), False),
@@ -281,7 +282,7 @@ def test_who_wants_the_connection_closed(version: bytes, connection: tuple[bytes
     assert parse_head(head_of(*connection, first=b"GET / " + version), BOUNDS).close is close
 
 
-@pytest.mark.parametrize("data", [b"", b"\r", b"\r\n", b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r"])
+@each_of("data", [b"", b"\r", b"\r\n", b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r"])
 def test_an_incomplete_head_is_waited_for(data: bytes) -> None:
     assert take(data) is None
 
@@ -293,7 +294,7 @@ def test_what_follows_a_head_stays_in_the_buffer() -> None:
     assert bytes(buffer) == b"\x00\n"
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 1000])
+@each_of("count", [1, 2, 3, 1000])
 def test_empty_lines_before_a_request_are_ignored_however_they_arrive(count: int) -> None:
     buffer = received(b"\r\n" * count + b"GET / HTTP/1.1\r\n\r\n")
     assert take_head(buffer, BOUNDS) == b"GET / HTTP/1.1"
@@ -305,7 +306,7 @@ def test_empty_lines_are_not_kept() -> None:
     assert not buffer
 
 
-@pytest.mark.parametrize(
+@each_of(
     "data",
     [
         b"GET / HTTP/1.1\n\n",
@@ -451,7 +452,7 @@ def test_another_parser_reads_the_same(raw: bytes) -> None:
 # HTTP/2: what its library lets through.
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("fields", "target", "status"),
     [
         (((b"x", b"y"),) * 101, b"/", 431),

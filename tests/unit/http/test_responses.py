@@ -3,12 +3,12 @@
 import json
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_auth.http.responses import USED_UP, Answer, challenges, error, render, retry_after
 from ollama_auth.ollama_api.routes import Dialect
+from tests.harness.cases import each_of
 
 STATUSES = (400, 401, 403, 404, 405, 408, 413, 414, 417, 421, 426, 429, 431, 502, 503, 504, 505)
 statuses = st.sampled_from(STATUSES)
@@ -19,7 +19,7 @@ def content(answer: Answer) -> Any:
     return json.loads(answer.body)
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("status", "dialect", "expected"),
     [
         (401, Dialect.OLLAMA, {"error": "no"}),
@@ -79,7 +79,7 @@ def test_names_of_header_fields_are_in_lower_case_for_http2(status: int, dialect
     assert not {b"connection", b"transfer-encoding", b"keep-alive"} & {name for name, _ in answer.fields}
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("sent", "challenge"), [(False, b'Bearer realm="ollama"'), (True, b'Bearer realm="ollama", error="invalid_token"')]
 )
 def test_a_challenge_says_whether_a_token_was_sent(sent: bool, challenge: bytes) -> None:
@@ -146,6 +146,6 @@ def test_an_answer_is_one_response_whatever_it_says(status: int, message: str, d
     assert body.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("status", STATUSES)
+@each_of("status", STATUSES)
 def test_every_status_in_use_has_a_phrase(status: int) -> None:
     assert error("1", status, "no").phrase

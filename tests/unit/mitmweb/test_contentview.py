@@ -28,6 +28,7 @@ from ollama_auth.ollama_api.conversation import (
     size_of,
 )
 from ollama_auth.ollama_api.routes import _ROUTES, RouteClass, route
+from tests.harness.cases import each_of
 
 RECORDED: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "conversations.json").read_text("utf-8"))
 WHOLE = [name for name in RECORDED if not name.startswith(("err-", "runner-", "server-"))]
@@ -65,7 +66,7 @@ def parts(found: Conversation) -> list[tuple[str, str, str, str]]:
 # What was recorded.
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@each_of("name", WHOLE)
 def test_an_answer(name: str) -> None:
     found = recorded(name)
     assert [(part.role, part.kind) for part in found.parts.values()] == [("assistant", Kind.TEXT)]
@@ -84,7 +85,7 @@ def test_a_stream_says_what_a_whole_answer_says() -> None:
     assert parts(recorded("v1-chat-stream-usage")) == parts(recorded("v1-chat-nostream"))
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@each_of("name", RECORDED)
 def test_a_request(name: str) -> None:
     one = RECORDED[name]
     found = read_request(one["path"].encode(), one["request"].encode())
@@ -94,7 +95,7 @@ def test_a_request(name: str) -> None:
         assert found.complete
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@each_of("name", WHOLE)
 def test_a_stream_cut_at_any_byte_shows_what_had_come(name: str) -> None:
     body, whole, had = RECORDED[name]["answer"].encode(), parts(recorded(name))[0][3], ""
     for end in range(0, len(body) - 3, 7):
@@ -108,7 +109,7 @@ def test_a_stream_cut_at_any_byte_shows_what_had_come(name: str) -> None:
     assert had == whole or RECORDED[name]["type"].startswith(JSON)
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("name", "error"),
     [
         ("err-chat-unknown-model", "model 'nope' not found"),
@@ -125,7 +126,7 @@ def test_errors(name: str, error: str) -> None:
     assert f"error: {error}"[:40] in render(found, b"")
 
 
-@pytest.mark.parametrize("name", ["v1-messages", "v1-responses"])
+@each_of("name", ["v1-messages", "v1-responses"])
 def test_a_stream_that_just_stops_is_incomplete(name: str) -> None:
     found = recorded(f"runner-killed-{name}-stream")
     assert found.parts
@@ -159,7 +160,7 @@ OUTPUT = [
 THOUGHT, CALLED = ("assistant", "thinking", "", "hm"), ("assistant", "tool call", "weather", '{"city": "Oslo"}')
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("path", "kind", "objects"),
     [
         ("/api/chat", NDJSON, [{"message": {"thinking": "h"}}, {"message": {"thinking": "m", "tool_calls": [CALL]}}]),
@@ -205,7 +206,7 @@ TEXT = {"type": "text", "text": "what is it"}
 SOURCE = {"type": "base64", "media_type": "image/png", "data": PIXELS}
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("path", "asked", "said"),
     [
         (
@@ -271,9 +272,7 @@ def test_system_prompt_and_image_of_a_request(
     assert PIXELS[:500] not in render(found, body)
 
 
-@pytest.mark.parametrize(
-    "tool", [{"type": "function", "function": {"name": "weather"}}, {"type": "function", "name": "weather"}]
-)
+@each_of("tool", [{"type": "function", "function": {"name": "weather"}}, {"type": "function", "name": "weather"}])
 def test_tools_that_are_offered(tool: dict[str, object]) -> None:
     found = read_request(b"/api/chat", json.dumps({"model": "m", "tools": [tool], "messages": []}).encode())
     assert found.tools == ["weather"]
@@ -318,7 +317,7 @@ def test_lines_are_short_and_nothing_is_lost() -> None:
     assert shown.endswith("\n      indented")
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (5_560_000, "5.6 MB"), (999_999, "1000.0 kB")]
 )
 def test_sizes(count: int, text: str) -> None:
@@ -357,8 +356,8 @@ def test_any_bytes_are_shown(path: bytes, kind: str, body: bytes) -> None:
     render(read_request(path, body), body).encode()
 
 
-@pytest.mark.parametrize("body", [b"", b"\n", b"{", b"null", b"[]", b"{}", b"data:", b"data: [DONE]\n\n", b"\xff\xfe"])
-@pytest.mark.parametrize("kind", [NDJSON, SSE, JSON])
+@each_of("body", [b"", b"\n", b"{", b"null", b"[]", b"{}", b"data:", b"data: [DONE]\n\n", b"\xff\xfe"])
+@each_of("kind", [NDJSON, SSE, JSON])
 def test_bodies_without_a_conversation(kind: str, body: bytes) -> None:
     assert read_answer(b"/api/chat", kind, body).parts == {}
     assert read_request(b"/api/chat", body).parts == {}
@@ -386,7 +385,7 @@ HUGE = {
 }
 
 
-@pytest.mark.parametrize("name", HUGE)
+@each_of("name", HUGE)
 def test_huge_bodies_take_bounded_time_and_room(name: str) -> None:
     body, started = HUGE[name], time.process_time()
     for found in (

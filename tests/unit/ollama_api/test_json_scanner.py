@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_auth.ollama_api.json_scanner import MAX_TOKEN, Scanner, Wanted
+from tests.harness.cases import each_of
 
 
 def cut(data: bytes, size: int) -> Iterator[bytes]:
@@ -50,7 +50,7 @@ def test_the_scanner_finds_what_a_parser_finds(document: dict[str, Any], size: i
         assert found == expected_of(document, WANTED)
 
 
-@pytest.mark.parametrize("size", [1, 1000, 100_000])
+@each_of("size", [1, 1000, 100_000])
 def test_long_names_and_values_are_passed_over(size: int) -> None:
     long = b'"' + b'\\"' * MAX_TOKEN + b'"'
     scanner = Scanner({b"a": "A", b"b": "B"})

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ollama_auth.ollama_api.listings import filter_account, filter_listing, is_listing, without_sign_in
 from ollama_auth.ollama_api.request_models import BodyError
 from ollama_auth.ollama_api.routes import _ROUTES, route
+from tests.harness.cases import each_of
 
 TAGS = (
     b'{"models":[{"name":"a:latest","model":"a:latest","size":1,"details":{"families":["x"]}},'
@@ -18,15 +19,15 @@ OPENAI = b'{"object":"list","data":[{"id":"a:latest","created":1795426772},{"id"
 LISTINGS = [("/api/tags", "models", TAGS), ("/api/ps", "models", TAGS), ("/v1/models", "data", OPENAI)]
 
 
-@pytest.mark.parametrize(("path", "key", "body"), LISTINGS)
-@pytest.mark.parametrize("kept", [["a:latest"], ["b:8b"], []])
+@each_of(("path", "key", "body"), LISTINGS)
+@each_of("kept", [["a:latest"], ["b:8b"], []])
 def test_a_listing_with_the_allowed_models_alone(path: str, key: str, body: bytes, kept: list[str]) -> None:
     whole = json.loads(body)
     filtered = json.loads(filter_listing(path.encode(), body, kept.__contains__))
     assert filtered == whole | {key: [model for model in whole[key] if (model.get("name") or model["id"]) in kept]}
 
 
-@pytest.mark.parametrize(("path", "key", "body"), LISTINGS)
+@each_of(("path", "key", "body"), LISTINGS)
 def test_a_listing_of_which_all_is_allowed_stays_as_it_is(path: str, key: str, body: bytes) -> None:
     assert filter_listing(path.encode(), body, lambda name: True) == body
     for empty in (b'{"%s": []}', b'{ "object":"list", "%s":null }\n'):
@@ -38,7 +39,7 @@ def test_each_name_of_a_listed_model_must_be_allowed() -> None:
     assert json.loads(filter_listing(b"/api/tags", body, "a".__eq__)) == {"models": [{"name": "a"}, {"model": "a"}]}
 
 
-@pytest.mark.parametrize(
+@each_of(
     "body",
     [
         *(b"", b"x", b"null", b"[]", b"1", b"{}", b'{"models":{"a":1}}', b'{"models":"name"}', b'{"models":1}'),

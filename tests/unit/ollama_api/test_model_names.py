@@ -1,15 +1,15 @@
 """Names of models and patterns mean what they mean to Ollama (its own types/model and modelref)."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_auth.ollama_api.model_names import allowed, canonical, check_pattern, is_cloud, reference
+from tests.harness.cases import each_of
 
 # Names.
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("text", "expected"),
     [
         ("llama3.2", "llama3.2:latest"),
@@ -37,7 +37,7 @@ def test_the_canonical_name(text: str, expected: str) -> None:
     assert canonical(expected) == expected
 
 
-@pytest.mark.parametrize(
+@each_of(
     "text",
     [
         *("", " ", ":", "m:", ":8b", "/", "/m", "m/", "a//b", "//m", "http://m", "http://n/m", "a/b/c/d", "h:5000/m"),
@@ -68,7 +68,7 @@ def test_any_text_has_a_canonical_name_or_none(text: str) -> None:
     assert name is None or (canonical(name) == name and name == name.lower() and name.isascii() and len(name) < 600)
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("text", "expected"),
     [
         ("m", "m:latest"),
@@ -113,9 +113,7 @@ def test_a_cloud_model_is_one_however_it_is_written(text: str) -> None:
     assert is_cloud(text) is is_cloud(name) is ("cloud" in text.lower())
 
 
-@pytest.mark.parametrize(
-    "text", ["", "m", "cloud", "m-cloud", "cloud/m", "m:cloudy", "h:5000/n/m-cloud", "m:local", "é"]
-)
+@each_of("text", ["", "m", "cloud", "m-cloud", "cloud/m", "m:cloudy", "h:5000/n/m-cloud", "m:local", "é"])
 def test_what_is_no_cloud_model(text: str) -> None:
     assert not is_cloud(text)
 
@@ -123,7 +121,7 @@ def test_what_is_no_cloud_model(text: str) -> None:
 # Patterns.
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("pattern", "name", "expected"),
     [
         ("llama3.2", "llama3.2", True),
@@ -174,7 +172,7 @@ def test_what_a_pattern_allows(pattern: str, name: str, expected: bool) -> None:
     assert allowed((pattern,), name) is expected
 
 
-@pytest.mark.parametrize(
+@each_of(
     "pattern",
     [
         *("", " ", "m ", " m", "m:", ":*", "/m", "*/", "a/b/c/d", "*/*/*/*", "http://h/n/m", "*://h/n/m", "m:8b:cloud"),

@@ -2,9 +2,8 @@
 
 import json
 
-import pytest
-
 from ollama_auth.ollama_api.prompt import IMAGE_TOKENS, Prompt
+from tests.harness.cases import each_of
 
 LONG = "QUJD" * 3000
 RESULT = {"content": [{"source": {"data": LONG}}]}
@@ -17,7 +16,7 @@ def prompt(path: str, body: bytes, size: int | None = None) -> Prompt:
     return read
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("path", "body", "cap"),
     [
         ("/api/chat", {"options": {"num_predict": 5}}, 5),
@@ -39,8 +38,8 @@ def test_the_longest_answer(path: str, body: dict[str, object], cap: int) -> Non
     assert prompt(path, json.dumps(body).encode()).most_of_answer(usual=70) == cap
 
 
-@pytest.mark.parametrize("size", [None, 1, 7, 20_000])
-@pytest.mark.parametrize(
+@each_of("size", [None, 1, 7, 20_000])
+@each_of(
     ("path", "body", "images"),
     [
         ("/api/generate", {"prompt": "x" * 400, "images": [LONG, LONG, "QUJD"]}, 3),

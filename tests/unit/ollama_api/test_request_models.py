@@ -15,6 +15,7 @@ from ollama_auth.ollama_api import json_scanner
 from ollama_auth.ollama_api.model_names import canonical, is_cloud, reference
 from ollama_auth.ollama_api.request_models import MAX_MARKS, MAX_PARTS, Asked, BodyError
 from ollama_auth.ollama_api.routes import _ROUTES, Route, RouteClass, route
+from tests.harness.cases import each_of
 
 
 def ask(method: str, path: str, body: bytes = b"", query: bytes = b"", content_type: bytes = b"") -> Asked:
@@ -49,14 +50,14 @@ MODEL = [
 ]
 
 
-@pytest.mark.parametrize("path", MODEL)
+@each_of("path", MODEL)
 def test_routes_that_read_model_alone(path: str) -> None:
     assert names(path, {"model": "M:8B", "name": "other"}) == ("m:8b",)
     assert refusal(path, '{"name": "m"}').status == 400
     assert refusal(path, '{"model": ""}').status == 400
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("method", "path"),
     [("POST", f"/api/{name}") for name in ("show", "pull", "push", "create")] + [("DELETE", "/api/delete")],
 )
@@ -84,8 +85,8 @@ def test_what_a_model_is_created_from() -> None:
     assert made == Asked(("m:latest", "hf.co/a/b:latest"), pulls=True)
 
 
-@pytest.mark.parametrize("key", ["modelfile", "Modelfile", "path", "remote_host", "REMOTE_HO\u017fT"])
-@pytest.mark.parametrize("value", ['"x"', "1", "0", "[1]", '{"model": 1}'])
+@each_of("key", ["modelfile", "Modelfile", "path", "remote_host", "REMOTE_HO\u017fT"])
+@each_of("value", ['"x"', "1", "0", "[1]", '{"model": 1}'])
 def test_no_other_way_to_say_what_a_model_is_created_from(key: str, value: str) -> None:
     assert refusal("/api/create", f'{{"model": "m", "{key}": {value}}}').status == 400
     assert names("/api/create", f'{{"model": "m", "{key}": null}}') == ("m:latest",)
@@ -101,7 +102,7 @@ def test_where_local_is_a_tag_and_where_it_is_none() -> None:
     assert names("/api/create", {"model": "m:local", "from": "n:local"}) == ("m:local", "n:latest")
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("body", "expected"),
     [
         ('{"model":"nope","MODEL":"tiny"}', "tiny"),  # Seen: it runs tiny.
@@ -128,17 +129,17 @@ def test_json_as_go_reads_it(body: str, expected: str) -> None:
     assert names("/api/generate", body) == (f"{expected}:latest",)
 
 
-@pytest.mark.parametrize("key", ["source", "\u017fource", "\\u017fOURCE", "SOURCE"])
+@each_of("key", ["source", "\u017fource", "\\u017fOURCE", "SOURCE"])
 def test_the_two_letters_beyond_ascii_that_go_folds(key: str) -> None:
     assert names("/api/copy", f'{{"source":"a","{key}":"evil","destination":"b"}}') == ("evil:latest", "b:latest")
 
 
-@pytest.mark.parametrize("key", ["sour\u00e7e", "\u00dfource", "s\u00f6urce", "source\u200b", "\u24e2ource"])
+@each_of("key", ["sour\u00e7e", "\u00dfource", "s\u00f6urce", "source\u200b", "\u24e2ource"])
 def test_no_other_letter_is_folded(key: str) -> None:
     assert names("/api/copy", f'{{"source":"a","{key}":"x","destination":"b"}}') == ("a:latest", "b:latest")
 
 
-@pytest.mark.parametrize(
+@each_of(
     "body",
     [
         *(
@@ -201,9 +202,7 @@ def test_a_body_that_is_refused(body: str | bytes) -> None:
     assert refusal("/api/chat", body).status == 400
 
 
-@pytest.mark.parametrize(
-    "odd", [b"\xff", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"\xed\xa0\x80", b"\xc0\xaf", b"\x80" * 5]
-)
+@each_of("odd", [b"\xff", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"\xed\xa0\x80", b"\xc0\xaf", b"\x80" * 5])
 def test_text_that_is_not_utf_8_is_read_as_in_go(odd: bytes) -> None:
     """Such as the output of a tool that was cut inside a character; what it is a part of is found all the same."""
     for body in (
@@ -227,7 +226,7 @@ def test_a_large_body_with_little_structure_is_read() -> None:
     assert names("/api/chat", body) == ("m:latest",)
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("body", "expected"),
     [
         ('{"model":"big:cloud","MODEL":"m"}', {"m:latest", "big:cloud"}),
@@ -243,8 +242,8 @@ def test_a_cloud_model_that_only_the_first_reader_sees(body: str, expected: set[
     assert set(names("/v1/chat/completions", body)) == expected
 
 
-@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
-@pytest.mark.parametrize(
+@each_of("path", ["/v1/messages", "/v1/responses"])
+@each_of(
     ("tools", "expected"),
     [
         ('"tools":[{"type":"web_search"}]', True),
@@ -266,7 +265,7 @@ def test_a_tool_that_searches_the_web_with_the_operators_account(path: str, tool
     assert not ask("POST", "/api/chat", body).searches
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("path", "expected"),
     [("m", "m:latest"), ("M:8b", "m:8b"), ("m%3A8b", "m:8b"), ("%20m:local", "m:latest"), ("m:cloud", "m:cloud")],
 )
@@ -275,14 +274,14 @@ def test_the_model_in_a_path(path: str, expected: str) -> None:
     assert ask("HEAD", f"/v1/models/{path}?x", b'{"model": "other"}').names == (expected,)
 
 
-@pytest.mark.parametrize("path", ["%ff", "%C3%A9", "..", "m%00", "a:b:c", "-", "%20", "m@x"])
+@each_of("path", ["%ff", "%C3%A9", "..", "m%00", "a:b:c", "-", "%20", "m@x"])
 def test_a_path_with_no_model_in_it(path: str) -> None:
     with pytest.raises(BodyError) as caught:
         ask("GET", f"/v1/models/{path}")
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize(("method", "path", "found"), KNOWN)
+@each_of(("method", "path", "found"), KNOWN)
 def test_each_route_that_takes_a_model_has_a_reader(method: bytes, path: bytes, found: RouteClass) -> None:
     """A new route in the table of routes is refused here until somebody says where its model is."""
     taker = route(method, path)
@@ -438,9 +437,9 @@ def test_pieces_are_read_as_the_whole_is(document: str, spoil: tuple[int, bytes,
         assert found == expected, (body, pieces)
 
 
-@pytest.mark.parametrize("depth", [4, 5, 9_998, 10_000])
-@pytest.mark.parametrize("piece", [1_000, 65_536])
-@pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}"), ('[{"model":', "}]")])
+@each_of("depth", [4, 5, 9_998, 10_000])
+@each_of("piece", [1_000, 65_536])
+@each_of(("start", "end"), [("[", "]"), ('{"a":', "}"), ('[{"model":', "}]")])
 def test_nesting_ends_where_it_ends_in_go(depth: int, piece: int, start: str, end: str) -> None:
     levels = start.count("[") + start.count("{")
     times = (depth - 1) // levels
@@ -483,7 +482,7 @@ def test_a_value_that_is_too_long_is_refused() -> None:
     assert names("/api/chat", '{"model":"m","name":"' + "x" * (1 << 17) + '"}') == ("m:latest",)
 
 
-@pytest.mark.parametrize("member", ['"model":"m"', '"\\u0061":1', '"\u00e9":1'])
+@each_of("member", ['"model":"m"', '"\\u0061":1', '"\u00e9":1'])
 def test_members_that_have_to_be_looked_at_are_bounded(member: str) -> None:
     """Each costs much more than one that is skipped."""
     for path, start, end in (("/api/chat", "{", ',"model":"m"}'), ("/v1/messages", '{"model":"m","tools":[{', "}]}")):
@@ -525,7 +524,7 @@ def transcribe(body: bytes, content_type: bytes = FORM, query: bytes = b"") -> t
     return read(found, query, content_type, body).names
 
 
-@pytest.mark.parametrize(
+@each_of(
     "body",
     [
         form(AUDIO, NAME + b"M"),
@@ -544,7 +543,7 @@ def test_the_model_in_a_form(body: bytes) -> None:
     assert transcribe(body) == ("m:latest",)
 
 
-@pytest.mark.parametrize("content_type", [b'Multipart/Form-Data;boundary="%s"', b"multipart/form-data ; boundary=%s"])
+@each_of("content_type", [b'Multipart/Form-Data;boundary="%s"', b"multipart/form-data ; boundary=%s"])
 def test_the_content_type_of_a_form(content_type: bytes) -> None:
     assert transcribe(form(M), content_type % BOUNDARY) == ("m:latest",)
 
@@ -567,13 +566,13 @@ multipart/form-data; BOUNDARY=b
 """
 
 
-@pytest.mark.parametrize("content_type", ODD_TYPES.splitlines())
+@each_of("content_type", ODD_TYPES.splitlines())
 def test_a_content_type_that_is_refused(content_type: bytes) -> None:
     with pytest.raises(BodyError):
         transcribe(form(M, boundary=b"b"), content_type)
 
 
-@pytest.mark.parametrize(
+@each_of(
     "body",
     [
         *(b"", b"x", b"--", form(), form(AUDIO), form(NAME), form(NAME + b"a/b/c/d"), form(NAME + b"\xff")),
@@ -633,22 +632,20 @@ form-data; name="file"; filename="a\"; name="model"
 """
 
 
-@pytest.mark.parametrize("disposition", ODD_DISPOSITIONS.splitlines())
+@each_of("disposition", ODD_DISPOSITIONS.splitlines())
 def test_a_part_whose_name_could_be_read_in_two_ways_is_refused(disposition: bytes) -> None:
     with pytest.raises(BodyError):
         transcribe(form(b"Content-Disposition: " + disposition + b"\r\n\r\nm"))
 
 
-@pytest.mark.parametrize(
-    "query", [b"model=evil", b"x=1&model=evil", b"mode%6C=evil", b"model", b"+=1;model=x", b"%6dodel="]
-)
+@each_of("query", [b"model=evil", b"x=1&model=evil", b"mode%6C=evil", b"model", b"+=1;model=x", b"%6dodel="])
 def test_the_query_of_a_form_comes_first_in_go_and_is_refused(query: bytes) -> None:
     with pytest.raises(BodyError) as caught:
         transcribe(form(M), query=query)
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize("query", [b"", b"x=model", b"Model=x", b"models=x", b"+model=x", b"%ff", b"&&;=&"])
+@each_of("query", [b"", b"x=model", b"Model=x", b"models=x", b"+model=x", b"%ff", b"&&;=&"])
 def test_other_queries_of_a_form(query: bytes) -> None:
     assert transcribe(form(M), query=query) == ("m:latest",)
 

@@ -1,11 +1,11 @@
 """What a request is for is told by its method and its decoded path, and by nothing else."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_auth.ollama_api.routes import _ROUTES, Dialect, Route, RouteClass, dialect, methods, route, similar_paths
 from ollama_auth.ollama_api.usage import NO_USAGE
+from tests.harness.cases import each_of
 
 R = RouteClass
 TABLE = [
@@ -51,14 +51,14 @@ def class_of(method: str, target: str) -> RouteClass:
     return route(method.encode(), target.encode()).route_class
 
 
-@pytest.mark.parametrize(("method", "path", "expected"), TABLE)
+@each_of(("method", "path", "expected"), TABLE)
 def test_the_class_of_a_request(method: str, path: str, expected: RouteClass) -> None:
     assert class_of(method, path) is expected
     assert class_of(method, path + "?stream=false") is expected
     assert class_of(method, path + "?") is expected
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("method", "target"),
     [
         ("GET", "/anything"),
@@ -106,7 +106,7 @@ def test_everything_else_is_unknown(method: str, target: str) -> None:
     assert class_of(method, target) is RouteClass.UNKNOWN
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("method", "target", "plain"),
     [
         (b"GET", b"//api/tags", b"/api/tags"),
@@ -126,7 +126,7 @@ def test_slashes_too_many_change_nothing(method: bytes, target: bytes, plain: by
     assert route(method, target).path == plain
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("path", "served"),
     [
         (b"/api/chat", [b"POST"]),
@@ -141,7 +141,7 @@ def test_the_methods_of_a_path(path: bytes, served: list[bytes]) -> None:
     assert sorted(methods(path)) == served
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("path", "similar"),
     [
         (b"/chat/completions", [b"/v1/chat/completions"]),
@@ -202,7 +202,7 @@ def test_nothing_is_health_but_two_paths(method: bytes, target: bytes) -> None:
     assert found.route_class is not RouteClass.HEALTH or found.path in (b"/", b"/api/version")
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("path", "expected"),
     [
         (b"/api/chat", Dialect.OLLAMA),

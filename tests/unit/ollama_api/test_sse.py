@@ -1,10 +1,10 @@
 """Lines and events are the same however a stream comes; long ones are passed on in pieces, and memory is bounded."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_auth.ollama_api.sse import Events, Lines
+from tests.harness.cases import each_of
 
 SCRAPS = [
     b"data:",
@@ -44,7 +44,7 @@ def read(kind: type[Lines], body: bytes, size: int, max_size: int) -> list[objec
     return found
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("body", "expected"),
     [
         (b"data: a\n\n", [(b"a", b"")]),
@@ -60,7 +60,7 @@ def read(kind: type[Lines], body: bytes, size: int, max_size: int) -> list[objec
         (b":" + b"x" * 20 + b"\ndata: a\n\n", [(b"a", b"")]),
     ],
 )
-@pytest.mark.parametrize("size", [1, 3, 1000])
+@each_of("size", [1, 3, 1000])
 def test_events(body: bytes, expected: list[object], size: int) -> None:
     assert read(Events, body, size, 12) == expected
 

@@ -17,6 +17,7 @@ from ollama_auth.ollama_api import usage as module
 from ollama_auth.ollama_api.json_scanner import MAX_TOKEN
 from ollama_auth.ollama_api.routes import route
 from ollama_auth.ollama_api.usage import MAX_LINE, Usage, UsageReader
+from tests.harness.cases import each_of
 
 NDJSON, SSE, JSON = "application/x-ndjson", "text/event-stream", "application/json"
 HEAD = b'"model":"tiny","created_at":"2026-11-23T09:39:33.325531638Z"'
@@ -328,7 +329,7 @@ def test_the_last_line_needs_no_line_end() -> None:
     assert replace(CASES["chat-stream"], body=(words(CHAT) + CHAT_END).rstrip()).read() == WHOLE
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("path", "media_type", "encoding", "status", "expected"),
     [
         ("/api/chat", NDJSON, "", 500, Usage(complete=True)),
@@ -348,7 +349,7 @@ def test_what_is_not_read(path: str, media_type: str, encoding: str, status: int
     assert reader.finish(True) == expected
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("path", "body", "error"),
     [
         ("/api/chat", b'{"error":"unauthorized"}\n', "error"),
@@ -433,7 +434,7 @@ def told(fake: bytes) -> dict[str, Case]:
     }
 
 
-@pytest.mark.parametrize("fake", FAKES)
+@each_of("fake", FAKES)
 def test_figures_in_the_text_of_an_answer_are_text(fake: str) -> None:
     for escaped in escapes(fake):
         for name, case in told(escaped).items():
@@ -444,7 +445,7 @@ def test_figures_in_the_text_of_an_answer_are_text(fake: str) -> None:
                 assert read == case.expected, name
 
 
-@pytest.mark.parametrize(
+@each_of(
     "arguments",
     [
         b'{"done":true,"eval_count":0,"prompt_eval_count":0,"model":"x"}',
@@ -469,7 +470,7 @@ def test_the_texts_of_a_request_that_are_echoed_are_not_read() -> None:
     assert replace(case, body=case.body.replace(b'"metadata":{}', echo)).read() == COMPLETED
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("count", "expected"),
     [
         (b"7", 7),
@@ -493,7 +494,7 @@ def test_a_count_is_a_number_of_things(count: bytes, expected: int | None) -> No
         assert replace(CASES["chat-nostream"], body=body).read(cut(body, size)).completion_tokens == expected
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("name", "expected"),
     [
         ("hf.co/a/b:Q4_K_M", "hf.co/a/b:Q4_K_M"),

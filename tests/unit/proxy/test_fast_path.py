@@ -32,6 +32,7 @@ from ollama_auth.proxy.layer import GateLayer
 from ollama_auth.proxy.transport import BulkReader
 from ollama_auth.settings import UNCONFIGURED, Settings
 from tests.harness.base import BEARER
+from tests.harness.cases import each_of
 from tests.harness.gate import NO_FAST_PATH, Controlled
 from tests.harness.upstream import Upstream
 from tests.harness.wire import Wire, chat, head
@@ -279,7 +280,7 @@ def test_it_is_the_fast_path() -> None:
     assert slow.client.endswith(chunk(b"a" + b"b" * 20 + b"c") + b"0\r\n\r\n")
 
 
-@pytest.mark.parametrize("end", BROKEN)
+@each_of("end", BROKEN)
 def test_no_clean_end_of_a_broken_body(end: bytes) -> None:
     seen = relay([chunk(b"a"), end], fast=True, cut=True)
     assert seen.closed

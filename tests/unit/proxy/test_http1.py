@@ -3,13 +3,13 @@
 import itertools
 
 import h11
-import pytest
 from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_auth.proxy.http1 import JoiningReader
+from tests.harness.cases import each_of
 
 HEADERS = [
     "%x\r\n",
@@ -57,8 +57,8 @@ def test_it_reads_what_h11_reads(chunks: list[bytes], end: bytes, splits: list[i
     assert ours[3] <= 3 * len(pieces)
 
 
-@pytest.mark.parametrize("header", [b"1\r\n", b"1;a\r\n", b"01 \r\n", b"1;\r\r\n"])
-@pytest.mark.parametrize("size", [1 << 18, (1 << 16) - 1, 1001])
+@each_of("header", [b"1\r\n", b"1;a\r\n", b"01 \r\n", b"1;\r\r\n"])
+@each_of("size", [1 << 18, (1 << 16) - 1, 1001])
 def test_chunks_of_a_byte_are_a_few_events_a_read(header: bytes, size: int) -> None:
     raw = (header + b"x\r\n") * 20_000
     pieces = [raw[i : i + size] for i in range(0, len(raw), size)]

@@ -23,6 +23,7 @@ from ollama_auth.proxy.http2_frames import (
     header_block,
     reset,
 )
+from tests.harness.cases import each_of
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 PING = frame(6, 0, 0, bytes(8))
@@ -57,7 +58,7 @@ def test_nothing_passes_what_begins_or_ends_a_stream() -> None:
     assert [each.raw for each in read(b"".join(sent))] == wanted
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 10, 11, 40])
+@each_of("size", [1, 2, 7, 8, 9, 10, 11, 40])
 def test_the_same_at_any_split(size: int) -> None:
     head = frame(HEADERS, 0, 1, b"abc") + frame(9, 0, 1, b"de") + frame(9, 4, 1, b"f")
     sent = PREFACE + frame(SETTINGS, 0, 0, b"") + head + data(1, b"x" * 20) + data(1, b"y", END_STREAM) + PING
@@ -124,7 +125,7 @@ def test_too_long_a_frame_is_refused_at_its_header() -> None:
     assert caught.value.code == ErrorCodes.FRAME_SIZE_ERROR
 
 
-@pytest.mark.parametrize("flags", [[], ["PADDED"], ["PRIORITY"], ["PADDED", "PRIORITY"]])
+@each_of("flags", [[], ["PADDED"], ["PRIORITY"], ["PADDED", "PRIORITY"]])
 def test_the_compressed_head(flags: list[str]) -> None:
     """As hyperframe writes it."""
     first = HeadersFrame(1, b"abc", pad_length=4 if "PADDED" in flags else 0, flags=flags)
@@ -132,7 +133,7 @@ def test_the_compressed_head(flags: list[str]) -> None:
     assert header_block(first.serialize() + rest.serialize()) == b"abcdef"
 
 
-@pytest.mark.parametrize("payload", [b"", b"\x05abc", b"\x01abcd"])
+@each_of("payload", [b"", b"\x05abc", b"\x01abcd"])
 def test_a_head_with_too_much_padding(payload: bytes) -> None:
     with pytest.raises(FrameError):
         header_block(frame(HEADERS, PADDED | 32, 1, payload))

@@ -25,6 +25,7 @@ import pytest
 
 import ollama_auth
 from ollama_auth.proxy import connections, events, http1, http2, layer, proxy_protocol, tls, transport
+from tests.harness.cases import each_of
 
 TABLE = """
 mitmproxy.proxy.layers.http
@@ -363,7 +364,7 @@ def release(theirs: str) -> str:
     return f"{package} {metadata.version(package)}"
 
 
-@pytest.mark.parametrize("row", list(table()), ids=lambda row: row.theirs)
+@each_of("row", list(table()), ids=lambda row: row.theirs)
 def test_it_is_what_it_was(row: Row) -> None:
     review = f"review ollama_auth.{row.ours}, then add the new digest (see the top of this file)"
     try:
@@ -374,14 +375,14 @@ def test_it_is_what_it_was(row: Row) -> None:
         pytest.fail(f"{release(row.theirs)} has changed {row.theirs}: {review}")
 
 
-@pytest.mark.parametrize("row", list(table()), ids=lambda row: row.theirs)
+@each_of("row", list(table()), ids=lambda row: row.theirs)
 def test_what_leans_on_it_is_there(row: Row) -> None:
     """The right column names code that exists."""
     module, _, path = row.ours.partition(".")
     attrgetter(path)(import_module(MODULES[module]))
 
 
-@pytest.mark.parametrize("line", ATTRIBUTES.strip().splitlines(), ids=lambda line: line.split()[0])
+@each_of("line", ATTRIBUTES.strip().splitlines(), ids=lambda line: line.split()[0])
 def test_attributes(line: str) -> None:
     """Each is an attribute of the class, or set when one is made."""
     name, *attributes = line.split()
@@ -423,7 +424,7 @@ def overridden() -> Iterator[tuple[str, FunctionType, FunctionType, str]]:
                     break
 
 
-@pytest.mark.parametrize("case", list(overridden()), ids=lambda case: case[0])
+@each_of("case", list(overridden()), ids=lambda case: case[0])
 def test_each_method_that_is_overridden_is_in_the_table(case: tuple[str, FunctionType, FunctionType, str]) -> None:
     """It also has the same parameters."""
     name, ours, theirs, where = case

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_auth.proxy.proxy_protocol import MAX_BLOCK, MAX_LINE, SIGNATURE, ProxyHeaderError, parse
+from tests.harness.cases import each_of
 from tests.harness.wire import proxy_header
 
 V4 = struct.pack(">4s4sHH", bytes((203, 0, 113, 9)), bytes(4), 5678, 80)
@@ -35,7 +36,7 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("header", GOOD)
+@each_of("header", GOOD)
 def test_a_header_at_any_split(header: bytes) -> None:
     assert parse(header) == parse(header + b"GET /") == (len(header), GOOD[header])
     assert [parse(header[:size]) for size in range(len(header))] == [None] * len(header)
@@ -47,7 +48,7 @@ def test_what_the_harness_sends() -> None:
         assert parse(header) == (len(header), ("203.0.113.9", 4711))
 
 
-@pytest.mark.parametrize(
+@each_of(
     "data",
     [
         b"GET / HTTP/1.1\r\n",

@@ -34,6 +34,7 @@ from ollama_auth.telemetry.access_log import (
     record,
 )
 from tests.harness.base import BEARER, wait_until
+from tests.harness.cases import each_of
 from tests.harness.gate import Gate
 from tests.harness.upstream import Upstream
 from tests.harness.wire import ask, chat
@@ -162,7 +163,7 @@ def test_a_query_is_never_logged() -> None:
     assert "private" not in as_text(seen) + as_json(seen)
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("target", "shown"),
     [
         (b"/", "/"),
@@ -226,7 +227,7 @@ def test_nothing_from_outside_ends_a_line_or_adds_a_word(raw: bytes, method: str
     assert json.loads(as_json(seen))["bytes_out"] == 0
 
 
-@pytest.mark.parametrize(
+@each_of(
     "novel",
     [
         {"method": "A" * 30_000},

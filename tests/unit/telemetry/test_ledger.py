@@ -26,6 +26,7 @@ from ollama_auth.telemetry.ledger import MAX_MODELS, OTHER, Ledger, entry_of, sh
 from ollama_auth.telemetry.usage_db import Entry
 from ollama_auth.telemetry.usage_queries import Chosen, latest, sums
 from tests.harness.base import ROOT, wait_until
+from tests.harness.cases import each_of
 
 MAX_WAITING = 100
 NOON = datetime(2026, 11, 26, 12, tzinfo=ZoneInfo("UTC")).timestamp()
@@ -334,7 +335,7 @@ def test_the_row_of_an_exchange() -> None:
     assert (refused.prompt_tokens, refused.ttft_ms, refused.generation_ms) == (None, None, None)
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("name", "shown"),
     [
         ("llama3.2", "llama3.2"),

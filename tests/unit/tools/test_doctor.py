@@ -23,6 +23,7 @@ from scripts.tools.doctor import certificate, exposure, findings, probes, versio
 from scripts.tools.doctor.credentials import bits
 from scripts.tools.doctor.target import read_target
 from tests.harness.base import KEY, ROOT, free_port
+from tests.harness.cases import each_of
 from tests.harness.certificates import key_and_certificate
 from tests.harness.gate import Gate
 from tests.harness.tools import CLEAN, TOOLS, Said, call, execute
@@ -222,7 +223,7 @@ def test_where_the_kernel_does_not_tell_it_tries_to_connect() -> None:
         assert exposure.connectable(port, map(ip_address, ("127.0.0.1", "127.0.0.2"))) == {ip_address("127.0.0.1")}
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("name", "value", "found"),
     [
         ("OLLAMA_ORIGINS", "*", "bad"),
@@ -473,19 +474,17 @@ def test_a_certificate_that_is_not_there(home: Home) -> None:
 # Versions.
 
 
-@pytest.mark.parametrize(
-    ("version", "level"), [("12.2.1", "bad"), ("12.4.0", "bad"), ("12.2.2", "ok"), ("12.3.9", "ok")]
-)
+@each_of(("version", "level"), [("12.2.1", "bad"), ("12.4.0", "bad"), ("12.2.2", "ok"), ("12.3.9", "ok")])
 def test_mitmproxy(version: str, level: str) -> None:
     assert versions.mitmproxy(version).level == level
 
 
-@pytest.mark.parametrize(("year", "level"), [(2026, "ok"), (2029, "ok"), (2030, "warn")])
+@each_of(("year", "level"), [(2026, "ok"), (2029, "ok"), (2030, "warn")])
 def test_python(year: int, level: str) -> None:
     assert versions.python((3, 13), datetime(year, 1, 1, tzinfo=UTC)).level == level
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("text", "numbers"), [("0.33.0-rc2", (0, 33, 0)), ("1", (1,)), ("", ()), ("v1", ()), ("9" * 5000, (999999999,))]
 )
 def test_numbers_of_versions(text: str, numbers: tuple[int, ...]) -> None:

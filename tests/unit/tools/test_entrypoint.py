@@ -14,6 +14,7 @@ import pytest
 from scripts.tools import entrypoint
 from scripts.tools.entrypoint import JsonLines, arguments_of, healthy
 from tests.harness.base import BEARER, KEY, ROOT, free_port, wait_until
+from tests.harness.cases import each_of
 from tests.harness.upstream import Upstream
 from tests.harness.wire import ask
 
@@ -77,7 +78,7 @@ def test_a_line_that_is_printed_is_a_line_of_json(tmp_path: Path, written: tuple
     assert [json.loads(line)["message"] for line in (tmp_path / "out").read_text().splitlines()] == messages
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("command_line", "arguments"),
     [
         (b"python\0/app/scripts/tools\0entrypoint\0", []),
@@ -92,7 +93,7 @@ def test_the_health_check_looks_where_the_gate_was_told_to_listen(command_line: 
     assert arguments_of(command_line) == arguments
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("answer", "well"),
     [
         (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", True),

@@ -18,6 +18,7 @@ from ollama_auth.auth import keys_editor, keys_file, keys_text
 from ollama_auth.auth.keys import DEFAULT_SCOPES, KeyRing, Principal, Scope
 from scripts.tools.keys import __main__ as cli
 from tests.harness.base import ROOT
+from tests.harness.cases import each_of
 from tests.harness.tools import CLEAN, TOOLS, Said, call, execute
 
 KEY = re.compile(r"sk-ollama-[0-9a-f]{32}")
@@ -221,7 +222,7 @@ def test_a_key_with_everything(terminal: Terminal) -> None:
     }
 
 
-@pytest.mark.parametrize(("when", "seconds"), [("90m", 5400), ("24h", 86400), ("30d", 30 * 86400), ("8w", 56 * 86400)])
+@each_of(("when", "seconds"), [("90m", 5400), ("24h", 86400), ("30d", 30 * 86400), ("8w", 56 * 86400)])
 def test_a_span_begins_now(when: str, seconds: int) -> None:
     expires = keys_file.instant(keys_editor.expiry(when))
     assert 0 <= time.time() + seconds - expires < 2

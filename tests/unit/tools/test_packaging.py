@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
 from tests.harness.base import ROOT
+from tests.harness.cases import each_of
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = {name: (ROOT / "scripts" / name).read_text() for name in ("requirements.txt", "requirements-dev.txt")}
@@ -22,14 +23,14 @@ def pins(name: str) -> list[Requirement]:
     return [Requirement(line.split(" --hash=")[0]) for line in lines if not line.startswith("#")]
 
 
-@pytest.mark.parametrize("name", PINS)
+@each_of("name", PINS)
 def test_pins_name_no_index_and_no_place(name: str) -> None:
     assert not re.search(
         r"://|^ *-|index|find-links|@|file:", PINS[name].replace("    --hash=sha256:", ""), re.MULTILINE
     )
 
 
-@pytest.mark.parametrize("name", PINS)
+@each_of("name", PINS)
 def test_everything_is_pinned_with_hashes(name: str) -> None:
     requirements = PINS[name].replace("\\\n", " ").splitlines()
     assert all("==" in line and "--hash=sha256:" in line for line in requirements if not line.startswith("#"))
@@ -82,7 +83,7 @@ def test_the_workflows_have_no_fault_that_tools_know() -> None:
         assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", uses)
 
 
-@pytest.mark.parametrize("name", ["bug", "feature"])
+@each_of("name", ["bug", "feature"])
 def test_an_issue_form_is_valid(name: str) -> None:
     form = YAML(typ="safe").load(ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml")
     assert set(form) == {"name", "description", "labels", "body"}

@@ -13,6 +13,7 @@ from ollama_auth.auth import keys_file
 from scripts.tools import launch, serve
 from scripts.tools.terminal import ToolError
 from tests.harness.base import BEARER, KEY, free_port, wait_until
+from tests.harness.cases import each_of
 from tests.harness.serve import served
 from tests.harness.upstream import Upstream
 from tests.harness.wire import ask
@@ -20,7 +21,7 @@ from tests.harness.wire import ask
 SECRET = re.compile(r"sk-ollama-[0-9a-f]{32}")
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("text", "url"),
     [
         (None, "http://127.0.0.1:11434"),
@@ -40,7 +41,7 @@ def test_an_endpoint_without_a_scheme_means_http(text: str | None, url: str) -> 
     assert launch.endpoint(text) == url
 
 
-@pytest.mark.parametrize(
+@each_of(
     "text",
     ["ftp://a", "http://", "http://a:0", "http://a:x", "http://a/api", "http://a?b", "http://u:p@a", "http://[::1"],
 )
@@ -49,7 +50,7 @@ def test_an_endpoint_that_cannot_work_is_refused_with_a_word(text: str) -> None:
         launch.endpoint(text)
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("line", "value"),
     [
         ("OLLAMA_X=a", "a"),
@@ -83,7 +84,7 @@ def test_the_real_environment_wins() -> None:
     assert serve.merge({"A": "real"}, {"A": "file", "B": "file"}) == {"A": "real", "B": "file"}
 
 
-@pytest.mark.parametrize(("real", "file"), [(serve.KEY, serve.KEY_FILE), (serve.KEY_FILE, serve.KEY)])
+@each_of(("real", "file"), [(serve.KEY, serve.KEY_FILE), (serve.KEY_FILE, serve.KEY)])
 def test_a_key_in_the_environment_puts_the_files_other_form_aside(real: str, file: str) -> None:
     assert serve.merge({real: "a"}, {file: "b"}) == {real: "a"}
 
@@ -125,7 +126,7 @@ def test_a_new_key_is_added_to_a_file_that_has_none(tmp_path: Path, before: str)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("arguments", "address"),
     [
         ([], "http://127.0.0.1:8081"),
@@ -146,8 +147,8 @@ def test_the_address_follows_the_arguments_which_all_reach_mitmdump(arguments: l
     assert ("8081" in command) == ("8081" in address)
 
 
-@pytest.mark.parametrize("new_key", ["sk-ollama-new", None])
-@pytest.mark.parametrize("model", ["demo", None])
+@each_of("new_key", ["sk-ollama-new", None])
+@each_of("model", ["demo", None])
 def test_only_the_first_run_shows_the_key_and_only_once(new_key: str | None, model: str | None) -> None:
     text = serve.guidance("http://127.0.0.1:8081", new_key, True, model)
     assert text.count("sk-ollama-") == (1 if new_key else 0)
@@ -163,7 +164,7 @@ def test_the_demo_runs_behind_the_gate_and_ends_with_it(tmp_path: Path) -> None:
     port = free_port()
     with served(tmp_path, "--demo", "-p", str(port)) as (process, said):
         (key,) = SECRET.findall("".join(said))
-        upstream = int(re.findall(r"http://127\.0\.0\.1:(\d+)", said[-1])[0])
+        upstream = int(re.findall(r"guarding http://127\.0\.0\.1:(\d+)", "".join(said))[0])
         assert ask(port, "GET", "/api/version").status == 401
         assert ask(port, "GET", "/api/version", f"Authorization: Bearer {key}").status == 200
         assert ask(upstream, "GET", "/").status == 200
