@@ -31,7 +31,6 @@ from ollama_auth.telemetry import usage_db
 from ollama_auth.telemetry.usage_db import Entry
 from ollama_auth.telemetry.usage_queries import COLUMNS, FOREVER, PERIODS, Chosen, Sums, first_tokens, sums
 
-from .serve import read_env_file
 from .terminal import ToolError, shown
 
 DEFAULT = ("key", "model", "day")
@@ -237,6 +236,8 @@ def lines(file: io.BufferedIOBase) -> Iterator[bytes]:
 def ledger_file() -> str:
     """The ledger of this folder, or of the environment. Raises UsageError if there is none."""
     name = "OLLAMA_USAGE_DB"
+    from .serve import read_env_file  # It needs mitmproxy, and --help does not.
+
     found = os.environ.get(name) or read_env_file().get(name) or "usage.db"
     if not Path(found).expanduser().is_file():
         raise UsageError(

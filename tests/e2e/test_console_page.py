@@ -460,7 +460,7 @@ async def test_views_have_addresses_and_a_plain_key_has_its_own(page: Page, stan
     await sign_in(page, stand.url, "sk-ollama-plain", "me")
     offered = "[...document.querySelectorAll('nav a')].map(a => a.textContent)"
     assert await page.evaluate(offered) == ["Requests", "Models", "Try it", "My key"]
-    assert "alice" in await text(page, ".me")
+    await page.until("document.querySelector('.me').textContent.includes('alice')")
     await page.evaluate("location.hash = '#/keys'")
     await page.until("location.hash === '#/me'")
     await go(page, "requests?outcome=failed")

@@ -88,7 +88,7 @@ def test_its_commands(programs: Path, tmp_path: Path) -> None:
     assert run(*module, "keys", "new", folder=tmp_path).startswith("sk-ollama-")
     assert "there is no command kyes" in run(command, "kyes", folder=tmp_path, status=1)
     (tmp_path / "access.log").write_text("no line of a log")
-    assert "no line" in run(command, "usage", "access.log", folder=tmp_path, status=1)
+    assert "no request" in run(command, "usage", "access.log", folder=tmp_path, status=1)
     unused = f"--listen-port={free_port()}"
     report = json.loads(run(command, "doctor", "--json", "--listen-host=127.0.0.1", unused, folder=tmp_path, status=1))
     assert {one["where"] for one in report["findings"] if one["level"] == "bad"} == {"http://127.0.0.1:11434"}

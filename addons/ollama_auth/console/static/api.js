@@ -16,17 +16,19 @@ const KEY = "gate-key", TIMEOUT = 10000;
 
 /** An answer of the gate that is an error. */
 export class Refused extends Error {
-  /** @param {number} status @param {string} message */
-  constructor(status, message) {
+  /** @param {number} status @param {string} message @param {string | null} key The one that was sent. */
+  constructor(status, message, key) {
     super(message);
     this.status = status;
+    this.key = key;
   }
 }
 
 /** @type {{me: Me | null}} */
 export const session = { me: null };
 
-export const signedIn = () => sessionStorage.getItem(KEY) !== null;
+export const held = () => sessionStorage.getItem(KEY);
+export const signedIn = () => held() !== null;
 
 export function signOut() {
   sessionStorage.removeItem(KEY);
@@ -35,13 +37,8 @@ export function signOut() {
 
 /** Ask who the key is for, and keep it if it is good. @param {string} key */
 export async function signIn(key) {
+  session.me = await get("me", {}, key.trim());
   sessionStorage.setItem(KEY, key.trim());
-  try {
-    session.me = await get("me");
-  } catch (error) {
-    signOut();
-    throw error;
-  }
 }
 
 /** Sign in with the key that this tab has. */
@@ -56,8 +53,7 @@ export async function resume() {
 }
 
 /** @param {string} path @param {RequestInit} [options] */
-async function ask(path, options = {}) {
-  const key = sessionStorage.getItem(KEY);
+async function ask(path, options = {}, key = held()) {
   const headers = { ...(key ? { Authorization: `Bearer ${key}` } : {}), ...(options.body ? { "Content-Type": "application/json" } : {}) };
   const answer = await fetch(`console/${path}`, { cache: "no-store", ...options, headers }).catch(error => {
     if (error.name === "AbortError") throw error;
@@ -71,12 +67,12 @@ async function ask(path, options = {}) {
     const error = JSON.parse(text).error;
     message = typeof error === "string" ? error : error.message;
   } catch { /* It was not the gate that answered. */ }
-  throw new Refused(answer.status, message);
+  throw new Refused(answer.status, message, key);
 }
 
 /** @param {string} path @param {Record<string, string | number | undefined>} [query] @returns {Promise<any>} */
-export async function get(path, query = {}) {
-  const answer = await ask(`${path}${search(query)}`, { signal: AbortSignal.timeout(TIMEOUT) });
+export async function get(path, query = {}, key = held()) {
+  const answer = await ask(`${path}${search(query)}`, { signal: AbortSignal.timeout(TIMEOUT) }, key);
   return answer.json().catch(() => {
     throw new Error("The answer is not valid JSON: does another program listen on this address?");
   });

@@ -1,6 +1,6 @@
 // The frame: who is signed in, which view is shown, and whether the gate answers.
 
-import { get, Refused, resume, session, signedIn, signIn, signOut } from "./api.js";
+import { get, held, Refused, resume, session, signedIn, signIn, signOut } from "./api.js";
 import { announce, byId, h, put } from "./dom.js";
 import { clockSeconds, date, span, utc, ZONE } from "./format.js";
 import * as keys from "./keys.js";
@@ -31,7 +31,7 @@ const PLACES = {
 
 /** @type {View | null} */
 let shown = null;
-let place = "", busy = false, updated = Date.now(), stale = false;
+let place = "", busy = false, due = false, updated = Date.now(), stale = false;
 /** @type {any} What the gate said of itself last. */
 let facts = null;
 
@@ -127,6 +127,7 @@ function problem(why) {
 }
 
 async function poll() {
+  due = busy;
   if (busy || document.hidden) return;
   busy = true;
   try {
@@ -141,12 +142,15 @@ async function poll() {
     problem(null);
   } catch (error) {
     if (error instanceof Refused && error.status === 401) {
-      if (signedIn()) signOut();
-      show(gateKeeper());
+      if (error.key === held()) {
+        signOut();
+        show(gateKeeper());
+      } else due = true; // Somebody has signed in meanwhile.
       problem(null);
     } else problem(words(error));
   }
   busy = false;
+  if (due) void poll();
 }
 
 /** What went wrong: in the gate, on the way, or in this page. @param {any} error */
