@@ -40,7 +40,7 @@ LINTERS = (
     Part("ruff format", ("ruff", "format", "--check", "--quiet"), 1),
 )
 MYPY = Part("mypy", ("mypy",), 0)
-TESTS = Part("tests", PYTEST, 255)
+TESTS = Part("tests", PYTEST, 405)
 AGAIN = (*PYTEST, "-q", "-m", "ways and not slow")
 BODIES = [f"tests/e2e/test_{name}.py" for name in ("drain", "edge", "http2", "upstream_errors")]
 WAYS = (
