@@ -384,8 +384,8 @@ def test_clients_of_a_caddy_that_speaks_http2_to_the_gate(upstream: Upstream, ce
         upstream.hold()
         with (
             proxy(command, port, tmp_path, env={"HOME": str(tmp_path)}),
-            Line.to(port, data, "127.0.0.8") as stream,
             logged(gate, 41) as lines,
+            Line.to(port, data, "127.0.0.8") as stream,
         ):
             stream.read_until(b'"done":false}')
             for number in range(40):
