@@ -6,9 +6,10 @@ There are two addons. `OllamaAuth` is what the script auth.py contains; mitmprox
 that file changes. `Gate` is inserted before all other addons once and stays: while no configured `OllamaAuth` is
 loaded, it answers every request 503. So an unconfigured, broken, reloaded or removed script always means "deny".
 
-For each connection mitmproxy calls `client_connected`, then `next_layer`, which puts the layers of proxy/ in place.
-From there on requests do not pass this module: the layers call RequestLifecycle (lifecycle.py) for each request head.
-Its Admission is what lets a request go upstream; `server_connect` below is a second, independent lock.
+The way of a request: proxy/listener.py accepts its connection, and refuses a stranger's first request itself. All else
+it hands to mitmproxy, which calls `client_connected`, then `next_layer`, which puts the layers of proxy/ in place. From
+there on requests do not pass this module: the layers call RequestLifecycle (lifecycle.py) for each request head. Its
+Admission is what lets a request go upstream; `server_connect` below is a second, independent lock.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import os
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +28,7 @@ from mitmproxy.connection import Client, ConnectionState
 from mitmproxy.log import ALERT
 from mitmproxy.net.http import url
 from mitmproxy.proxy import events, layer, tunnel
+from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.mode_specs import ReverseMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.utils import asyncio_utils
@@ -63,8 +65,6 @@ STREAM_BUFFER = 32 * 1024
 """Bytes that the kernel keeps of the upstream's response to an HTTP/2 stream, of which a connection may have 128."""
 TLS_BUFFER = 96 * 1024
 """The same over TLS in HTTP/1.1: a client that reads slowly holds at most 256 KB then, and downloads cost 40 % more."""
-
-
 WEB_DEFAULTS = {"web_columns": COLUMNS, "web_port": 8082}
 """Of mitmweb, whose page would take the Caddyfile's port."""
 
@@ -211,6 +211,16 @@ class Gate:
         self._say_few_files()
         servers = ctx.master.addons.get("proxyserver").servers
         await self.listener.take_over(servers)
+        self._announce(servers)
+        process.freeze_startup_objects()
+        asyncio_utils.create_task(
+            process.collect_when_idle(lambda: not self.under_way, lambda: len(self.connections)),
+            name="gate garbage collection",
+            keep_ref=True,
+        )
+
+    def _announce(self, servers: Iterable[ServerInstance[Any]]) -> None:
+        """Say where the gate listens, now that it does."""
         addresses = [address[:2] for server in servers for address in server.listen_addrs]
         where = process.listening(addresses)
         if self.settings and self.settings.metrics_listen:
@@ -225,12 +235,6 @@ class Gate:
                 "ollama_auth: it listens on all addresses without TLS: keys and chats cross the network in clear text; "
                 "add --certs cert.pem, or --listen-host 127.0.0.1 to listen for this machine alone"
             )
-        process.freeze_startup_objects()
-        asyncio_utils.create_task(
-            process.collect_when_idle(lambda: not self.under_way, lambda: len(self.connections)),
-            name="gate garbage collection",
-            keep_ref=True,
-        )
 
     def _console(self) -> "Site":
         from .console.api import console  # Slow to import, and only needed where there is a status listener.

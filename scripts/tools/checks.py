@@ -44,7 +44,7 @@ TESTS = Part("tests", PYTEST, 405)
 AGAIN = (*PYTEST, "-q", "-m", "ways and not slow")
 BODIES = [f"tests/e2e/test_{name}.py" for name in ("drain", "edge", "http2", "upstream_errors")]
 WAYS = (
-    Part("tests on uvloop", (*AGAIN, "tests/e2e"), 46, {"TEST_WAY": "uvloop"}),
+    Part("tests on uvloop", (*AGAIN, "tests/e2e", "tests/unit/proxy/test_listener.py"), 50, {"TEST_WAY": "uvloop"}),
     Part("tests without the fast path", (*AGAIN, *BODIES), 27, {"TEST_WAY": "no fast path"}),
 )
 

@@ -1,4 +1,4 @@
-"""Who asks on the status listener, and the record of it in the access log.
+"""Authentication on the status listener, and the lines that the access log has of it.
 
 A key comes as `Authorization: Bearer` and in no other way. Browsers remember passwords and cookies, and send them with
 requests that pages of others make; a Bearer key they never send by themselves.
@@ -31,7 +31,7 @@ def head_of(request: HTTPServerRequest) -> Head:
 
 
 def client_of(request: HTTPServerRequest, config: ActiveConfig) -> str:
-    """Return the address of who asks, also behind a proxy that is trusted."""
+    """Return the address of the client, also behind a trusted proxy."""
     address, proxies = request.remote_ip or "unknown", (config.settings or UNCONFIGURED).proxies
     sent = [value.encode("latin-1", "replace") for value in request.headers.get_list(proxies.header)]
     return proxies.client_of(address, tuple((proxies.header.encode(), value) for value in sent))

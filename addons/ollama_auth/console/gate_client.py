@@ -1,4 +1,4 @@
-"""Ask the gate itself, over its own listener, with the key of who is signed in: it judges, limits and logs it."""
+"""Send a request to the gate itself with the key signed in: it is authorized, limited and logged as any other."""
 
 import asyncio
 import socket
@@ -76,7 +76,7 @@ async def _connect(call: Call) -> Line:
 
 
 async def _body(line: Line) -> AsyncGenerator[bytes]:
-    """The pieces of the answer; whoever closes this closes the connection, and so ends the request."""
+    """Yield the pieces of the answer. Closing this generator closes the connection, which ends the request."""
     try:
         while isinstance(event := await line.next(), h11.Data):
             yield bytes(event.data)

@@ -1,4 +1,4 @@
-"""Keys: all of them for administrators, who may change them; for anyone else the one that asks."""
+"""Keys. Administrators see and change all of them; any other key sees itself."""
 
 import asyncio
 import sqlite3
@@ -67,19 +67,18 @@ def limits_of(principal: Principal) -> dict[str, int | None]:
 
 async def shown(call: Call, principals: Iterable[Principal]) -> list[dict[str, Any]]:
     """Principals with what they used, and what their limits leave."""
-    now, zone = clock.wall(), call.zone
-    today = datetime.fromtimestamp(now, zone).replace(hour=0, minute=0, second=0, microsecond=0)
-    month = Calendar(zone).month(now)
-    figures = await call.asked(("figures", today), partial(_figures, today.timestamp(), now - 30 * DAY))
+    now, calendar = clock.wall(), Calendar(call.zone)
+    today, month = calendar.day(now), calendar.month(now)
+    figures = await call.asked(("figures", today), partial(_figures, today.start, now - 30 * DAY))
     minute = await call.ask_ledger(partial(_last_minute, now))
     running = Counter(row["key"] for row in call.console.monitor.now()["in_flight"])
     used = {
         "requests_per_minute": lambda name: minute.get(name, 0),
         "concurrent_requests": lambda name: running[name],
-        "tokens_per_day": lambda name: call.ledger.tokens(name, today.timestamp()),
+        "tokens_per_day": lambda name: call.ledger.tokens(name, today.start),
         "tokens_per_month": lambda name: call.ledger.tokens(name, month.start),
     }
-    ends = {"tokens_per_day": (today + timedelta(days=1)).timestamp(), "tokens_per_month": month.end}
+    ends = {"tokens_per_day": today.end, "tokens_per_month": month.end}
     return [
         describe(one, call.ring)
         | {
@@ -218,7 +217,7 @@ def _known(call: Call, name: str | None = None) -> Principal:
     """The principal that the path names. Raises Problem."""
     found = call.ring.principals.get(name or call.name)
     if found is None:
-        raise Problem(404, "there is no key of that name")
+        raise Problem(404, "no key has this name: GET /console/keys lists them")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What was used, and the requests that ended: of everybody for administrators, else of the key that asks."""
+"""What was used, and the requests that ended. Administrators see those of all keys; any other key sees its own."""
 
 import asyncio
 import csv
@@ -99,13 +99,13 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _where(call: Call) -> dict[str, tuple[str, ...]]:
-    """The filters of a request; who is no administrator sees one key. Raises Problem or RefusedError."""
+    """The filters of a request; without the scope admin, its own key is one of them. Raises Problem or RefusedError."""
     where = {name: tuple(call.query[name].split(",")) for name in FILTERS if call.query.get(name)}
     if not call.admin:
-        own = call.signed_in.name
-        if where.get("key", (own,)) != (own,):
+        own = (call.signed_in.name,)
+        if where.get("key", own) != own:
             access.check_admin(call.signed_in)
-        where["key"] = (own,)
+        return where | {"key": own}
     if "key" in where:
         where["key"] = tuple(NO_KEY if name in (shown_key(NO_KEY), "-") else name for name in where["key"])
     return where

@@ -1,9 +1,9 @@
 """Remember who used what: every request that ended, in a SQLite file that several processes may share, or in memory.
 
 `add` is called by the event loop, and only puts in memory; a thread writes, at most a second later, so a full disk or a
-lock of another process costs rows and one line of the log, never a request: a warning, because mitmproxy ends at an
-error at its start. A file that can't work, because it is
-damaged or a later release wrote it, is set aside and a new one begun. `tokens` is what limits are counted by.
+lock of another process costs rows and one line of the log, never a request. That line is a warning, because an error
+at the start ends mitmproxy. A file that is damaged, or of a later release, is set aside, and a new one is begun.
+Limits are counted by `tokens`.
 """
 
 import logging

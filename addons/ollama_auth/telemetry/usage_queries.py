@@ -1,14 +1,15 @@
 """Ask the ledger: sums of any period by any of COLUMNS, and the latest requests. SQL on a connection, nothing else.
 
-The console and scripts/usage all ask here. Sums come from the table `hours`, which is kept for ever,
-except for what it does not have, clients: these are asked of `requests`. All times are Unix seconds, and a request
-counts when it began. Everything here may raise sqlite3.Error.
+The console and scripts/usage ask here. Sums come from the table `hours`, which is kept for ever, except for what it
+does not have, clients: these are asked of `requests`. All times are Unix seconds, and a request counts when it began.
+Everything here may raise sqlite3.Error.
 """
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, tzinfo
+from functools import cache, partial
 from typing import Any
 
 from .usage_db import DAY, HOUR, QUARTER
@@ -19,6 +20,8 @@ COLUMNS = (*PERIODS, *NAMES, "client")
 """What sums may be asked by: at most one of PERIODS, and any of the others."""
 FOREVER = 253_402_300_799.0
 """The end of the year 9999."""
+MAX_SAMPLE = 200_000
+"""Times that percentiles are made of: of more requests, every second, third and so on counts."""
 _EPOCH = date(1970, 1, 1).toordinal()
 
 
@@ -99,12 +102,13 @@ def first_tokens(
 ) -> tuple[dict[tuple[str, ...], list[float]], list[float]]:
     """Return median and 95th percentile of the times to the first token in milliseconds, of each place and of all.
 
-    These are as far as rows are kept; an empty list is of none.
+    These are as far as rows are kept, and of no more than MAX_SAMPLE of them; an empty list is of none.
     """
-    found: dict[tuple[str, ...], list[float]] = {}
-    for place, _, (times,) in _grouped(
-        connection, "requests", ["group_concat(ttft_ms)"], by, chosen or Chosen(), zone, "ttft_ms IS NOT NULL"
-    ):
+    chosen, found = chosen or Chosen(), dict[tuple[str, ...], list[float]]()
+    condition, values = chosen.condition("time")
+    rows = connection.execute(f"SELECT count(ttft_ms) FROM requests WHERE {condition}", values).fetchone()[0]
+    sample = f"ttft_ms IS NOT NULL AND rowid % {rows // MAX_SAMPLE + 1} = 0"
+    for place, _, (times,) in _grouped(connection, "requests", ["group_concat(ttft_ms)"], by, chosen, zone, sample):
         found.setdefault(place, []).extend(map(float, times.split(",")))
     everything = [number for numbers in found.values() for number in numbers]
     return {place: median_and_p95(numbers) for place, numbers in found.items()}, median_and_p95(everything)
@@ -135,8 +139,9 @@ def _grouped(
         f"WHERE {condition} AND {also} GROUP BY {grouped}",
         values,
     )
+    name = cache(partial(shown, period=period, zone=zone))
     for group, at, whose, *found in rows:
-        row = dict(zip(NAMES, groups[group], strict=True)) | {"client": whose, period: shown(at, period, zone)}
+        row = dict(zip(NAMES, groups[group], strict=True)) | {"client": whose, period: name(at)}
         yield tuple(row[column] for column in by), row["outcome"], found
 
 
@@ -159,6 +164,9 @@ def offset(connection: sqlite3.Connection, table: str, time: str, chosen: Chosen
     """(offset, when it ended)"""
     at, before = int(start) // QUARTER * QUARTER, seconds_ahead(start, zone)
     while at < end:
+        if seconds_ahead(at + DAY, zone) == before:  # No zone changes its clocks twice in a day.
+            at += DAY
+            continue
         at += QUARTER
         if (now := seconds_ahead(at, zone)) != before:
             changes.append((before, at))
