@@ -329,7 +329,7 @@ def serve(command_line: Sequence[str]) -> int:
         except OSError as error:
             where = f"{ENV_FILE.absolute()} can't be written ({error.strerror})"
             raise ToolError(f"no key is set, and {where}: set {KEY}, or start in a folder of your own") from None
-    if KEY in environment:
+    if is_given(environment.get(KEY)):
         environment |= keys_file_beside(launched, environment)
     guide = partial(guidance, launched.address, made_key, KEY in file and KEY not in os.environ)
     if launched.demo:

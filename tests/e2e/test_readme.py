@@ -63,7 +63,7 @@ CHECKED = {
     "mitmweb --mode reverse:http://127.0.0.1:11434 --listen-port 8081 -s addons/auth.py": (
         "test_readme.py::test_mitmweb"
     ),
-    "pip install 'ollama-auth[all]'": "test_wheel.py::test_what_it_says_of_itself",
+    "pip install '.[all]'": "test_wheel.py::test_what_it_says_of_itself",
     "ollama-auth": "test_wheel.py::test_one_line_starts_a_guarded_chat",
     'mitmdump --mode reverse:http://127.0.0.1:11434 -s "$(ollama-auth addon)"': (
         "test_wheel.py::test_its_addon_guards_and_each_other_file_refuses"

@@ -80,6 +80,15 @@ def test_a_start_that_can_not_be_is_one_line(home: Path, upstream: Upstream, too
             assert KEY not in said
 
 
+@pytest.mark.parametrize("tool", ["serve", "entrypoint"])
+@pytest.mark.parametrize("empty", [{"OLLAMA_API_KEY": ""}, {"OLLAMA_API_KEY": " ", "OLLAMA_API_KEY_FILE": ""}])
+def test_an_empty_key_is_none(home: Path, upstream: Upstream, tool: str, empty: dict[str, str]) -> None:
+    """The keys file that scripts/serve keeps for the console is no other source."""
+    said = said_by(tool, home, upstream.url, "--listen-port", str(free_port()), **empty)
+    assert "OLLAMA_API_KEY: the key is empty" in said
+    assert not (home / "keys.toml").exists()
+
+
 def test_it_is_open_when_it_says_so(home: Path, upstream: Upstream) -> None:
     """The address said is the one that is listened on; the gate's own question is in no log."""
     port, out = free_port(), home / "out"
