@@ -20,7 +20,7 @@ def conversations(file: Path) -> list[dict[str, Any]]:
 def test_what_was_asked_and_answered(upstream: Upstream, tmp_path: Path) -> None:
     file = tmp_path / "audit.log"
     with Gate(upstream.url, "--set", f"ollama_audit_log={file}", "--set", "ollama_access_log=-") as gate:
-        assert f"ollama_audit_log: prompts and responses are written to {file}" in gate.output
+        assert gate.find(f"ollama_audit_log: prompts and responses are written to {file}")
         answer = ask(gate.port, "POST", "/api/chat", BEARER, body=chat())
         ask(gate.port, "POST", "/api/chat", body=chat())
         ask(gate.port, "GET", "/api/tags", BEARER)

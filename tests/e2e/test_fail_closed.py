@@ -122,9 +122,9 @@ def test_a_stage_that_raises_denies(one_controlled: Controlled, upstream: Upstre
             ask(gate.port, "POST", "/api/chat", BEARER, body=chat()),
         ]
     assert all(answer.status in (401, UNAVAILABLE) for answer in answers)
-    assert all(answer.headers["x-request-id"] in gate.output for answer in answers)
+    assert all(gate.find(answer.headers["x-request-id"]) for answer in answers)
     assert answers[0].status == answers[2].status == UNAVAILABLE, "with the right key it is our fault, and we say so"
-    assert "RuntimeError" in gate.output
+    assert gate.find("RuntimeError")
     assert "sk-ollama" not in gate.output, "a message may hold what a client sent"
     assert_open(gate, upstream)
 

@@ -404,7 +404,7 @@ def test_the_environment_says_where_and_the_option_wins(upstream: Upstream) -> N
     port = free_port()
     with Gate(upstream.url, env={"OLLAMA_METRICS_LISTEN": f"127.0.0.1:{port}"}) as gate:
         assert ask(port, "GET", "/healthz", "Host: localhost").status == 200
-        assert f"status page is at http://127.0.0.1:{port}/" in gate.output
+        assert gate.find(f"status page is at http://127.0.0.1:{port}/")
     off = {"OLLAMA_METRICS_LISTEN": f"127.0.0.1:{port}"}
     with Gate(upstream.url, "--set", "ollama_metrics_listen=", env=off) as gate, pytest.raises(ConnectionRefusedError):
         ask(port, "GET", "/healthz")

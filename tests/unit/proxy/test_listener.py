@@ -133,7 +133,7 @@ def test_an_exception_denies(gate: Controlled, upstream: Upstream) -> None:
             assert ask(gate.port, "GET", "/api/tags", BEARER).status == 503
     finally:
         gate.do("del ctx.master.addons.get('ollama_gate').lifecycle.refuse_stranger")
-    assert "ZeroDivisionError" in gate.output
+    assert gate.find("ZeroDivisionError")
     assert ask(gate.port, "GET", "/api/tags", BEARER).status == 200
 
 
