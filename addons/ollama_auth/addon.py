@@ -16,6 +16,7 @@ import asyncio
 import logging
 import os
 import signal
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
@@ -38,6 +39,7 @@ from .exchange import Exchange, new_id
 from .http.responses import error, render
 from .lifecycle import RequestLifecycle
 from .mitmweb.flows import COLUMNS, FlowViews
+from .ollama_api import json_scanner
 from .option_table import OPTIONS
 from .proxy.connections import ClientConnection, Connections
 from .proxy.events import Reservation
@@ -212,6 +214,8 @@ class Gate:
         servers = ctx.master.addons.get("proxyserver").servers
         await self.listener.take_over(servers)
         self._announce(servers)
+        if self.lifecycle.settings.keys_file:  # Bodies will be read.
+            threading.Thread(target=json_scanner.prepare, name="gate patterns", daemon=True).start()
         process.freeze_startup_objects()
         asyncio_utils.create_task(
             process.collect_when_idle(lambda: not self.under_way, lambda: len(self.connections)),

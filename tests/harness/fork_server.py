@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ class Forked:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # It may have ended, and its status not be written yet.
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -124,6 +126,7 @@ def import_package() -> dict[str, Any]:
     for path in sorted(ADDONS.glob("ollama_auth/**/*.py")):
         importlib.import_module(".".join(path.relative_to(ADDONS).with_suffix("").parts).removesuffix(".__init__"))
     del sys.path[0]
+    sys.modules["ollama_auth.ollama_api.json_scanner"].prepare()
     return {name: sys.modules.pop(name) for name in list(sys.modules) if of_checkout(name)}
 
 

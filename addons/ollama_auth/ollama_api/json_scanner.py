@@ -6,6 +6,7 @@ never mistaken for a member. Strings and containers that are not wanted are skip
 `StrictScanner`, for requests, takes JSON alone, and compares names as Go's encoding/json does.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -207,16 +208,33 @@ def _other_than(names: Iterable[bytes]) -> bytes:
     return rb'"(?!(?i:%s)")[ !#-\[\]-~]*+"' % b"|".join(map(re.escape, names))
 
 
-def _run(item: bytes) -> re.Pattern[bytes]:
-    return re.compile(rb"(?:%s%s,%s)*+" % (item, _WS, _WS))
+def _run(item: bytes) -> bytes:
+    run = rb"(?:%s%s,%s)*+" % (item, _WS, _WS)
+    _patterns.append(run)
+    return run
+
+
+_patterns: list[bytes] = []
+
+
+@functools.cache
+def _compiled(run: bytes) -> re.Pattern[bytes]:
+    """Compile it when it is first needed, which takes some 20 ms: most gates never read a body in this way."""
+    return re.compile(run)
+
+
+def prepare() -> None:
+    """Compile all patterns, so that no request waits for it."""
+    for pattern in _patterns:
+        _compiled(pattern)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """A kind of container, and what is wanted in it."""
 
-    run: re.Pattern[bytes]
-    """Items or members that are of no interest."""
+    run: bytes
+    """Pattern of items or members that are of no interest."""
     members: Mapping[str, "str | Place"] = field(default_factory=dict)
     """Of an object: folded name -> the key to report the value under, or the place of an array."""
     items: "Place | None" = None
@@ -325,7 +343,7 @@ class StrictScanner:
 
     def _member(self, data: bytes, at: int) -> int:
         self._state = self._member
-        if (end := _end(self._places[-1].run, data, at)) > at:
+        if (end := _end(_compiled(self._places[-1].run), data, at)) > at:
             return end
         if found := _NAME.match(data, at):
             self._named(found[1])
@@ -344,7 +362,7 @@ class StrictScanner:
 
     def _item(self, data: bytes, at: int) -> int:
         self._state = self._item
-        if (end := _end(self._places[-1].run, data, at)) > at:
+        if (end := _end(_compiled(self._places[-1].run), data, at)) > at:
             return end
         self._target = self._places[-1].items
         return self._value(data, at)
@@ -405,7 +423,7 @@ class StrictScanner:
         opened, wanted_depth, following = self._open, len(self._places), self._next
         if following in _RUNS:
             run, after = _RUNS[following]
-            if (end := _end(run, data, at)) > at:
+            if (end := _end(_compiled(run), data, at)) > at:
                 at, following = end, after
         again = at + _RUN_AGAIN
         for found in _TOKENS.finditer(data, at):
