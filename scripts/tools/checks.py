@@ -1,9 +1,10 @@
-"""Usage: scripts/test [pytest's arguments]
+"""Usage: scripts/test [--all | pytest's arguments]
 
-Runs everything that must hold before a change goes in: ruff, mypy, and the tests. Without arguments the tests whose
-outcome depends on how the gate runs (marked `ways`) run once more on uvloop, as scripts/serve runs it, and those of
-bodies once more with the fast path off. With arguments only the tests that pytest selects by them run. mypy runs beside
-the tests, and says what it found behind them. The last line names what failed.
+Runs what must hold before a change goes in: ruff, mypy, and the tests, but for those marked `slow`, which take more
+than two seconds each; --all runs these too, as CI does. The tests whose outcome depends on how the gate runs (marked
+`ways`) run once more on uvloop, as scripts/serve runs it, and those of bodies once more with the fast path off. With
+pytest's arguments only the tests that they select run. mypy runs beside the tests, and says what it found behind them.
+The last line names what failed.
 """
 
 import os
@@ -40,24 +41,35 @@ LINTERS = (
     Part("ruff format", ("ruff", "format", "--check", "--quiet"), 1),
 )
 MYPY = Part("mypy", ("mypy",), 0)
-TESTS = Part("tests", PYTEST, 405)
-AGAIN = (*PYTEST, "-q", "-m", "ways and not slow")
-BODIES = [f"tests/e2e/test_{name}.py" for name in ("drain", "edge", "http2", "upstream_errors")]
-WAYS = (
-    Part("tests on uvloop", (*AGAIN, "tests/e2e", "tests/unit/proxy/test_listener.py"), 50, {"TEST_WAY": "uvloop"}),
-    Part("tests without the fast path", (*AGAIN, *BODIES), 27, {"TEST_WAY": "no fast path"}),
-)
+ALL = "--all"
+BODIES = tuple(f"tests/e2e/test_{name}.py" for name in ("drain", "edge", "http2", "upstream_errors"))
+
+
+def tests(*, slow: bool) -> tuple[Part, ...]:
+    """The tests, and once more those marked `ways`, in each way; the slow ones only if it is asked for."""
+
+    def part(name: str, seconds: tuple[int, int], marks: str, *paths: str, **environment: str) -> Part:
+        selected = " and ".join(filter(None, (marks, "" if slow else "not slow")))
+        options = (*(("-q",) if marks else ()), *(("-m", selected) if selected else ()))
+        return Part(name, (*PYTEST, *options, *paths), seconds[slow], environment)
+
+    return (
+        part("tests" if slow else f"tests but slow ones, for which there is {ALL}", (135, 405), ""),
+        part("tests on uvloop", (45, 60), "ways", "tests/e2e", "tests/unit/proxy/test_listener.py", TEST_WAY="uvloop"),
+        part("tests without the fast path", (25, 35), "ways", *BODIES, TEST_WAY="no fast path"),
+    )
 
 
 def plan(arguments: list[str]) -> tuple[Part, ...]:
     """What runs one after the other; MYPY runs beside it."""
-    if not arguments:
-        return (*LINTERS, TESTS, *WAYS)
+    if arguments in ([], [ALL]):
+        return (*LINTERS, *tests(slow=arguments == [ALL]))
     return (*LINTERS, Part(f"tests {' '.join(arguments)}", (*PYTEST, *arguments), 0))
 
 
 def announce(parts: tuple[Part, ...]) -> None:
-    about = f"about {sum(part.seconds for part in parts)} s on two idle cores" if TESTS in parts else ""
+    known = all(part.seconds for part in parts)
+    about = f"about {sum(part.seconds for part in parts)} s on two idle cores" if known else ""
     print(f"scripts/test runs {len(parts) + 1} parts{', ' * bool(about)}{about}:")
     for number, part in enumerate((*parts, MYPY), 1):
         print(f"  {number}. {part.name}" + f" ({part.seconds} s)" * bool(part.seconds))

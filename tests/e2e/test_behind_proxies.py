@@ -68,6 +68,7 @@ class ProxiedTls(TlsWire):
 # A header.
 
 
+@pytest.mark.slow
 def test_each_request_of_a_connection_has_its_own_client(trusting_gate: Gate, upstream: Upstream) -> None:
     with logged(trusting_gate, 5) as lines, Wire(trusting_gate.port) as wire:
         for fields in ((by(CLIENT),), (by(f"198.51.100.1, {ANOTHER}, 10.1.1.1"),), (), (by("unknown"),)):
@@ -135,6 +136,7 @@ def test_http2_whose_connection_many_clients_share(upstream: Upstream, cert: Pat
     assert [line["client"] for line in lines] == ["127.0.0.1", CLIENT, ANOTHER, CLIENT]
 
 
+@pytest.mark.slow
 def test_resets_of_one_client_of_a_shared_connection(upstream: Upstream, cert: Path) -> None:
     with Gate(upstream.url, *TRUSTED, "--certs", str(cert)) as gate, H2(gate.port, cert) as proxy:
         for _ in range(2 * MAX_RESETS // 50):
@@ -354,6 +356,7 @@ def test_a_gate_that_closes(upstream: Upstream) -> None:
         assert read_to_end(wire) == b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tls", [False, True], ids=["", "TLS"])
 def test_the_gate_that_asks_itself_is_a_proxy_like_all(
     upstream: Upstream, cert: Path, tmp_path: Path, tls: bool

@@ -120,6 +120,7 @@ def test_openai_with_a_wrong_key(gate: Gate) -> None:
         assert refusal.value.code == "invalid_api_key"
 
 
+@pytest.mark.slow
 @pytest.mark.ways
 def test_anthropic(gate: Gate) -> None:
     with with_anthropic(gate) as client:

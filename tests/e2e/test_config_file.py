@@ -200,6 +200,7 @@ def test_a_file_that_cannot_be_used_is_refused_before_a_key_is_made(
 # The image's entrypoint.
 
 
+@pytest.mark.slow
 def test_the_container_listens_and_logs_as_the_file_says(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     log = home.folder / "access.log"
     home.configure(listen_port=home.port, listen_host="127.0.0.1", ollama_access_log=str(log), ollama_api_key=KEY)

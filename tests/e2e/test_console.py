@@ -317,6 +317,7 @@ def test_requests(used: Ready) -> None:
     assert see(used, "requests?format=csv&limit=1", ADMIN).body.decode().splitlines()[0].startswith("number,time,")
 
 
+@pytest.mark.slow
 def test_requests_as_they_end(upstream: Upstream, tmp_path: Path) -> None:
     """Those of the key that asks; until the key is revoked."""
     file = keys(tmp_path)
@@ -418,6 +419,7 @@ def entry_of_ledger(**changed: object) -> Any:
     return usage_db.Entry(**values)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_page(upstream: Upstream, tmp_path: Path) -> None:
     """Each curl line of console.md, one after the other."""
     tool("curl")

@@ -414,6 +414,7 @@ def test_tokens_pass_at_once_and_a_client_that_leaves_ends_the_request(
             assert b'"done":true' in stays.read_until(b"0\r\n\r\n")
 
 
+@pytest.mark.slow
 @BALANCERS
 def test_a_gate_that_is_stopped_takes_no_stream_and_no_request_with_it(
     balancer: Any, upstream: Upstream, cert: Path, tmp_path: Path

@@ -42,6 +42,7 @@ def end_whole(running: list[Line]) -> None:
         assert text.endswith(b"0\r\n\r\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "count"), [(signal.SIGTERM, 50), (signal.SIGINT, 3)])
 def test_nothing_that_runs_is_lost(upstream: Upstream, number: int, count: int) -> None:
     with leaving(upstream) as gate, streams(gate, upstream, count) as running, ExitStack() as stack:

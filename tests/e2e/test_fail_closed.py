@@ -217,6 +217,7 @@ def save(script: Path, text: str) -> None:
         os.utime(script, (stamp, stamp))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", BREAKS)
 def test_auth_py_broken_while_running(script: Path, upstream: Upstream, how: str) -> None:
     good = script.read_text()
@@ -230,6 +231,7 @@ def test_auth_py_broken_while_running(script: Path, upstream: Upstream, how: str
         assert_open(gate, upstream)
 
 
+@pytest.mark.slow
 def test_auth_py_deleted_while_running(script: Path, upstream: Upstream) -> None:
     """mitmproxy does not look for it again, so the log says to restart."""
     good = script.read_text()
@@ -242,6 +244,7 @@ def test_auth_py_deleted_while_running(script: Path, upstream: Upstream) -> None
         assert_closed(gate, upstream)
 
 
+@pytest.mark.slow
 def test_auth_py_saved_unchanged_reloads(script: Path, upstream: Upstream) -> None:
     with Gate(upstream.url, script=script) as gate:
         save(script, script.read_text())
@@ -319,6 +322,7 @@ def test_http3_is_no_way_in() -> None:
         assert not select.select([upstream, upstream_udp, client], [], [], 0)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["mitmweb", "mitmdump"])
 def test_replay_by_the_operator(upstream: Upstream, program: str) -> None:
     """What is replayed holds no credential any more, and goes upstream all the same: it is the operator's."""

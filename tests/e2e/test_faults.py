@@ -18,6 +18,7 @@ from tests.harness.upstream import Upstream
 from tests.harness.wire import Response, Wire, ask, chat, head
 
 
+@pytest.mark.slow
 def test_no_descriptors_left(upstream: Upstream) -> None:
     """As many connections as there are descriptors: strangers get nothing upstream, and afterwards all is well."""
     with Controlled(upstream.url) as gate, ExitStack() as stack:
@@ -43,6 +44,7 @@ class Few(Gate):
         return subprocess.Popen(limited, env=env, cwd=cwd, stdout=self._out, stderr=subprocess.STDOUT)
 
 
+@pytest.mark.slow
 @pytest.mark.ways
 def test_fewer_descriptors_than_connections(upstream: Upstream) -> None:
     """It is said at the start, and silent strangers make room in time: also for those who come at the same moment."""
@@ -58,6 +60,7 @@ def test_fewer_descriptors_than_connections(upstream: Upstream) -> None:
         assert "Traceback" not in gate.output
 
 
+@pytest.mark.slow
 def test_no_descriptor_for_the_connection_upstream(upstream: Upstream) -> None:
     """The last one went to the client: it is told so in JSON, and the next request finds everything in order."""
     with Controlled(upstream.url) as gate, Wire(gate.port, head("GET", "/")[:-2]) as wire:
@@ -85,6 +88,7 @@ def test_no_descriptor_for_the_connection_upstream(upstream: Upstream) -> None:
         wait_until(lambda: answers(gate), "the gate to recover", 20)
 
 
+@pytest.mark.slow
 def test_the_clock_jumps(upstream: Upstream) -> None:
     """Years ahead and back, in the middle of a stream: deadlines go by a clock that does not."""
     body = chat()

@@ -483,6 +483,7 @@ def everything_of(web: Mitmweb, folder: Path) -> str:
     return b"\n".join(texts).decode("latin-1")
 
 
+@pytest.mark.slow
 def test_no_secret_in_what_mitmweb_tells_and_exports(upstream: Upstream, tmp_path: Path) -> None:
     saved, hardump = tmp_path / "saved", tmp_path / "dumped.har"
     with Mitmweb(upstream.url, "-w", str(saved), "--set", f"hardump={hardump}") as web:
@@ -549,6 +550,7 @@ def test_a_file_says_how_it_went(upstream: Upstream, tmp_path: Path) -> None:
 # The full-screen mitmproxy.
 
 
+@pytest.mark.slow
 def test_mitmproxy_shows_the_conversation(upstream: Upstream, tmp_path: Path) -> None:
     shutil.copytree(certificate_authority(), tmp_path, dirs_exist_ok=True)
     port, (ours, theirs) = free_port(), pty.openpty()

@@ -573,6 +573,7 @@ def test_no_secret_in_mitmweb(upstream: Upstream) -> None:
                 assert "refused: unknown" in text
 
 
+@pytest.mark.slow
 def test_no_secret_in_the_list_of_processes(upstream: Upstream) -> None:
     with Gate(upstream.url, fork=False) as gate:
         assert KEY.encode() not in Path(f"/proc/{gate.process.pid}/cmdline").read_bytes()

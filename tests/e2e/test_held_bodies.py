@@ -205,6 +205,7 @@ def test_http2(shared_upstream: Upstream, options: tuple[str, ...], cert: Path) 
         client.body(last)
 
 
+@pytest.mark.slow
 def test_the_wait_of_the_gate_is_not_the_clients(options: tuple[str, ...], cert: Path) -> None:
     """While Ollama takes nothing of another body, the gate reads nothing of the connection: that is no pause."""
     reads = threading.Event()

@@ -355,6 +355,7 @@ def test_what_h2_would_keep(tls: Gate, upstream: Upstream, cert: Path, what: str
     assert tls.rss - before < 5 << 20
 
 
+@pytest.mark.slow
 def test_what_an_impatient_gate_cuts(brief: Gate, upstream: Upstream, cert: Path) -> None:
     """Who leaves no room for an answer, with a key and without; and not a stream that runs.
 
@@ -664,6 +665,7 @@ def test_a_stream_that_has_not_heard_yet(script: Scripted, cert: Path) -> None:
         assert_sound(gate)
 
 
+@pytest.mark.slow
 def test_an_answer_before_the_body_was_sent(broken: Gate, script: Scripted, cert: Path) -> None:
     play = lambda peer: peer.head() and peer.send(OK).read_all()  # noqa: E731
     with script.plays(play), logged(broken, 2), H2(broken.port, cert) as client:

@@ -124,6 +124,7 @@ def test_httpx_reads_the_answer_to_a_large_body(tls: Gate, upstream: Upstream, c
             assert client.post("/demo/sink", headers=[KEY], content=body).json() == {"bytes": len(body)}
 
 
+@pytest.mark.slow
 def test_a_refused_body_that_stops(tls: Gate, upstream: Upstream, cert: Path) -> None:
     """Beside a good stream: it is read for a while, and reset."""
     upstream.hold()
@@ -264,6 +265,7 @@ def test_who_takes_nothing_is_ended(tls: Gate, upstream: Upstream, cert: Path) -
                     client.flush()
 
 
+@pytest.mark.slow
 def test_a_slow_reader_is_not_ended(tls: Gate, upstream: Upstream, cert: Path) -> None:
     """It takes a hundred bytes now and then, for three times as long as answers may wait."""
     with logged(tls), H2(tls.port, cert, window=0) as client:
@@ -278,6 +280,7 @@ def test_a_slow_reader_is_not_ended(tls: Gate, upstream: Upstream, cert: Path) -
         assert client.body(stream) == bytes(3000)
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_not_read_beside_others(tls: Gate, upstream: Upstream, cert: Path) -> None:
     """A client that takes what other streams have takes something."""
     with logged(tls, 11), H2(tls.port, cert, window=0) as client:

@@ -107,6 +107,7 @@ def test_a_kill_in_mid_load_loses_at_most_the_last_second(upstream: Upstream, tm
         assert sums(connection, ())[()].requests == len(kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["full", "locked", "damaged"])
 def test_a_fault_of_the_file_costs_no_request(fault: str, upstream: Upstream, tmp_path: Path) -> None:
     file = Path("/dev/full") if fault == "full" else tmp_path / "usage.db"

@@ -302,6 +302,7 @@ def sees(watched: Watched) -> bool:
 # Health.
 
 
+@pytest.mark.slow
 def test_ready_means_open_and_ollama_answers(upstream: Upstream) -> None:
     own = Upstream()
     with Watched(own.url) as gate:

@@ -63,6 +63,7 @@ def replace(file: Path, how: str) -> None:
     new.rename(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["renamed over", "a backup", "removed"])
 def test_keys_that_may_be_revoked_are_denied_after_a_time(upstream: Upstream, tmp_path: Path, how: str) -> None:
     with mounted(upstream, tmp_path) as (gate, file):
@@ -84,6 +85,7 @@ def test_keys_that_may_be_revoked_are_denied_after_a_time(upstream: Upstream, tm
         assert "was read again" not in gate.output
 
 
+@pytest.mark.slow
 def test_at_once_by_option(upstream: Upstream, tmp_path: Path) -> None:
     with mounted(upstream, tmp_path, "--set", "ollama_replaced_keys_timeout=0") as (gate, file):
         assert ask(gate.port, "GET", "/api/tags", bearer("bob")).status == 200
@@ -93,6 +95,7 @@ def test_at_once_by_option(upstream: Upstream, tmp_path: Path) -> None:
             assert ask(gate.port, "GET", "/api/tags", bearer("bob")).status == 401
 
 
+@pytest.mark.slow
 def test_a_change_in_place_is_seen(upstream: Upstream, tmp_path: Path) -> None:
     with mounted(upstream, tmp_path) as (gate, file):
         assert ask(gate.port, "GET", "/api/tags", bearer("bob")).status == 200

@@ -84,6 +84,7 @@ def test_an_expired_key(named: Gate, upstream: Upstream) -> None:
     assert 'error="invalid_token"' in answer.headers["www-authenticate"]
 
 
+@pytest.mark.slow
 def test_a_name_of_any_letters(upstream: Upstream, tmp_path: Path) -> None:
     """In the log, in metrics and where it has to be counted, and on a terminal that knows ASCII only."""
     file = tmp_path / "keys.toml"
@@ -533,6 +534,7 @@ def test_signatures_that_are_none(named: Gate, upstream: Upstream) -> None:
         assert both.status == 401
 
 
+@pytest.mark.slow
 def test_a_signature_used_again(named: Gate, upstream: Upstream) -> None:
     """Equal requests in one second carry the same one, so at once it is good; later it is not, where it would hurt."""
     target = signed("/api/delete")
@@ -555,6 +557,7 @@ def known(gate: Gate, name: str) -> bool:
     return ask(gate.port, "GET", "/api/version", bearer(name)).status == 200
 
 
+@pytest.mark.slow
 def test_the_file_is_read_again(upstream: Upstream, tmp_path: Path) -> None:
     real, file = tmp_path / "one.toml", tmp_path / "keys.toml"
     real.write_text(entry("alice"))
@@ -607,6 +610,7 @@ def test_a_revoked_key_stops_at_its_next_request_and_its_streams_end(upstream: U
             wire.read_until(b'"done":true')
 
 
+@pytest.mark.slow
 def test_a_file_that_is_cut_off_widens_nobodys_rights(upstream: Upstream, tmp_path: Path) -> None:
     """It is refused when it changes, at SIGHUP and when an option changes; a line says that it is meant."""
     file = tmp_path / "keys.toml"

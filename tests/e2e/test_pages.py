@@ -93,6 +93,7 @@ def test_curl(line: str, gate: Gate) -> None:
     assert '"done":true' in said.splitlines()[-1] or "demo:latest" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [block.text for block in blocks(CLIENTS, "python")])
 def test_python(code: str, gate: Gate) -> None:
     for name in re.findall(r"langchain_\w+|llama_index|litellm|pydantic_ai", code):
@@ -171,6 +172,7 @@ def test_variables_of_openai(gate: Gate) -> None:
     assert "demo:latest" in output("sh", "-c", f"{lines}exec {sys.executable} -c {shlex.quote(code)}")
 
 
+@pytest.mark.slow
 def test_variables_of_claude_code(gate: Gate) -> None:
     """Use its library, which reads the same variables, and assert that the user's real key is not sent."""
     *exports, program = adapted(block(CLIENTS, "sh", "anthropic and Claude Code"), gate).splitlines()
@@ -285,6 +287,7 @@ def test_logrotate(tmp_path: Path) -> None:
         run(program, "--debug", "--state", str(tmp_path / "state"), str(tmp_path / "rules"))
 
 
+@pytest.mark.slow
 def test_from_a_caddyfile(upstream: Upstream, tmp_path: Path) -> None:
     """The same environment and clients work, first with Caddy and then with the gate."""
     port = free_port()

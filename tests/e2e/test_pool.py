@@ -60,6 +60,7 @@ def count(server: Upstream, path: str) -> int:
     return sum(request.target == path for request in server.requests)
 
 
+@pytest.mark.slow
 def test_one_killed_one_drained_one_slow(tmp_path: Path) -> None:
     """No request that comes then fails, and no stream but those of the killed server breaks."""
     with ExitStack() as stack:

@@ -58,6 +58,7 @@ def test_pipelined(page_gate: Gate, upstream: Upstream) -> None:
             assert [wire.read_response().status for _ in range(6)] == [204, 200, 204, 204, 204, 200]
 
 
+@pytest.mark.slow
 def test_many_pipelined(page_gate: Gate, upstream: Upstream) -> None:
     """More than is kept of a client that has to wait."""
     count = 1000
@@ -144,6 +145,7 @@ def test_it_makes_room_for_others(brief: Gate, upstream: Upstream) -> None:
         wire.close()
 
 
+@pytest.mark.slow
 def test_a_flood_of_them(brief: Gate, upstream: Upstream) -> None:
     """From a client that does not read: memory stays flat, and others are served."""
     before = brief.rss
@@ -155,6 +157,7 @@ def test_a_flood_of_them(brief: Gate, upstream: Upstream) -> None:
     assert brief.rss - before < 20 << 20
 
 
+@pytest.mark.slow
 def test_http2(shared_upstream: Upstream, upstream: Upstream, cert: Path) -> None:
     """The connection stays open there, too; one that came with a body is stopped as any refusal is."""
     with Gate(shared_upstream.url, *CORS, "--certs", str(cert)) as gate:

@@ -25,7 +25,7 @@ from ollama_auth.ollama_api.routes import RouteClass
 from ollama_auth.settings import SettingsError
 from ollama_auth.telemetry import access_log
 from ollama_auth.telemetry.metrics import Metrics
-from scripts.tools import image, usage
+from scripts.tools import checks, image, usage
 from scripts.tools.keys.arguments import parse as parse_keys
 from tests.harness.base import KEY, ROOT, free_port, wait_until
 from tests.harness.gate import Gate
@@ -87,7 +87,8 @@ CHECKED = {
     ),
     "scripts/serve --workers 2": "test_workers.py::test_each_serves_and_each_denies",
     "scripts/bench": "test_readme.py::test_scripts_exist",
-    "scripts/test": "test_readme.py::test_scripts_exist",
+    "scripts/test": "test_readme.py::test_the_test_command",
+    "scripts/test --all": "test_readme.py::test_the_test_command",
     "scripts/bench --quick": "test_readme.py::test_scripts_exist",
     "scripts/refresh-pins": "test_readme.py::test_scripts_exist",
     "scripts/set-repository OWNER/NAME": "test_packaging.py::test_the_address_of_the_repository_is_set_by_one_command",
@@ -187,6 +188,7 @@ def test_commands_within_sentences_can_be_given(page: str) -> None:
             parsers[name](shlex.split(arguments))
 
 
+@pytest.mark.slow
 def test_the_second_command(tmp_path: Path) -> None:
     """Run `scripts/serve` in an empty folder, and then the `curl` command of README."""
     (line,) = [command for command in COMMANDS if command.startswith(". ./.env.local; curl ")]
@@ -205,6 +207,7 @@ def test_the_second_command(tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)  # Three libraries to import, perhaps on a busy machine.
 def test_the_python_lines(gate: Gate) -> None:
     code = block(README, "python", "Connect a client")
@@ -230,6 +233,7 @@ def listens(port: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_mitmproxy_alone(upstream: Upstream, tmp_path: Path) -> None:
     """Run the `mitmdump` line of README as it stands, with the variables that README exports before it."""
     (shown,) = [block.text for block in blocks(README, "sh") if "mitmdump" in block.text and "export" in block.text]
@@ -267,6 +271,7 @@ def test_mitmweb(upstream: Upstream) -> None:
         assert ask(gate.port, "GET", "/").status == 401
 
 
+@pytest.mark.slow
 def test_keys_for_everyone(upstream: Upstream, tmp_path: Path) -> None:
     """Run the `scripts/keys` commands of README, use the key that they make, and read the example of a keys file."""
     made = ""
@@ -318,23 +323,13 @@ def test_docker_run() -> None:
 
 
 def test_the_test_command() -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "--collect-only",
-            "-q",
-            "tests/e2e/test_gate.py",
-            "-k",
-            "streaming or streams",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-        timeout=60,
-    )
-    assert b"streams" in done.stdout
+    """Without arguments it leaves out the slow tests, and only those; what is given is given to pytest."""
+    some, every = checks.plan([]), checks.plan([checks.ALL])
+    assert len(some) == len(every)
+    assert sum("not slow" in " ".join(part.command) for part in some) == 3
+    assert not any("slow" in " ".join(part.command) for part in every)
+    assert sum(part.seconds for part in some) < 240
+    assert checks.plan(["-k", "streams"])[-1].command[-2:] == ("-k", "streams")
 
 
 def test_scripts_exist() -> None:

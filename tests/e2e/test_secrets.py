@@ -70,6 +70,7 @@ def assert_hidden(text: str, key: str) -> None:
         assert form not in text, (key, text[max(0, text.index(form) - 300) : text.index(form) + 100])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["text", "JSON"])
 def test_no_key_of_any_alphabet_is_logged_or_reflected(upstream: Upstream, tmp_path: Path, way: str) -> None:
     flows = tmp_path / "flows"
@@ -97,6 +98,7 @@ def test_no_key_of_any_alphabet_is_logged_or_reflected(upstream: Upstream, tmp_p
         assert_hidden(text, key)
 
 
+@pytest.mark.slow
 def test_no_key_is_logged_over_http2(upstream: Upstream, tmp_path: Path) -> None:
     cert = certificate(tmp_path)
     env = {"OLLAMA_KEYS_FILE": str(keys_file(tmp_path))}

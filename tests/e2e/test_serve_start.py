@@ -66,6 +66,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", ["serve", "entrypoint"])
 def test_a_start_that_can_not_be_is_one_line(home: Path, upstream: Upstream, tool: str) -> None:
     (home / "cert.pem").write_bytes(key_and_certificate().partition(b"-----BEGIN CERT")[0])
@@ -121,6 +122,7 @@ def emptied(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("serve",), ("serve", "--workers", "2"), ("entrypoint",)], ids=" ".join)
 def test_a_start_that_would_let_strangers_in_ends(
     home: Path, upstream: Upstream, emptied: Path, words: tuple[str, ...]
@@ -163,6 +165,7 @@ def test_nobody_gets_in_while_it_starts(upstream: Upstream) -> None:
     assert b"HTTP/1.1 401" in answers
 
 
+@pytest.mark.slow
 def test_mitmdump_says_which_port_it_took(home: Path, upstream: Upstream) -> None:
     host = ".".join(map(str, [127, *secrets.SystemRandom().choices(range(1, 255), k=3)]))  # Others take these ports.
     words = ("--mode", f"reverse:{upstream.url}", "--listen-host", host, "-s", str(ROOT / "addons" / "auth.py"))
@@ -183,6 +186,7 @@ def test_mitmdump_says_which_port_it_took(home: Path, upstream: Upstream) -> Non
 # Signals.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_it_ends_with_its_terminal_and_reloads_while_there_is_one(home: Path, upstream: Upstream, workers: str) -> None:
     port, screen = free_port(), b""
@@ -223,6 +227,7 @@ def moments(home: Path, upstream: str) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_any_moment_is_at_most_one_line(home: Path, upstream: Upstream) -> None:
     for process in moments(home, upstream.url):
         said, _ = process.communicate(timeout=60)

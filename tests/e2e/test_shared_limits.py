@@ -87,6 +87,7 @@ def talk(gate: Gate, name: str) -> int:
     return ask(gate.port, "POST", "/api/chat", bearer(name), body=chat()).status
 
 
+@pytest.mark.slow
 def test_a_redis_that_lost_its_memory_has_what_was_used_again(two_gates: tuple[Gate, Gate], redis: Redis) -> None:
     """Each gate knows its part; in Redis it only ever grows, so nothing is counted twice."""
     wait_until(lambda: [talk(gate, "month") for gate in two_gates] == [429, 429], "it to be used up")
@@ -104,6 +105,7 @@ def test_a_redis_that_lost_its_memory_has_what_was_used_again(two_gates: tuple[G
     assert told() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", ["memory", "replica", "disk"])
 def test_a_redis_that_can_be_read_but_not_written(
     two_gates: tuple[Gate, Gate], redis: Redis, upstream: Upstream, why: str, tmp_path: Path
@@ -196,6 +198,7 @@ def test_a_password_comes_by_the_environment_or_a_file_and_is_shown_nowhere(
             assert PASSWORD not in gate.output
 
 
+@pytest.mark.slow
 def test_a_redis_that_can_never_work_is_an_error_of_the_start(redis: Redis, upstream: Upstream, tmp_path: Path) -> None:
     """One that is away is none: the gate starts, and closes to those with limits."""
     redis.ask(*ACL)
@@ -237,6 +240,7 @@ def delete(gate: Gate, field: str, target: str) -> int:
     return ask(gate.port, "DELETE", target, field, body=chat("nothing")).status
 
 
+@pytest.mark.slow
 def test_a_signature_that_one_gate_has_seen_is_known_to_all(two_gates: tuple[Gate, Gate], upstream: Upstream) -> None:
     """The stock CLI may repeat itself within REPLAY_GRACE, wherever that comes to; later nobody may, anywhere."""
     target = f"/api/delete?ts={int(time.time())}"
@@ -252,6 +256,7 @@ def test_a_signature_that_one_gate_has_seen_is_known_to_all(two_gates: tuple[Gat
     two_gates[1].find("(replayed)")
 
 
+@pytest.mark.slow
 def test_a_signature_is_known_to_a_gate_that_never_saw_it(two_gates: tuple[Gate, Gate], upstream: Upstream) -> None:
     target = f"/api/delete?ts={int(time.time())}"
     field = signature("DELETE", target)
@@ -272,6 +277,7 @@ def test_signed_deletes_while_redis_is_away(two_gates: tuple[Gate, Gate], redis:
     assert ask(two_gates[0].port, "GET", listing, signature("GET", listing)).status == 200
 
 
+@pytest.mark.slow
 def test_what_runs_is_known_again_to_a_redis_that_lost_its_memory(
     two_gates: tuple[Gate, Gate], redis: Redis, upstream: Upstream
 ) -> None:
@@ -319,6 +325,7 @@ def test_open_while_redis_is_away_where_that_was_chosen(redis: Redis, upstream: 
         gate.find("storage of limits does not answer")
 
 
+@pytest.mark.slow
 def test_a_storage_that_is_replaced(redis: Redis, upstream: Upstream, tmp_path: Path) -> None:
     """A running request gives its lease back where it took it, and then nothing holds a connection to there."""
     other = Redis()

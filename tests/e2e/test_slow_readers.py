@@ -52,6 +52,7 @@ def gone(gate: Controlled) -> bool:
     return gate.do(LEFT) == "(0, {})"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rest", [b"", head("GET", "/api/tags", BEARER) * 300], ids=["one", "pipelined"])
 def test_who_takes_nothing_is_disconnected(gate: Controlled, upstream: Upstream, rest: bytes) -> None:
     with logged(gate) as lines, slow(gate.port, LARGE + rest) as client:
@@ -63,12 +64,14 @@ def test_who_takes_nothing_is_disconnected(gate: Controlled, upstream: Upstream,
     assert "took nothing" in gate.find("clients that took nothing")
 
 
+@pytest.mark.slow
 def test_who_takes_nothing_of_an_answer_that_is_over_is_disconnected(gate: Controlled, upstream: Upstream) -> None:
     """Ollama has sent all of it, and the connection is closed but for what is to be sent."""
     with logged(gate), slow(gate.port, head("GET", f"/demo/bytes/{3 << 20}", BEARER, "Connection: close")):
         wait_until(lambda: gone(gate), "the connection to end")
 
 
+@pytest.mark.slow
 def test_who_reads_slowly_is_never_disconnected(gate: Controlled, upstream: Upstream) -> None:
     """It takes three times as long as a client may take nothing."""
     size = 3 << 20

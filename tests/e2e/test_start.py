@@ -149,6 +149,7 @@ def test_it_runs_from_anywhere(upstream: Upstream, program: str, cwd: str) -> No
         assert "Traceback" not in gate.output
 
 
+@pytest.mark.slow
 def test_the_full_screen_mitmproxy(upstream: Upstream, tmp_path: Path) -> None:
     """It needs a terminal, so it gets one."""
     shutil.copytree(certificate_authority(), tmp_path, dirs_exist_ok=True)

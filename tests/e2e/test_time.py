@@ -33,6 +33,7 @@ def encrypted(shared_upstream: Upstream, cert: Path) -> Iterator[Gate]:
         assert_sound(gate)
 
 
+@pytest.mark.slow
 def test_a_silent_answer_arrives(gate: Gate, encrypted: Gate, upstream: Upstream, cert: Path) -> None:
     """Before its head, in the middle of it, while the client sends its body, in HTTP/2: all in one go."""
     upstream.hold()

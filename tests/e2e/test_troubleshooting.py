@@ -182,6 +182,7 @@ SHOWN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shown", SHOWN, ids=[block.text[:60] for block in SHOWN])
 def test_it_reads_as_the_page_has_it(shown: Block, seen: Seen) -> None:
     """The message was seen, with a status of the heading if the heading has statuses."""

@@ -62,6 +62,7 @@ def test_the_kernel_asks_whether_they_are_there(upstream: Upstream) -> None:
         assert gate.do(OPTIONS).startswith("[(0, ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [False, True], ids=["waits", "gets tokens"])
 def test_a_client_that_vanishes_frees_its_place(upstream: Upstream, tmp_path: Path, tokens: bool) -> None:
     """While nothing comes of its model, or while tokens are on their way to it."""
@@ -103,6 +104,7 @@ def test_an_ollama_that_vanishes(upstream: Upstream) -> None:
         gate.find("upstream broken")
 
 
+@pytest.mark.slow
 def test_who_is_there_may_be_silent_and_take_nothing(upstream: Upstream) -> None:
     """For longer than it takes to notice that somebody is not: a model that thinks, and a client that does not read."""
     released = threading.Event()

@@ -35,6 +35,7 @@ def test_an_admission_is_constructed_in_exactly_one_place() -> None:
     assert made == [("ollama_auth/lifecycle.py", "Admission")]
 
 
+@pytest.mark.slow
 def test_an_admission_is_made_in_no_other_way() -> None:
     """Not by another name, not by a copy with changes, not by a subclass, not by name or from a file."""
     ways = {"replace", "dataclasses.replace", "copy.replace", "copy.copy", "deepcopy", "copy.deepcopy", "getattr"}

@@ -74,6 +74,7 @@ PARTS = f"""
 """
 
 
+@pytest.mark.slow
 def test_a_connection_leaves_nothing(shared_upstream: Upstream, tmp_path: Path) -> None:
     """However old it is: a full collection, which stops everybody, is not needed for it.
 

@@ -53,6 +53,7 @@ def test_another_file_ends_the_program(upstream: Upstream, program: str, name: s
         assert "ImportError" in gate.output or "ModuleNotFoundError" in gate.output
 
 
+@pytest.mark.slow
 def test_an_installed_package_guards(upstream: Upstream, tmp_path: Path) -> None:
     """As a wheel has it: no auth.py beside it, and found by Python as well."""
     place = tmp_path / "site"

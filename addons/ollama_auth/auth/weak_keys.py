@@ -22,6 +22,7 @@ _COMMON = re.findall(
 )
 """Words, in lower case, of which a key must not be made."""
 _WORDS_AND_DIGITS = re.compile(rf"(?:{'|'.join(sorted(_COMMON, key=len, reverse=True))})*+(\d*)")
+_DIGEST = re.compile(r"[0-9A-Fa-f]{32,64}")
 _COUNTED = "01234567890123456789012345678901234567890 9876543210"
 _LEFT_OF_ONE = ("", "$KEY", "$OLLAMA_API_KEY", "${OLLAMA_API_KEY}", "THE_KEY", "YOUR_KEY", "YOUR-KEY")
 _FEWEST, _FEWEST_DIFFERENT = 6, 4
@@ -62,7 +63,7 @@ def _is_common(word: str) -> bool:
 
 def hash_of_common(digest: str) -> bool:
     """Whether hex digits are the SHA-256 digest (or SHA-1, or MD5) of a well-known word, or of nothing."""
-    return digest.lower() in _hashes_of_common()
+    return bool(_DIGEST.fullmatch(digest)) and digest.lower() in _hashes_of_common()
 
 
 @cache

@@ -368,6 +368,7 @@ def fault(field: str, value: object) -> str:
     return ""
 
 
+@pytest.mark.slow
 @given(VALUES)
 def test_whatever_a_field_holds_is_read_or_a_fault_with_a_remedy(value: object) -> None:
     for told in filter(None, (fault(field, value) for field in keys_file.FIELDS)):

@@ -95,6 +95,7 @@ def test_a_request(name: str) -> None:
         assert found.complete
 
 
+@pytest.mark.slow
 @each_of("name", WHOLE)
 def test_a_stream_cut_at_any_byte_shows_what_had_come(name: str) -> None:
     body, whole, had = RECORDED[name]["answer"].encode(), parts(recorded(name))[0][3], ""
@@ -385,6 +386,7 @@ HUGE = {
 }
 
 
+@pytest.mark.slow
 @each_of("name", HUGE)
 def test_huge_bodies_take_bounded_time_and_room(name: str) -> None:
     body, started = HUGE[name], time.process_time()

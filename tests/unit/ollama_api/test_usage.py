@@ -434,6 +434,7 @@ def told(fake: bytes) -> dict[str, Case]:
     }
 
 
+@pytest.mark.slow
 @each_of("fake", FAKES)
 def test_figures_in_the_text_of_an_answer_are_text(fake: str) -> None:
     for escaped in escapes(fake):

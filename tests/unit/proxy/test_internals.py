@@ -395,6 +395,7 @@ def test_attributes(line: str) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["mitmdump", "mitmweb"])
 def test_each_option_was_thought_of(program: str, tmp_path: Path) -> None:
     """A new option may open the gate: check what it does, refuse it in settings.py if so, then add it above."""

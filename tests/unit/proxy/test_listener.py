@@ -108,6 +108,7 @@ def test_a_head_in_pieces(gate: Controlled, upstream: Upstream) -> None:
         assert wire.read_response().status == 200
 
 
+@pytest.mark.slow
 def test_a_head_that_does_not_end(gate: Controlled, upstream: Upstream) -> None:
     """Neither does the first piece of one, nor nothing: mitmproxy has none of them."""
     before = made(gate)

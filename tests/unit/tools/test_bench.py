@@ -75,6 +75,7 @@ def test_the_plot_is_an_svg() -> None:
     assert "a & b" in "".join(root.itertext())
 
 
+@pytest.mark.slow
 def test_it_runs(tmp_path: Path) -> None:
     """One row of it, with what is always there."""
     command = [sys.executable, str(ROOT / "scripts" / "tools"), "bench", "--quick", "--only", "requests"]

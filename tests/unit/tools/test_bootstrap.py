@@ -137,6 +137,7 @@ BASE = str(Path(sys.base_prefix, "bin", "python3"))
 COMMANDS = [path for path in sorted((ROOT / "scripts").iterdir()) if path.is_file() and not path.suffix]
 
 
+@pytest.mark.slow
 def test_help_and_version_need_no_environment(checkout: Path, tmp_path: Path) -> None:
     """They are asked through a link, in another folder."""
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHON": BASE}

@@ -22,6 +22,7 @@ ENTRYPOINT = (str(ROOT / "scripts" / "tools"), "entrypoint")
 NO_KEY = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
 
 
+@pytest.mark.slow
 def test_it_refuses_to_start_without_a_key(tmp_path: Path) -> None:
     command = [sys.executable, *ENTRYPOINT, "--listen-port", str(free_port())]
     result = subprocess.run(
@@ -33,6 +34,7 @@ def test_it_refuses_to_start_without_a_key(tmp_path: Path) -> None:
     assert not (tmp_path / ".env.local").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--set", "ollama_access_log=")], ids=["json", "as told"])
 def test_all_it_says_is_json_unless_it_is_told_otherwise(upstream: Upstream, tmp_path: Path, more: tuple[str]) -> None:
     port = free_port()

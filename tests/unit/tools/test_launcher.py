@@ -22,12 +22,14 @@ def launch(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
 
 
+@pytest.mark.slow
 def test_without_uvloop_it_says_so() -> None:
     done = launch("--version", before="sys.modules['uvloop'] = None")
     assert done.stdout.startswith("Mitmproxy:")
     assert "without uvloop" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("uvloop"), reason="uvloop is not installed")
 def test_with_uvloop(upstream: Upstream) -> None:
     """The loop is uvloop's, and the gate does what it does."""

@@ -72,6 +72,7 @@ def run(*command: str | Path, cwd: Path = ROOT) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_workflows_have_no_fault_that_tools_know() -> None:
     """CI runs actionlint as well, which pip can't install where only package indexes are reached."""
     bin, folder = Path(sys.executable).parent, ROOT / ".github"
@@ -166,6 +167,7 @@ def import_all(root: Path, before: str = "") -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_every_module_is_in_the_context_of_the_image(tmp_path: Path) -> None:
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         for path in ROOT.glob(line[1:]) if line.startswith("!addons") else ():
@@ -175,6 +177,7 @@ def test_every_module_is_in_the_context_of_the_image(tmp_path: Path) -> None:
     import_all(tmp_path / "addons")
 
 
+@pytest.mark.slow
 def test_every_module_is_in_the_wheel(tmp_path: Path) -> None:
     """With the tools for users; and none of them needs a Unix to be imported."""
     wheel = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]

@@ -160,6 +160,7 @@ def test_nothing_at_the_endpoint_is_an_os_error() -> None:
         serve.chat_model(f"http://127.0.0.1:{free_port()}")
 
 
+@pytest.mark.slow
 def test_the_demo_runs_behind_the_gate_and_ends_with_it(tmp_path: Path) -> None:
     port = free_port()
     with served(tmp_path, "--demo", "-p", str(port)) as (process, said):
@@ -174,6 +175,7 @@ def test_the_demo_runs_behind_the_gate_and_ends_with_it(tmp_path: Path) -> None:
         ask(upstream, "GET", "/")
 
 
+@pytest.mark.slow
 def test_a_later_run_shows_no_key(tmp_path: Path) -> None:
     serve.store_new_key(tmp_path / ".env.local")
     nowhere = f"127.0.0.1:{free_port()}"
@@ -210,6 +212,7 @@ def test_where_the_ledger_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert serve.usage_db(launch.read([]), {}) == {}
 
 
+@pytest.mark.slow
 def test_it_keeps_a_ledger_beside_its_key(upstream: Upstream, tmp_path: Path) -> None:
     port = free_port()
     words = ("--listen-host", "127.0.0.1", "--listen-port", str(port))
