@@ -20,8 +20,6 @@ if __name__ == "__main__":
 import ast
 import re
 import runpy
-import tomllib
-from importlib import metadata
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
@@ -38,8 +36,14 @@ Usage: ollama-auth [serve] [ARGUMENTS]  start the gateway; `ollama-auth serve --
 
 def version() -> str:
     """Ours, which is all that `--version` prints: what runs may not be installed yet."""
+    if INSTALLED:
+        from importlib.metadata import version
+
+        return version("ollama-auth")
+    import tomllib
+
     project = TOOLS.parent.parent / "pyproject.toml"
-    return metadata.version("ollama-auth") if INSTALLED else tomllib.loads(project.read_text())["project"]["version"]
+    return str(tomllib.loads(project.read_text())["project"]["version"])
 
 
 def usage_of(name: str) -> str | None:

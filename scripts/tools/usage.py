@@ -19,8 +19,9 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta, tzinfo
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 from zoneinfo import ZoneInfo
@@ -308,15 +309,14 @@ class Report:
 def report(connection: sqlite3.Connection, by: Sequence[str], chosen: Chosen, zone: tzinfo) -> Report:
     """Ask a ledger, or a database of log lines. Raises sqlite3.Error."""
     found = sums(connection, by, chosen, zone)
-    times, whole = first_tokens(connection, by, chosen, zone)
+    times, whole = first_tokens(connection, by, chosen, zone, sum(one.requests - one.refused for one in found.values()))
     rows = [(place, numbers(found[place], times.get(place))) for place in sorted(found)]
     return Report(by, rows, numbers(added(found.values()), whole))
 
 
 def added(parts: Iterable[Sums]) -> Sums:
     """The sums of all of these together."""
-    whole = [sum(column) for column in zip(*map(astuple, parts), strict=True)]
-    return Sums(*whole)
+    return Sums(*map(sum, zip(*map(attrgetter(*Sums.__slots__), parts), strict=True)))
 
 
 def numbers(of: Sums, ttft: Sequence[float] | None) -> dict[str, Any]:
