@@ -69,10 +69,10 @@ def send(web: Gate, path: str = "/api/chat", body: bytes | None = None, *fields:
 @pytest.mark.parametrize(
     ("path", "more", "comment"),
     [
-        ("/api/chat", {}, r"default · demo · 5 \+ 31 tokens( · [\d.]+/s)?"),
-        ("/api/chat", {"stream": False}, r"default · demo · 5 \+ 31 tokens"),
-        ("/v1/chat/completions", {"stream": True}, r"default · demo · (24 \+ )?~31 tokens( · [\d.]+/s)?"),
-        ("/v1/messages", {"stream": True, "max_tokens": 4}, r"default · demo · 5 \+ 4 tokens( · [\d.]+/s)?"),
+        ("/api/chat", {}, r"200 · default · demo · 5 \+ 31 tokens( · [\d.]+/s)?"),
+        ("/api/chat", {"stream": False}, r"200 · default · demo · 5 \+ 31 tokens"),
+        ("/v1/chat/completions", {"stream": True}, r"200 · default · demo · (24 \+ )?~31 tokens( · [\d.]+/s)?"),
+        ("/v1/messages", {"stream": True, "max_tokens": 4}, r"200 · default · demo · 5 \+ 4 tokens( · [\d.]+/s)?"),
     ],
 )
 def test_a_flow_says_whose_it_is_and_what_it_used(web: Mitmweb, path: str, more: dict[str, Any], comment: str) -> None:
@@ -165,7 +165,7 @@ def test_a_stream_can_be_read_while_it_goes_on(web: Mitmweb, upstream: Upstream)
         flow = web.flow("/api/chat")
         wait_until(lambda: "assistant:\n  You" in web.shown(flow), "the first token")
         assert web.flow("/api/chat")["marked"] == "▶"
-        assert web.flow("/api/chat")["comment"] == "▶ default · demo · ~1 tokens · /api/chat"
+        assert web.flow("/api/chat")["comment"] == "▶ 200 · default · demo · ~1 tokens · /api/chat"
         assert "(incomplete" in web.shown(flow)
         upstream.go_on()
         rest = wire.read_until(b"\r\n0\r\n\r\n")
@@ -318,7 +318,7 @@ def test_filters(web: Mitmweb) -> None:
     web.command("ollama.refused")
     assert shown() == ["refused: missing"]
     web.command("ollama.model", "tiny")
-    assert [flow["comment"].split(" · ")[1] for flow in web.flows()] == ["tiny"]
+    assert [flow["comment"].split(" · ")[2] for flow in web.flows()] == ["tiny"]
     web.command("ollama.key", "default")
     assert len(shown()) == 2
     web.command("ollama.key", "Default")
@@ -391,7 +391,9 @@ def test_an_admitted_request_can_be_sent_again(web: Mitmweb, upstream: Upstream)
         assert web.content(flow, "request") == body
         assert web.content(flow).count(b"\n") == 32
         assert "You said" in web.shown(flow)
-        assert re.fullmatch(r"default · demo · 5 \+ 31 tokens( · [\d.]+/s)? · /api/chat", web.flows()[-1]["comment"])
+        assert re.fullmatch(
+            r"200 · default · demo · 5 \+ 31 tokens( · [\d.]+/s)? · /api/chat", web.flows()[-1]["comment"]
+        )
         assert "authorization" not in {name.lower() for name, _ in upstream.last.headers}
 
 

@@ -78,11 +78,13 @@ ANSWERS = {
         57,
     ),
     "/v1/chat/completions": [
-        b'data: {"model":"llama3.2:3b","choices":[{"index":0,"delta":{"content":"word "},"finish_reason":null}]}\n\n'
+        b'data: {"model":"hf.co/qwen/Qwen-GGUF:Q4_K_M",'
+        b'"choices":[{"index":0,"delta":{"content":"word "},"finish_reason":null}]}\n\n'
     ]
     * 20
     + [
-        b'data: {"model":"llama3.2:3b","choices":[],"usage":{"prompt_tokens":31,"completion_tokens":20}}\n\n'
+        b'data: {"model":"hf.co/qwen/Qwen-GGUF:Q4_K_M","choices":[],'
+        b'"usage":{"prompt_tokens":2031,"completion_tokens":20}}\n\n'
         b"data: [DONE]\n\n"
     ],
     "/v1/messages": [
@@ -105,7 +107,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 async def open_flow(page: Page, web: Mitmweb, tab: str) -> None:
     """The tab of the newest flow."""
-    await page.look(1200, height=750)
+    await page.look(1280, height=750)
     await page.open("about:blank")
     await page.open(f"{web.page}#/flows/{web.flows()[-1]['id']}/{tab}")
 
@@ -113,6 +115,15 @@ async def open_flow(page: Page, web: Mitmweb, tab: str) -> None:
 async def text_with(page: Page, *texts: str) -> str:
     """The text of the page once all of these are in it."""
     return str(await page.until(f"{json.dumps(texts)}.every(t => document.body.innerText.includes(t)) && {TEXT}"))
+
+
+SEEN = """[...document.querySelectorAll("tbody .col-comment")].map(cell => {
+  const text = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT).nextNode(), range = document.createRange();
+  range.setStart(text, 0);
+  range.setEnd(text, Math.max(0, text.data.indexOf("/s ")) + 2);
+  return text.data.slice(0, range.endOffset).concat(range.getBoundingClientRect().width < cell.clientWidth - 20);
+})"""
+"""What the list says of each request up to its speed, and whether there is room for it before it would be cut."""
 
 
 @pytest.mark.browser
@@ -135,6 +146,9 @@ async def test_a_chat_is_shown_as_a_conversation(browser: str, tmp_path: Path) -
             assert re.search(r"qwen3:8b · 219 prompt \+ 57 answer · [\d.]+ tokens/s · end: stop", shown)
             assert "Conversation" in shown
             assert "raw, " in shown
+            assert re.sub(r"[\d.]+/s", "0/s", (await page.evaluate(SEEN))[0]) == (
+                "200 · default · hf.co/qwen/…GUF:Q4_K_M · 2031 + 20 tokens · 0/strue"
+            )
             (tmp_path / "mitmweb.png").write_bytes(await page.screenshot())
     model.upstream.stop()
 

@@ -44,9 +44,11 @@ MAX_HELD = 256 * 1024 * 1024
 """Bytes of the bodies of ended flows; beyond it the oldest are dropped, however few there are."""
 RUNNING, REFUSED, FAILED, DONE = ":arrow_forward:", ":heavy_multiplication_x:", ":warning:", ""
 """Markers of flows, chosen among those that old fonts and terminals have."""
-COLUMNS: list[str] = ["comment", "status", "time"]
-"""Columns of mitmweb's list, unless the user chose some. The path is in the comment: the column of that name would
-show the constant address before it, and leave the comment a tenth of the width."""
+COLUMNS: list[str] = ["comment"]
+"""Columns of mitmweb's list, unless the user chose some. Beside an open request others would leave the comment too
+little room at 1280 pixels, and the column of the path has the constant address before each."""
+MAX_KEY, MAX_MODEL = 16, 22
+"""Characters of a name at the beginning of a comment; a longer one is cut there, and stands whole at the end."""
 
 
 class LiveBody:
@@ -100,10 +102,18 @@ class LiveBody:
 
 
 def comment(exchange: Exchange) -> str:
-    """The comment of a flow: key, model, tokens, speed, reason and path, as far as known."""
-    rate = stream_speed(exchange)
-    words = [exchange.key, current_model(exchange), tokens(exchange), f"{rate}/s" if rate else None, exchange.reason]
-    return " · ".join(filter(None, [*words, path(exchange)]))
+    """The comment of a flow: status, key, model, tokens, speed, reason and path, as far as known."""
+    rate, names = stream_speed(exchange), (exchange.key or "", current_model(exchange) or "")
+    short = [shortened(name, most) for name, most in zip(names, (MAX_KEY, MAX_MODEL), strict=True)]
+    status = str(exchange.status or "")
+    words = [status, *short, tokens(exchange), f"{rate}/s" if rate else None, exchange.reason, path(exchange)]
+    return " · ".join(filter(None, [*words, *(name for name in names if name not in short)]))
+
+
+def shortened(name: str, most: int) -> str:
+    """Leave out the middle of a long name: names that differ mostly do so at an end."""
+    end = (most - 1) // 2
+    return name if len(name) <= most else f"{name[: most - 1 - end]}…{name[-end:]}"
 
 
 def tokens(exchange: Exchange) -> str | None:

@@ -4,7 +4,8 @@
 Measures the cost of the gate, beside Caddy, nginx (if they are installed) and a bare mitmdump that streams, all in
 front of the same upstream, on loopback addresses only. Every answer is checked. A figure is the median of the repeats,
 with the least and the most. The order of the programs rotates with each repeat; the first round is a warm-up. The last
-table compares the gate with the others, as ratios, which hold for this machine and this run.
+table compares the gate with the others, as ratios, which hold for this machine and this run. `--only console` measures
+the console's page, in a Chromium that is installed.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import load, targets
+from .browser import browser
 from .load import Lateness, WrongAnswerError
 from .plot import plot
 from .targets import Target
@@ -34,6 +36,8 @@ GIB = 1 << 30
 TIMEOUT = 120.0
 """Seconds for one measurement."""
 MANY_REQUESTS = 50_000
+PAGES = 10
+"""Times that the page is opened in one measurement of it."""
 
 
 class Size(NamedTuple):
@@ -144,6 +148,31 @@ async def measure_burst(one: Running, size: Size) -> Mapping[str, float]:
     return rows_of("token late, 100 arrive", await load.arriving(one.target.at, size.bursts))
 
 
+async def measure_console(one: Running, size: Size) -> Mapping[str, float]:
+    """What the page costs the gate while 100 streams run: the processor with the page open, less that without it."""
+    if not one.target.page:
+        return {}
+    part = size.seconds * 2
+    async with browser() as tab:
+        tokens = int((2 * PAGES * (part + 2) + 2) / load.PACE)
+        streams = asyncio.create_task(load.streams(one.target.at, load.PACE * load.STREAMS, tokens))
+        await asyncio.sleep(load.PACE * load.STREAMS)
+        paints, costs = [], []
+        for _ in range(PAGES):
+            used = []
+            for url in ("about:blank", one.target.page):
+                await tab.open(url)
+                if url != "about:blank":
+                    paints.append(await tab.first_paint())
+                await asyncio.sleep(1)
+                before, begun = one.cpu(), time.perf_counter()
+                await asyncio.sleep(part)
+                used.append(100 * (one.cpu() - before) / (time.perf_counter() - begun))
+            costs.append(used[1] - used[0])
+        await streams
+    return {"console: first paint, ms": statistics.median(paints), "console: % of a core": statistics.mean(costs)}
+
+
 async def measure_transfer(way: str, one: Running, size: Size, work: Awaitable[float]) -> Mapping[str, float]:
     before = one.cpu()
     name = f"{size.bytes >> 20} MiB {way}"
@@ -168,6 +197,7 @@ ROWS: dict[str, Work] = {
     "burst": measure_burst,
     "up": measure_upload,
     "down": measure_download,
+    "console": measure_console,
 }
 
 
@@ -353,7 +383,8 @@ def parse() -> argparse.Namespace:
 
 
 async def run(options: argparse.Namespace, size: Size) -> tuple[Figures, list[str]]:
-    wanted = options.only or [*ROWS, *([] if options.quick and not options.memory else ["memory"]), "start"]
+    usual = [row for row in ROWS if row != "console"]
+    wanted = options.only or [*usual, *([] if options.quick and not options.memory else ["memory"]), "start"]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         direct = targets.upstream()

@@ -98,6 +98,8 @@ class Target:
     variables: Mapping[str, str] = field(default_factory=dict)
     checks: bool = True
     """Whether it requires the key."""
+    page: str = ""
+    """The address of its page, if it has one."""
 
     @contextmanager
     def started(self) -> Iterator[int]:
@@ -187,10 +189,10 @@ def bare(upstream: Address, folder: Path) -> Target:
 
 
 def ours(name: str, more: list[str], upstream: Address, folder: Path) -> Target:
-    """The gate as scripts/serve starts it, with metrics and status page."""
-    at = address()
+    """The gate as scripts/serve starts it, with metrics and console."""
+    at, listen = address(), f"{HOST}:{free_port()}"
     command = gate_command(f"http://{HOST}:{upstream.port}", launch.read([*arguments(at, folder), *more]))
-    return Target(name, at, command, {KEY: at.key, METRICS_LISTEN: f"{HOST}:{free_port()}"})
+    return Target(name, at, command, {KEY: at.key, METRICS_LISTEN: listen}, page=f"http://{listen}/")
 
 
 def blind(upstream: Address, folder: Path) -> Target:
@@ -211,12 +213,16 @@ def workers(count: int, upstream: Address, folder: Path) -> Target:
 
 
 def other(spec: str, upstream: Address, folder: Path) -> Target:
-    """A target from NAME=COMMAND; the command may hold {port}, {upstream}, {key} and {folder}."""
+    """A target from NAME=COMMAND; the command may hold {port}, {upstream}, {key} and {folder}.
+
+    If it is a gate, its console is at the address of the environment.
+    """
     name, _, command = spec.partition("=")
-    at = address()
+    at, listen = address(), f"{HOST}:{free_port()}"
     url = f"http://{HOST}:{upstream.port}"
     words = [word.format(port=at.port, upstream=url, key=at.key, folder=folder) for word in shlex.split(command)]
-    return Target(name, at, words, {KEY: at.key, "OLLAMA_ENDPOINT": url})
+    variables = {KEY: at.key, "OLLAMA_ENDPOINT": url, METRICS_LISTEN: listen}
+    return Target(name, at, words, variables, page=f"http://{listen}/")
 
 
 def named_keys(name: str, entry: str, upstream: Address, folder: Path) -> Target:
