@@ -21,13 +21,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scripts.tools.bench.targets import CADDYFILE, HOST
 from tests.harness.base import KEY, free_port
 from tests.harness.gate import Gate
 from tests.harness.programs import proxy
 from tests.harness.upstream import Upstream
 
 BIN = Path(sys.executable).parent
-HOST = "127.0.0.1"
 PATIENCE = 15.0
 """Seconds that an answer, or the end of a connection, is waited for."""
 FLOOD_SECONDS = 60.0
@@ -42,26 +42,6 @@ PIECE = bytes(1 << 16)
 GOOD = f"GET /api/version HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n".encode()
 POST = b"POST /api/chat HTTP/1.1\r\nHost: x\r\n"
 
-CADDYFILE = """
-{{
-    admin off
-    auto_https off
-}}
-:{port} {{
-    bind {host}
-    @key header Authorization "Bearer {key}"
-    handle @key {{
-        reverse_proxy {upstream} {{
-            header_up Host {{upstream_hostport}}
-            header_up -Authorization
-            flush_interval -1
-        }}
-    }}
-    handle {{
-        respond 401
-    }}
-}}
-"""
 PLAIN = f"""
 import hmac
 from mitmproxy import http
