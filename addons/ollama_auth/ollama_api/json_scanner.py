@@ -24,6 +24,8 @@ objects, the members to read of those; b"" is a value that is neither."""
 TEXT = "text"
 """The key of what is not reported but counted: strings, and containers of them."""
 
+_LONG = 1024
+"""Bytes without strings and objects that are worth another way to skip them."""
 _TOO_LONG = b""
 # Possessive throughout: nothing is tried in two ways. An unwanted container is skipped in one step where all of it is
 # there and it is not deeper than an array of objects of arrays; otherwise bracket by bracket.
@@ -82,6 +84,8 @@ class Scanner:
 
     def _container(self, data: bytes, at: int) -> int:
         """Skip to the end of an unwanted container, or to the start of an inner one whose end is yet to come."""
+        if not self._counts:
+            at = self._skip_numbers(data, at)
         end = _end(_IN_CONTAINER, data, at)
         if self._counts:
             self._count(data, at, end + 1)
@@ -94,6 +98,28 @@ class Scanner:
                 self._skipped -= 1
                 self.closed = self._skipped == 0 and len(self._open) == 1
         return end + 1
+
+    def _skip_numbers(self, data: bytes, at: int) -> int:
+        """Skip long arrays of numbers, as embeddings are, which takes a tenth of the time. Return the new position."""
+        end = len(data)
+        for other in (b'"', b"{", b"}"):
+            if (found := data.find(other, at, end)) >= 0:
+                end = found
+            if end - at < _LONG:
+                return at
+        opening, closing = data.find(b"[", at, end), data.find(b"]", at, end)
+        for _ in range((end - at) // _LONG):
+            if opening < 0 and closing < 0:
+                return end
+            if closing < 0 or 0 <= opening < closing:
+                self._skipped += 1
+                at, opening = opening + 1, data.find(b"[", opening + 1, end)
+            elif self._skipped > 1:
+                self._skipped -= 1
+                at, closing = closing + 1, data.find(b"]", closing + 1, end)
+            else:
+                break
+        return at
 
     def _count(self, data: bytes, at: int, end: int) -> None:
         self.text += min(end, len(data)) - at

@@ -3,10 +3,11 @@
 There are two stages. `LayerFastPath` skips mitmproxy's HTTP layers: GateLayer forwards the bytes it is handed.
 `SocketFastPath` also skips asyncio's reader task: it writes what one socket received straight to the other.
 
-Neither keeps state of its own. The layers stay in charge and are skipped only for data which they would forward byte by
-byte: whole chunks, framed exactly as we frame them, while their body reader is at the start of a chunk; or, if the
-length of the body is known, anything that is not its end. All else (half a chunk, a chunk extension, the end, broken
-framing) goes through the layers, and so does everything after it until the fast path is open again.
+Neither keeps state of its own. The layers stay in charge and are skipped only for data of which they would forward the
+same content: chunks, framed exactly as we frame them; or, if the length of the body is known, anything that is not its
+end. A part of a chunk is forwarded as a chunk, as the layers do, and their body reader is told how much of it is still
+to come. All else (a chunk extension, the end, broken framing) goes through the layers, and so does everything after it
+until the fast path is open again.
 """
 
 import os
@@ -66,33 +67,51 @@ class LayerFastPath:
         """Tell whether the body reader's position allows us to parse what comes next without it."""
         reader = self.source.body_reader
         if isinstance(reader, ChunkedReader):
-            return self.chunked and not (reader._bytes_in_chunk or reader._bytes_to_discard or reader._reading_trailer)
+            return self.chunked and not (reader._bytes_to_discard or reader._reading_trailer)
         return isinstance(reader, ContentLengthReader) and not self.chunked
 
-    def take(self, data: bytes) -> int:
-        """Return how many bytes at the start of `data` may be forwarded, and pass their content to `on_data`.
+    def take(self, data: bytes) -> tuple[int, bytes]:
+        """Return how many bytes at the start of `data` are taken, and the bytes that they are forwarded as.
 
-        To be called only while this is open. Raises what `on_data` raises.
+        Passes their content to `on_data`. To be called only while this is open. Raises what `on_data` raises.
         """
-        if not self.chunked:
-            reader = self.source.body_reader
-            assert isinstance(reader, ContentLengthReader)
+        reader = self.source.body_reader
+        if isinstance(reader, ContentLengthReader):
             if len(data) >= reader._remaining:
-                return 0
+                return 0, b""
             reader._remaining -= len(data)
             self.on_data(data)
-            return len(data)
-        at, parts = 0, []
+            return len(data), data
+        assert isinstance(reader, ChunkedReader)
+        at, parts, before, after, left = 0, [], b"", b"", reader._bytes_in_chunk
+        if left > len(data):
+            reader._bytes_in_chunk -= len(data)
+            self.on_data(data)
+            return len(data), as_chunk(data)
+        if left:
+            if data[left : left + 2] != b"\r\n":
+                return 0, b""
+            at, parts, before = left + 2, [data[:left]], b"%x\r\n" % left
+        left = 0
         while head := CHUNK.match(data, at):
             start = head.end()
             end = start + int(head[1], 16)
             if data[end : end + 2] != b"\r\n":
+                if start < len(data) < end:
+                    parts.append(data[start:])
+                    after, left = as_chunk(parts[-1]), end - len(data)
                 break
             parts.append(data[start:end])
             at = end + 2
         if parts:
             self.on_data(parts[0] if len(parts) == 1 else b"".join(parts))
-        return at
+        reader._bytes_in_chunk = left
+        whole = data if at == len(data) else data[:at]
+        return (len(data) if left else at), before + whole + after if before or after else whole
+
+
+def as_chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
 
 
 class FastPaths:
@@ -167,15 +186,14 @@ class SocketFastPath:
         if self._peer.closed or transport.is_closing() or transport.get_write_buffer_size():
             return 0  # mitmproxy waits for a target that does not read.
         try:
-            taken = self._fast_path.take(data)
+            taken, data = self._fast_path.take(data)
             if taken:
                 self._watchdog.last_activity = time()  # As its register_activity.
-                data = data if taken == len(data) else data[:taken]
                 try:  # At once: uvloop's transport would first read from all other sockets.
                     sent = os.write(self._descriptor, data) if self._descriptor is not None else 0
                 except OSError:
                     sent = 0  # Full or broken: the transport finds out itself.
-                if sent < taken:
+                if sent < len(data):
                     transport.write(data[sent:])
                     self._reader.drain_first()
         except Exception as error:

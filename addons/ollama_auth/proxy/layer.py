@@ -94,12 +94,12 @@ class GateLayer(HttpLayer):
             try:
                 if self.fast_paths.deferred_error:
                     raise self.fast_paths.deferred_error
-                taken = fast_path.take(event.data) if fast_path.open else 0
+                taken, forwarded = fast_path.take(event.data) if fast_path.open else (0, b"")
             except Exception as error:
                 yield from self._crash(error)
                 return
             if taken:
-                yield commands.SendData(fast_path.target, event.data[:taken])
+                yield commands.SendData(fast_path.target, forwarded)
                 if taken == len(event.data):
                     return
                 event = events.DataReceived(event.connection, event.data[taken:])

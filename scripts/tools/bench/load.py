@@ -53,7 +53,7 @@ class Client(asyncio.Protocol):
         self.content = content
         """Called with each piece of the body, without framing."""
         self.buffer = b""
-        self.in_body = self.chunked = False
+        self.in_body = self.chunked = self.last = False
         self.left = 0
         self.whole = asyncio.get_running_loop().create_future()
         self.writable = asyncio.Event()
@@ -122,20 +122,27 @@ class Client(asyncio.Protocol):
         self.left = 0 if self.chunked else int(lower.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0])
 
     def _chunks(self, data: bytes) -> None:
-        data = self.buffer + data
-        at = 0
-        while (line := data.find(b"\r\n", at)) >= 0:
-            size = int(data[at:line], 16)
-            end = line + 2 + size
-            if len(data) < end + 2:
+        """Read chunks, `left` bytes of one of which are still to come, with the line end behind it."""
+        data, at = self.buffer + data if self.buffer else data, 0
+        while at < len(data):
+            if self.left:
+                piece = data[at : at + max(0, self.left - 2)]
+                if piece:
+                    self.content(piece)
+                    self.left -= len(piece)
+                    at += len(piece)
+                if self.left > 2 or len(data) < at + 2:
+                    break
+                if data[at : at + 2] != b"\r\n":
+                    raise WrongAnswerError("broken chunks")
+                self.left, at = 0, at + 2
+                if self.last:
+                    self._end(None)
+                    break
+            if (line := data.find(b"\r\n", at)) < 0:
                 break
-            if data[end : end + 2] != b"\r\n":
-                raise WrongAnswerError("broken chunks")
-            at = end + 2
-            if not size:
-                self._end(None)
-                break
-            self.content(data[line + 2 : end])
+            self.left, at = int(data[at:line], 16) + 2, line + 2
+            self.last = self.left == 2
         self.buffer = data[at:]
 
     def _end(self, error: WrongAnswerError | None) -> None:
@@ -237,14 +244,16 @@ async def stream(at: Address, tokens: int, pause: float) -> list[Token]:
     return found
 
 
-async def streams(at: Address, within: float, tokens: int) -> list[list[Token]]:
-    """The tokens of STREAMS chats that begin evenly spread over `within` seconds."""
+async def streams(
+    at: Address, within: float, tokens: int, count: int = STREAMS, pause: float = PACE
+) -> list[list[Token]]:
+    """The tokens of `count` chats that begin evenly spread over `within` seconds, one every `pause` seconds."""
 
     async def one(number: int) -> list[Token]:
-        await asyncio.sleep(within * number / STREAMS)
-        return await stream(at, tokens, PACE)
+        await asyncio.sleep(within * number / count)
+        return await stream(at, tokens, pause)
 
-    return await asyncio.gather(*(one(number) for number in range(STREAMS)))
+    return await asyncio.gather(*(one(number) for number in range(count)))
 
 
 class Lateness(NamedTuple):
@@ -258,8 +267,12 @@ def lateness(tokens: list[Token]) -> Lateness:
     """The percentiles over tokens of the time from the upstream's stamp to the arrival."""
     if not tokens:
         raise WrongAnswerError("the streams were never all at work at once: this machine is too busy to measure")
-    sorted_ = sorted(token.late for token in tokens)
-    return Lateness(statistics.median(sorted_), sorted_[math.ceil(len(sorted_) * 0.99) - 1])
+    late = [token.late for token in tokens]
+    return Lateness(statistics.median(late), percentile(late, 0.99))
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[math.ceil(len(values) * share) - 1]
 
 
 async def one_stream(at: Address, tokens: int) -> Lateness:
@@ -289,6 +302,46 @@ async def arriving(at: Address, bursts: int) -> Lateness:
     return lateness(pool)
 
 
+async def begun(at: Address, seconds: float) -> float:
+    """Chats of one token a second, each on a new connection."""
+    until, begun = time.perf_counter() + seconds, time.perf_counter()
+
+    async def one() -> int:
+        asked = 0
+        while time.perf_counter() < until:
+            await stream(at, 1, 0)
+            asked += 1
+        return asked
+
+    done = sum(await asyncio.gather(*(one() for _ in range(CONNECTIONS))))
+    return done / (time.perf_counter() - begun)
+
+
+async def slow_streams(at: Address, count: int, seconds: float) -> list[Token]:
+    """The tokens of so many chats of one token a second, while all of them run."""
+    within = max(2.0, count / 500)
+    chats = await streams(at, within, int(within + seconds), count, 1.0)
+    last = max(chat[0].sent for chat in chats)
+    return [token for chat in chats for token in chat if token.sent >= last]
+
+
+async def waited(at: Address, count: int) -> float:
+    """The longest delay in ms of a token of one chat, of 200 a second, while `count` others begin and wait."""
+    within = max(1.0, count / 500)
+    probe = asyncio.ensure_future(stream(at, int(within * 200), 0.005))
+    await streams(at, within, 2, count, within)
+    return max(token.late for token in await probe)
+
+
+async def idle(at: Address, count: int) -> list[Client]:
+    """So many connections on which one request was answered. The caller closes them."""
+    request, clients = at.request("GET", "/api/version"), []
+    for _ in range(count):
+        clients.append(await Client.to(at, 200, Count()))
+        await clients[-1].ask(request)
+    return clients
+
+
 async def upload(at: Address, size: int) -> float:
     """Seconds to send so many bytes."""
     said: list[bytes] = []
@@ -302,6 +355,18 @@ async def upload(at: Address, size: int) -> float:
     client.close()
     if json.loads(b"".join(said)) != {"bytes": size}:
         raise WrongAnswerError("not all bytes arrived")
+    return time.perf_counter() - begun
+
+
+async def embeddings(at: Address, size: int) -> float:
+    """Seconds to receive embeddings of about so many bytes."""
+    count = Count()
+    begun = time.perf_counter()
+    client = await Client.to(at, 200, count)
+    await client.ask(at.request("POST", "/api/embed", b'{"model":"demo","bytes":%d}' % size))
+    client.close()
+    if not size * 0.9 < count.bytes <= size + 100:
+        raise WrongAnswerError(f"{count.bytes} bytes of {size}")
     return time.perf_counter() - begun
 
 

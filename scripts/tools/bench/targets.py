@@ -1,14 +1,18 @@
 """The proxies that scripts/bench measures, each configured as its documentation recommends."""
 
 import hashlib
+import io
 import os
+import re
 import secrets
 import shlex
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,10 +24,12 @@ from ..serve import KEY, KEYS_FILE, METRICS_LISTEN, gate_command
 from .load import Address
 
 HOST = "127.0.0.1"
+ROOT = TOOLS.parents[1]
 BIN = Path(sys.executable).parent
 START_TIMEOUT = 30.0
 """Seconds."""
 MANY = 10_000
+MANY_CONNECTIONS = ("--set", "ollama_max_connections=20000", "--set", "ollama_max_connections_per_client=0")
 STREAM_ALL = """
 def requestheaders(flow): flow.request.stream = True
 def responseheaders(flow): flow.response.stream = True
@@ -38,6 +44,9 @@ CADDYFILE = """
     auto_https off
     log {{
         output discard
+    }}
+    servers {{
+        protocols h1 h2c
     }}
 }}
 :{port} {{
@@ -191,7 +200,8 @@ def bare(upstream: Address, folder: Path) -> Target:
 def ours(name: str, more: list[str], upstream: Address, folder: Path) -> Target:
     """The gate as scripts/serve starts it, with metrics and console."""
     at, listen = address(), f"{HOST}:{free_port()}"
-    command = gate_command(f"http://{HOST}:{upstream.port}", launch.read([*arguments(at, folder), *more]))
+    options = launch.read([*arguments(at, folder), *MANY_CONNECTIONS, *more])
+    command = gate_command(f"http://{HOST}:{upstream.port}", options)
     return Target(name, at, command, {KEY: at.key, METRICS_LISTEN: listen}, page=f"http://{listen}/")
 
 
@@ -203,7 +213,7 @@ def blind(upstream: Address, folder: Path) -> Target:
 
 def workers(count: int, upstream: Address, folder: Path) -> Target:
     at = address()
-    command = [sys.executable, str(TOOLS), "serve", "--workers", str(count), *arguments(at, folder)]
+    command = [sys.executable, str(TOOLS), "serve", "--workers", str(count), *arguments(at, folder), *MANY_CONNECTIONS]
     variables = {
         KEY: at.key,
         "OLLAMA_ENDPOINT": f"http://{HOST}:{upstream.port}",
@@ -244,8 +254,42 @@ SCOPES = 'scopes = ["infer", "embed", "list", "cloud"]\n'
 MODELS = SCOPES + 'models = ["demo", "qwen*"]\n'
 
 
-def all_of(upstream: Address, worker_count: int, others: list[str], *, keys: bool, usage: bool) -> dict[str, Make]:
-    """The targets that can be measured here, by name. Prints the names of those that can't."""
+def plain(upstream: Address, folder: Path) -> Target:
+    """The gate as README's line for mitmdump starts it."""
+    at = address()
+    mode = f"reverse:http://{HOST}:{upstream.port}"
+    command = [sys.executable, str(program("mitmdump")), "--mode", mode, "-s", str(ROOT / "addons" / "auth.py")]
+    return Target("ours plain", at, [*command, *arguments(at, folder), *MANY_CONNECTIONS], {KEY: at.key})
+
+
+def revision(name: str, upstream: Address, folder: Path) -> Target:
+    """The gate of another commit, with this environment. Raises CalledProcessError."""
+    checkout = folder / f"revision-{name}"
+    if not checkout.exists():
+        checkout.mkdir()
+        archive = subprocess.run([str(program("git")), "archive", name], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+            files.extractall(checkout, filter="data")
+    at = address()
+    command = [sys.executable, str(checkout / "scripts" / "tools"), "serve", *arguments(at, folder), *MANY_CONNECTIONS]
+    endpoint = {"OLLAMA_ENDPOINT": f"http://{HOST}:{upstream.port}", METRICS_LISTEN: f"{HOST}:{free_port()}"}
+    return Target(f"ours {name}", at, command, {KEY: at.key} | endpoint)
+
+
+def http2_requests(at: Address, count: int) -> float | None:
+    """Requests a second of h2load, on four connections with 32 streams each; None where not all are answered well."""
+    if not (binary := program("h2load")):
+        return None
+    load = [binary, f"-n{count}", "-c4", "-m32", "-H", f"authorization: Bearer {at.key}"]
+    done = subprocess.run(
+        [*load, f"http://{at.host}:{at.port}/api/version"], capture_output=True, text=True, check=False, timeout=60
+    )
+    rate = re.search(r"([0-9.]+) req/s", done.stdout)
+    return float(rate[1]) if rate and f"{count} 2xx" in done.stdout else None
+
+
+def all_of(upstream: Address, options: Namespace) -> dict[str, Make]:
+    """The targets that are asked for and can be measured here, by name. Prints the names of those that can't."""
     makes: dict[str, Make] = {}
     for name, make in {"caddy": caddy, "nginx": nginx}.items():
         if binary := program(name):
@@ -254,13 +298,17 @@ def all_of(upstream: Address, worker_count: int, others: list[str], *, keys: boo
             print(f"no {name} here: without its column", file=sys.stderr)
     makes["bare"] = partial(bare, upstream)
     makes["ours"] = partial(ours, "ours", [], upstream)
-    if worker_count > 1:
-        makes["workers"] = partial(workers, worker_count, upstream)
-    if usage:
+    if options.plain:
+        makes["plain"] = partial(plain, upstream)
+    if options.compare:
+        makes["compare"] = partial(revision, options.compare, upstream)
+    if options.workers > 1:
+        makes["workers"] = partial(workers, options.workers, upstream)
+    if options.usage:
         makes["blind"] = partial(blind, upstream)
-    for spec in others:
+    for spec in options.also:
         makes[spec] = partial(other, spec, upstream)
-    if keys:
+    if options.keys:
         makes |= {
             name: partial(named_keys, name, entry, upstream)
             for name, entry in {"scopes": SCOPES, "models": MODELS}.items()

@@ -1,9 +1,9 @@
 """The upstream of scripts/bench. It knows only as much HTTP as the bench's clients send, so that it limits no proxy.
 
 GET /api/version and POST /api/show answer a few bytes of JSON, POST /demo/sink answers the length of its body, GET
-/demo/bytes/N sends N bytes. POST /api/chat streams {"tokens": N} lines like Ollama, one each {"pause": S} seconds. The
-content of a line is its number and the time at which it was sent, in ns of the monotonic clock, which all processes of
-a machine share.
+/demo/bytes/N sends N bytes. POST /api/embed answers embeddings of {"bytes": N} in all. POST /api/chat
+streams {"tokens": N} lines like Ollama, one each {"pause": S} seconds. The content of a line is its number and the time
+at which it was sent, in ns of the monotonic clock, which all processes of a machine share.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from typing import cast
 
 HOST = "127.0.0.1"
 VERSION = b'{"version":"0.12.6"}'
+EMBEDDING = b"[" + b",".join(b"%.7f" % (number / 1e4 - 0.05) for number in range(1024)) + b"],"
 PIECE = bytes(1 << 18)
 START = '{"model":"demo","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":"'
 LAST = (START + '"},"done":true}\n').encode()
@@ -66,7 +67,7 @@ class Server(asyncio.Protocol):
             self.body.clear()
             data = bytes(rest)
         self.left -= len(data)
-        if self.path == b"/api/chat":
+        if self.path in (b"/api/chat", b"/api/embed"):
             self.body += data
         if not self.left:
             self.answer()
@@ -76,6 +77,8 @@ class Server(asyncio.Protocol):
             wanted = json.loads(self.body)
             head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
             self.token(head, 0, wanted["tokens"], wanted["pause"], self.loop.time())
+        elif self.path == b"/api/embed":
+            self.sending = asyncio.ensure_future(self.embed(json.loads(self.body)["bytes"]))
         elif self.path.startswith(b"/demo/bytes/"):
             self.sending = asyncio.ensure_future(self.send(int(self.path.rpartition(b"/")[2])))
         elif self.path == b"/demo/sink":
@@ -90,6 +93,15 @@ class Server(asyncio.Protocol):
         line = f'{START}{number}@{time.monotonic_ns()}"}},"done":false}}\n'.encode()
         self.transport.write(b"%s%x\r\n%s\r\n" % (before, len(line), line))
         self.next = self.loop.call_at(due + pause, self.token, b"", number + 1, tokens, pause, due + pause)
+
+    async def embed(self, size: int) -> None:
+        self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+        some = EMBEDDING * (len(PIECE) // len(EMBEDDING))
+        pieces = [b'{"model":"demo","embeddings":[', *[some] * (size // len(some)), b'[]],"prompt_eval_count":8}']
+        self.transport.write(b"%x\r\n" % sum(map(len, pieces)))  # One chunk, as Ollama sends it.
+        for piece in (*pieces, b"\r\n0\r\n\r\n"):
+            await self.writable.wait()
+            self.transport.write(piece)
 
     async def send(self, size: int) -> None:
         self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)

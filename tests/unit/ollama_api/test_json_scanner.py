@@ -4,9 +4,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ollama_auth.ollama_api import json_scanner
 from ollama_auth.ollama_api.json_scanner import MAX_TOKEN, Scanner, Wanted
 from tests.harness.cases import each_of
 
@@ -22,6 +24,8 @@ values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4), max_leaves=25
 )
 documents = st.dictionaries(names, values, max_size=6)
+arrays = st.recursive(st.integers(), lambda inner: st.lists(inner, max_size=6), max_leaves=50)
+numbers = st.dictionaries(names, arrays, max_size=6)
 
 
 def expected_of(document: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
@@ -37,8 +41,17 @@ def expected_of(document: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
     return found
 
 
-@given(documents, st.integers(1, 30), st.sampled_from([None, 1, "\t"]))
-def test_the_scanner_finds_what_a_parser_finds(document: dict[str, Any], size: int, indent: int | str | None) -> None:
+@given(documents | numbers, st.integers(1, 30), st.sampled_from([None, 1, "\t"]), st.sampled_from([4, 1024]))
+def test_the_scanner_finds_what_a_parser_finds(
+    document: dict[str, Any], size: int, indent: int | str | None, long: int
+) -> None:
+    """Also if `long` bytes are enough for the way in which long arrays of numbers are skipped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_scanner, "_LONG", long)
+        scan(document, size, indent)
+
+
+def scan(document: dict[str, Any], size: int, indent: int | str | None) -> None:
     text = json.dumps(document, indent=indent, ensure_ascii=False).encode("utf-8", "surrogatepass")
     for pieces in ((text,), cut(text, size), cut(text, 1)):
         scanner = Scanner(WANTED)

@@ -363,8 +363,9 @@ class Ends:
         self.looked += 1
         return self.opens
 
-    def take(self, data: bytes) -> int:
-        return len(data) - data.count(b"-")
+    def take(self, data: bytes) -> tuple[int, bytes]:
+        taken = len(data) - data.count(b"-")
+        return taken, data[:taken]
 
     def is_closing(self) -> bool:
         return self.closing
