@@ -14,7 +14,8 @@ from tests.harness.base import ROOT
 from tests.harness.cases import each_of
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PINS = {name: (ROOT / "scripts" / name).read_text() for name in ("requirements.txt", "requirements-dev.txt")}
+REQUIREMENTS = [f"requirements{of}.txt" for of in ("", "-dev", "-clients")]
+PINS = {name: (ROOT / "scripts" / name).read_text() for name in REQUIREMENTS}
 TOP_LEVEL = {"pyproject.toml", "README.md", "Dockerfile", "addons", "scripts", "tests"}
 
 
@@ -39,7 +40,8 @@ def test_everything_is_pinned_with_hashes(name: str) -> None:
 def test_pins_cover_what_the_project_needs() -> None:
     run = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
     dev = [Requirement(text) for text in PROJECT["dependency-groups"]["dev"]]
-    for name, needed in {"requirements.txt": run, "requirements-dev.txt": run + dev}.items():
+    clients = [Requirement(text) for text in PROJECT["dependency-groups"]["clients"]]
+    for name, needed in zip(REQUIREMENTS, (run, run + dev, clients), strict=True):
         pinned = {pin.name: str(pin.specifier).removeprefix("==") for pin in pins(name)}
         for requirement in needed:
             assert requirement.specifier.contains(pinned[requirement.name]), requirement.name
