@@ -19,7 +19,7 @@ PYTHON = "3.13"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 EXAMPLES = """\
 examples:
-  scripts/image                  builds ollama-auth
+  scripts/image                  builds it, and says how to run it
   scripts/image --check          builds it and runs its tests
   scripts/image --wheels         asks whether every pin has a wheel for amd64 and arm64
 """

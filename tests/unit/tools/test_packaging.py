@@ -10,6 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
+from scripts.tools import image
 from tests.harness.base import ROOT
 from tests.harness.cases import each_of
 
@@ -75,6 +76,12 @@ def run(*command: str | Path, cwd: Path = ROOT) -> str:
 
 
 @pytest.mark.slow
+def test_the_workflow_runs_the_image_that_it_builds() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    (name,) = re.findall(r"docker run .* (\S+)$", workflow, re.MULTILINE)
+    assert f"{name}:latest" == image.parse([]).tag
+
+
 def test_the_workflows_have_no_fault_that_tools_know() -> None:
     """CI runs actionlint as well, which pip can't install where only package indexes are reached."""
     bin, folder = Path(sys.executable).parent, ROOT / ".github"
