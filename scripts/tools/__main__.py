@@ -27,7 +27,7 @@ INSTALLED = TOOLS.parent.name == "ollama_auth"
 HELP = """\
 Usage: ollama-auth [serve] [ARGUMENTS]  start the gateway; `ollama-auth serve --help` says more
        ollama-auth keys COMMAND         make, list and revoke keys
-       ollama-auth usage FILE           summarize access logs
+       ollama-auth usage [LOG...]       count requests and tokens, from the ledger or from access logs
        ollama-auth doctor [ARGUMENTS]   look for ways around the gateway that `serve` would start
        ollama-auth addon                print the path of the addon: mitmweb -s "$(ollama-auth addon)"
        ollama-auth --version

@@ -23,7 +23,7 @@ from tests.harness.upstream import Upstream
 WRONG = "sk-ollama-wrong-0123456789abcdef"
 REFUSED = "the key is not known here"
 SAID = "your words came all the way"
-PATIENCE = 60.0
+PATIENCE = 150.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(installed.PATIENCE + 2 * PATIENCE)]
 FOREIGN = ("OLLAMA_", "OPENAI_", "ANTHROPIC_", "LANGSMITH_", "CLAUDE", "CODEX_")
 QUIET = {"LANGSMITH_TRACING": "false", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
