@@ -34,4 +34,4 @@ def test_answers(fast_path: bool) -> None:
 
 
 def test_the_sums_after_a_mixed_load() -> None:
-    assert soak(3, clients=3, tls=True)
+    assert soak(3, clients=3, tls=True, steady=True)

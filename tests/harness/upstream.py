@@ -75,6 +75,12 @@ class Upstream:
         self.go_on()
         self.demo.requests.clear()
 
+    def restart(self) -> None:
+        """End all connections, listen no more for half a second, and then on the same port again."""
+        self._call(self.demo.close())
+        time.sleep(0.5)
+        self._call(self.demo.start())
+
     def stop(self) -> None:
         self._call(self.demo.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
