@@ -38,6 +38,12 @@ BLIND = """
 from ollama_auth.ollama_api.usage import UsageReader
 UsageReader.feed = lambda self, data: 0
 """
+FORGETFUL = """
+from ollama_auth import lifecycle
+from ollama_auth.telemetry.ledger import Ledger
+lifecycle.entry_of = lambda exchange: None
+Ledger.add = lambda self, entry, row=True: None
+"""
 CADDYFILE = """
 {{
     admin off
@@ -205,10 +211,15 @@ def ours(name: str, more: list[str], upstream: Address, folder: Path) -> Target:
     return Target(name, at, command, {KEY: at.key, METRICS_LISTEN: listen}, page=f"http://{listen}/")
 
 
-def blind(upstream: Address, folder: Path) -> Target:
-    """The gate without the reading of usage from responses."""
-    (script := folder / "blind.py").write_text(BLIND)
-    return ours("blind", ["-s", str(script)], upstream, folder)
+def patched(name: str, source: str, upstream: Address, folder: Path) -> Target:
+    """The gate without a part of it, to see what that costs."""
+    (script := folder / f"{name.replace(' ', '_')}.py").write_text(source)
+    return ours(name, ["-s", str(script)], upstream, folder)
+
+
+def with_ledger(upstream: Address, folder: Path) -> Target:
+    """The gate with its ledger in a file, as scripts/serve has it."""
+    return ours("ledger", ["--set", f"ollama_usage_db={folder}/usage.db"], upstream, folder)
 
 
 def workers(count: int, upstream: Address, folder: Path) -> Target:
@@ -305,7 +316,9 @@ def all_of(upstream: Address, options: Namespace) -> dict[str, Make]:
     if options.workers > 1:
         makes["workers"] = partial(workers, options.workers, upstream)
     if options.usage:
-        makes["blind"] = partial(blind, upstream)
+        makes["blind"] = partial(patched, "blind", BLIND, upstream)
+        makes["no ledger"] = partial(patched, "no ledger", FORGETFUL, upstream)
+        makes["ledger"] = partial(with_ledger, upstream)
     for spec in options.also:
         makes[spec] = partial(other, spec, upstream)
     if options.keys:
