@@ -136,11 +136,21 @@ def test_a_path_that_can_not_be_written_is_an_error_of_the_start(upstream: Upstr
 
 
 def test_two_gates_share_a_file(upstream: Upstream, tmp_path: Path) -> None:
-    file = tmp_path / "usage.db"
-    with Gate(upstream.url, *ledger_at(file)) as one, Gate(upstream.url, *ledger_at(file)) as two:
+    """They count tokens together, too: what a key used up at one is used up at the other."""
+    file, keys, holder = tmp_path / "usage.db", tmp_path / "keys.toml", bearer("small")
+    keys.write_text(entry("small", tokens_per_day=40, scopes=["all"]))
+    keys.chmod(0o600)
+    options = (*ledger_at(file), "--set", f"ollama_keys_file={keys}")
+    with Gate(upstream.url, *options) as one, Gate(upstream.url, *options) as two:
+        wait_until(
+            lambda: ask(one.port, "POST", "/api/chat", holder, body=chat()).status == 429, "the end of the limit"
+        )
+        wait_until(lambda: ask(two.port, "GET", "/api/tags", holder).status == 429, "the other to know")
+        with upstream.untouched():
+            assert ask(two.port, "POST", "/api/chat", holder, body=chat()).status == 429
         for gate in (one, two) * 20:
             ask(gate.port, "GET", "/api/tags", BEARER)
-        wait_until(lambda: len(rows(file)) == 40, "the rows of both")
+        wait_until(lambda: len([row for row in rows(file) if row["key"] == "default"]) == 40, "the rows of both")
         for gate in (one, two):
             assert_sound(gate)
             assert "the ledger" not in gate.output

@@ -427,7 +427,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--usage",
         action="store_true",
-        help="also the gate that reads no usage, that keeps no ledger, and that keeps it in a file, to see what each costs",
+        help="also the gate that reads no usage, one without a ledger, and one with it in a file: what each costs",
     )
     parser.add_argument("--keys", action="store_true", help=f"also the gate with {targets.MANY:,} named keys")
     parser.add_argument("--plain", action="store_true", help="also the gate as mitmdump runs it, without uvloop")
