@@ -65,9 +65,12 @@ class Page:
         result: dict[str, Any] = said["result"]
         return result
 
-    async def attach(self, context: str) -> None:
-        target = await self.send("Target.createTarget", url="about:blank", browserContextId=context)
-        attached = await self.send("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+    async def create(self, **context: str) -> str:
+        """A new tab, which is not attached yet -> its name."""
+        return str((await self.send("Target.createTarget", url="about:blank", **context))["targetId"])
+
+    async def attach(self, target: str) -> None:
+        attached = await self.send("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.send(f"{domain}.enable")
@@ -94,9 +97,10 @@ class Page:
         raise AssertionError(f"waited {PATIENCE} s for {expression}; the page shows {shown}")
 
     async def look(self, width: int, *, dark: bool = False, height: int = 900) -> None:
-        """Has a screen of that many pixels, in that colour scheme."""
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        await self.send("Emulation.setEmulatedMedia", features=[scheme])
+        """Has a screen of that many pixels, in that colour scheme, on which nothing fades in."""
+        prefers = {"color-scheme": "dark" if dark else "light", "reduced-motion": "reduce"}
+        features = [{"name": f"prefers-{name}", "value": value} for name, value in prefers.items()]
+        await self.send("Emulation.setEmulatedMedia", features=features)
         await self.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
@@ -129,14 +133,18 @@ def address(profile: Path) -> str | None:
 
 
 @asynccontextmanager
-async def tab(browser: str) -> AsyncIterator[Page]:
-    """A new page, which shares nothing with the others."""
+async def tab(browser: str, kept: list[str] | None = None) -> AsyncIterator[Page]:
+    """A new page, which shares nothing with the others; or the one of that list, which is made once and stays open."""
     socket = await websocket_connect(browser, max_message_size=2**26)
     page = Page(socket)
     reader = asyncio.create_task(page.read())
     try:
-        context = await page.send("Target.createBrowserContext", disposeOnDetach=True)
-        await page.attach(context["browserContextId"])
+        if kept is None:
+            context = await page.send("Target.createBrowserContext", disposeOnDetach=True)
+            await page.attach(await page.create(browserContextId=context["browserContextId"]))
+        else:
+            kept[:] = kept or [await page.create()]
+            await page.attach(kept[0])
         yield page
     finally:
         socket.close()

@@ -107,7 +107,7 @@ export function state(said) {
   const problem = said.ready === false ? said.ready_since : null;
   chip(byId("ollama"), UPSTREAM[String(said.ready)], problem);
   byId("ollama").title = said.ready === false ? `Look whether Ollama runs at ${said.upstream}: ollama serve, or systemctl status ollama` : "";
-  const zone = h("span", { title: utc(said.now) }, `times are those of ${ZONE}, the log's are UTC`);
+  const zone = h("span", { title: utc(said.now) }, ZONE === "UTC" ? "times are UTC, as in the log" : `times are those of ${ZONE}, the log's are UTC`);
   byId("about").replaceChildren(`${said.upstream ?? "Ollama"} · up ${span(Math.floor(said.now - said.started))}, since ${date(said.started)} · version ${said.version} · `, zone);
   document.title = title();
 }
@@ -137,7 +137,7 @@ async function poll() {
     }
     const asked = shown;
     await asked?.update?.();
-    if (place !== "overview" && (session.me || !asked?.update)) state(await get("state"));
+    if (place !== "overview" && session.me) state(await get("state"));
     updated = Date.now();
     problem(null);
   } catch (error) {

@@ -3,18 +3,16 @@
 /** @typedef {Node | string | number | false | null | undefined} Child */
 /** @typedef {Record<string, unknown>} Properties */
 
-/** @param {Element} node @param {Properties} properties */
-function set(node, properties) {
+/** @param {Element} node @param {Properties} properties @param {Child[]} children */
+function set(node, properties, children) {
   for (const [name, value] of Object.entries(properties)) {
     if (value === false || value === null || value === undefined) continue;
     if (name.startsWith("on")) node.addEventListener(name.slice(2), /** @type {EventListener} */ (value));
     else if (name === "value" || name === "checked") Object.assign(node, { [name]: value });
     else node.setAttribute(name, value === true ? "" : String(value));
   }
+  node.append(.../** @type {(Node | string)[]} */ (children.filter(child => child !== false && child !== null && child !== undefined)));
 }
-
-/** @param {Child} child */
-const isShown = child => child !== false && child !== null && child !== undefined;
 
 /**
  * An element: its attributes, listeners as `onclick`, and what is in it.
@@ -24,8 +22,7 @@ const isShown = child => child !== false && child !== null && child !== undefine
  */
 export function h(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
-  set(node, properties);
-  node.append(.../** @type {(Node | string)[]} */ (children.filter(isShown)));
+  set(node, properties, children);
   return node;
 }
 
@@ -36,8 +33,7 @@ export function h(tag, properties = {}, ...children) {
  */
 export function svg(tag, properties = {}, ...children) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  set(node, properties);
-  node.append(.../** @type {(Node | string)[]} */ (children.filter(isShown)));
+  set(node, properties, children);
   return node;
 }
 

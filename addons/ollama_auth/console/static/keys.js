@@ -29,6 +29,9 @@ export function status(key) {
   return h("span", { class: `mark ${style}` }, text);
 }
 
+/** What tells all of a key's scopes. @param {Key} key */
+export const scopes = key => (key.scopes.includes("all") ? ["all", "account", "admin"].filter(scope => key.scopes.includes(scope)) : key.scopes);
+
 /** @param {URLSearchParams} query @returns {import("./app.js").View} */
 export function view(query) {
   let file = /** @type {string | null} */ (null), now = 0;
@@ -38,7 +41,7 @@ export function view(query) {
   const table = new Table("Keys", [
     { head: "Name", style: "k", cell: key => h("span", {}, h("a", { href: `#/requests?key=${encodeURIComponent(key.name)}` }, key.name), key.admin && h("span", { class: "tag" }, "admin"), key.note && h("span", { class: "soft block" }, key.note)), csv: key => key.name },
     { head: "State", cell: status, csv: key => status(key).textContent },
-    { head: "Scopes", style: "w wide", cell: key => (key.scopes.includes("all") ? key.scopes.filter(s => ["all", "account", "admin"].includes(s)) : key.scopes).join(" ") },
+    { head: "Scopes", style: "w wide", cell: key => scopes(key).join(" ") },
     { head: "Models", style: "w wide", cell: key => key.models?.join(" ") ?? "all" },
     { head: "Limits", cell: limits, csv: key => Object.entries(key.limits).map(([name, limit]) => `${name}=${limit.limit}`).join(" ") },
     { head: "Tokens, 30 days", style: "n", cell: key => count(key.month && key.month.prompt_tokens + key.month.completion_tokens), csv: key => key.month && key.month.prompt_tokens + key.month.completion_tokens },
@@ -81,21 +84,20 @@ export function view(query) {
 
   /** @param {Key | null} key */
   function edit(key) {
-    const own = key?.name === session.me?.name;
     const field = (/** @type {string} */ name, /** @type {string} */ label, /** @type {string} */ value, /** @type {Record<string, unknown>} */ more = {}) =>
       h("label", {}, h("span", {}, label), h("input", { name, value, autocomplete: "off", ...more }));
     const chosen = key?.scopes ?? ["infer", "embed", "list"];
-    const scopes = h("fieldset", {}, h("legend", {}, "May"), ...Object.entries(SCOPES).map(([scope, words]) => h("label", { class: "check" },
+    const may = h("fieldset", {}, h("legend", {}, "May"), ...Object.entries(SCOPES).map(([scope, words]) => h("label", { class: "check" },
       h("input", { type: "checkbox", name: "scope", value: scope, checked: chosen.includes(scope) }), h("span", {}, h("b", {}, scope), ` ${words}`))));
     const numbers = Object.entries(LIMITS).map(([name, [label]]) => field(name, label, String(key?.limits[name]?.limit ?? ""), { type: "number", min: 1, placeholder: "no limit" }));
     dialog(key ? `Edit ${key.name}` : "Add a key", [
       !key && field("name", "Name: a person or a program", "", { required: true, maxlength: 64, placeholder: "alice" }),
       field("note", "Note", key?.note ?? "", { placeholder: "for people, such as a room or a purpose" }),
-      scopes,
+      may,
       field("models", "Models, separated by spaces; * stands for anything", key?.models?.join(" ") ?? "", { placeholder: "all" }),
       h("div", { class: "columns" }, ...numbers),
       field("expires", "Expires: a date, or a time from now", key?.expires ?? "", { placeholder: "never; 90d, 2027-01-01" }),
-      own && h("p", { class: "warning" }, "This is the key that you are signed in with."),
+      key && warnOwn(key),
     ], key ? "Save" : "Add", async form => {
       /** @type {Record<string, unknown>} */
       const fields = { note: text(form, "note"), scopes: form.getAll("scope"), models: text(form, "models")?.split(/[\s,]+/) ?? null };

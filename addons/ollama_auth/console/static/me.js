@@ -3,7 +3,7 @@
 import { get, session } from "./api.js";
 import { h, put, Table } from "./dom.js";
 import { count, date, known, many, percent, seconds, span, speed, whole } from "./format.js";
-import { meter, status } from "./keys.js";
+import { meter, scopes, status } from "./keys.js";
 import { figure, fillTiles } from "./overview.js";
 import { LIMITS, SCOPES } from "./words.js";
 
@@ -33,17 +33,17 @@ export function view() {
     fillLimits(me);
     /** @type {[string, string][]} */
     const facts = [
-      ["May", me.scopes.includes("all") ? ["all", ...me.scopes.filter(scope => ["account", "admin"].includes(scope))].map(scope => SCOPES[scope]).join("; ") : me.scopes.map(scope => SCOPES[scope]).join("; ")],
+      ["May", scopes(me).map(scope => SCOPES[scope]).join("; ")],
       ["Models", me.models?.join(" ") ?? "all"],
     ];
     may.replaceChildren(...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
-    const { today, month } = me;
-    fillTiles(tiles, [
-      ["Requests today", count(today?.requests), known(today, t => `${count(t.refused)} refused, ${count(t.failed)} failed`), ""],
-      ["Tokens today", known(today, t => count(t.prompt_tokens + t.completion_tokens)), known(today, t => `${count(t.prompt_tokens)} in, ${count(t.completion_tokens)} out`), ""],
-      ["Requests, 30 days", count(month?.requests), known(month, t => `${count(t.refused)} refused, ${count(t.failed)} failed`), ""],
-      ["Tokens, 30 days", known(month, t => count(t.prompt_tokens + t.completion_tokens)), known(month, t => `${count(t.prompt_tokens)} in, ${count(t.completion_tokens)} out`), ""],
-    ]);
+    fillTiles(tiles, [["today", me.today], ["30 days", me.month]].flatMap(([when, used]) => {
+      const t = /** @type {import("./api.js").Totals | undefined} */ (used);
+      return /** @type {[string, string, string, string][]} */ ([
+        [`Requests, ${when}`, count(t?.requests), known(t, t => `${count(t.refused)} refused, ${count(t.failed)} failed`), ""],
+        [`Tokens, ${when}`, known(t, t => count(t.prompt_tokens + t.completion_tokens)), known(t, t => `${count(t.prompt_tokens)} in, ${count(t.completion_tokens)} out`), ""],
+      ]);
+    }));
     table.fill(usage.rows.reverse(), many(usage.rows.length, "row"));
   }
 

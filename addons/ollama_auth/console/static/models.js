@@ -14,7 +14,7 @@ export function view() {
   /** @type {import("./dom.js").Column<any>[]} */
   const columns = [
     { head: "Model", style: "k", cell: m => h("span", {}, h("a", { href: `#/try?model=${encodeURIComponent(m.name)}`, title: "Try it" }, m.name), m.parameters && h("span", { class: "soft block" }, [m.parameters, m.quantization].filter(Boolean).join(", "))), csv: m => m.name },
-    { head: "State", cell: state, csv: m => (m.loaded ? "loaded" : "") },
+    { head: "State", style: "w", cell: state, csv: m => (m.loaded ? "loaded" : "") },
     { head: "Memory", style: "n", cell: m => (m.memory === null ? NONE : h("span", { title: `${bytes(m.memory_gpu)} of it on the GPU` }, bytes(m.memory), m.memory_gpu < m.memory && h("span", { class: "mark refused block" }, `${percent(m.memory_gpu / m.memory)} on the GPU`))), csv: m => m.memory },
     figure("On disk", "size", bytes, "n wide"),
   ];

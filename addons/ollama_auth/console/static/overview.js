@@ -84,12 +84,11 @@ export function view(query) {
   const keys = new Table("Keys", totals("Key", "key"), "No key was used in this time. Send a request with a key, and it shows here.", { id: "keys", file: "keys" });
   const models = new Table("Models", totals("Model", "model"), "No model was asked for in this time.", { id: "models", file: "models" });
   const reasons = new Table("Why requests did not succeed", /** @type {import("./dom.js").Column<any>[]} */ ([
-    { head: "Why", style: "w", cell: r => why(r.reason) },
+    { head: "Why", style: "w", cell: r => h("span", {}, why(r.reason), why(r.reason) !== r.reason && h("span", { class: "soft block" }, r.reason)), csv: r => r.reason || why("") },
     { head: "Outcome", cell: r => h("span", { class: `mark ${r.outcome}` }, OUTCOMES[r.outcome] ?? r.outcome) },
     { head: "Whose", style: "k", cell: r => r.keys.join(", "), title: r => r.keys.map(named).join(", ") },
     { head: "Model", style: "k wide", cell: r => r.models.join(", ") || NONE },
     figure("Times", "requests"),
-    { head: "Word of the log", style: "w soft wide", cell: r => r.reason },
   ]), "Everything was answered.", { id: "reasons", file: "reasons", few: true });
   const plotted = h("div", {}, chart.node);
   const node = h("div", { class: "overview" }, choice, tiles, held.node, flight.node, plotted, h("div", { class: "pair" }, keys.node, h("div", { class: "stack" }, models.node, reasons.node)));

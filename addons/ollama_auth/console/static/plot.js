@@ -1,6 +1,6 @@
 // Plots over time that share what is pointed at, each with its figures in a table for who can't see it.
 
-import { h, put, svg } from "./dom.js";
+import { announce, h, svg } from "./dom.js";
 import { clock, clockSeconds, count, day, known, NONE } from "./format.js";
 
 /** @typedef {Record<string, any> & {time: number}} Bucket */
@@ -61,7 +61,7 @@ export class Plots {
       if (by) {
         event.preventDefault();
         this.point((this.at ?? this.data.buckets.length) + by);
-        put(/** @type {Element} */ (document.getElementById("said")), `${legend.textContent}`);
+        announce(String(legend.textContent));
       }
       if (event.key === "Escape") this.point(null);
     });

@@ -40,11 +40,10 @@ export function view(query) {
   let rows = [];
   let more = true, loaded = false;
   const stop = new AbortController();
-  const offered = ["answered", "refused", "failed", "broken_off"];
   const form = h("form", { class: "filters", "aria-label": "Filters", onsubmit: (/** @type {Event} */ event) => { event.preventDefault(); go(); } },
     ...FILTERS.filter(name => name !== "key" || session.me?.admin).map(name => h("label", {}, h("span", {}, { key: "Key", model: "Model", outcome: "Outcome", reason: "Reason", client: "From" }[name]),
       name === "outcome"
-        ? h("select", { name, onchange: () => go() }, h("option", { value: "" }, "any"), ...offered.map(value => h("option", { value, selected: filter[name] === value }, OUTCOMES[value])))
+        ? h("select", { name, onchange: () => go() }, h("option", { value: "" }, "any"), ...Object.entries(OUTCOMES).map(([value, words]) => h("option", { value, selected: filter[name] === value }, words)))
         : h("input", { name, value: filter[name], placeholder: "any", autocomplete: "off", size: 12 }))),
     h("button", {}, "Filter"), h("a", { class: "button quiet", href: "#/requests" }, "Clear"));
   const live = h("button", { type: "button", "aria-pressed": String(follows), onclick: () => go(!follows) }, "Live");
