@@ -57,6 +57,7 @@ async def page(stand: Stand, browser: str, kept: list[str]) -> AsyncIterator[Pag
         await opened.open(stand.url)
         await opened.until(SHOWN)
         yield opened
+        await opened.open("about:blank")  # Or it would ask a stand that is gone.
 
 
 SHOWN = "document.readyState === 'complete' && !!document.querySelector('[data-table=keys] tbody')?.rows.length"
