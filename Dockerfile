@@ -13,9 +13,11 @@ COPY addons /app/addons
 COPY scripts/tools /app/scripts/tools
 # Compiled files with times would be stale in an image whose times are set, and Python would compile again at each start.
 # All users may read the code and none may write it, whatever the modes in the checkout are.
-# What a gate never runs goes: mitmweb's page, and the redirector of mitmproxy's local mode.
+# What a gate never runs goes: mitmweb's page, mitmproxy's console with its libraries, and the redirector of local mode.
 RUN find /venv -depth -type d -name tests -exec rm -r {} + && \
-    rm -r /venv/lib/python3*/site-packages/mitmproxy/tools/web/static /venv/bin/mitmproxy-linux-redirector && \
+    rm -r /venv/lib/python3*/site-packages/mitmproxy/tools/web/static /venv/bin/mitmproxy-linux-redirector \
+        /venv/lib/python3*/site-packages/mitmproxy/tools/console /venv/lib/python3*/site-packages/urwid \
+        /venv/lib/python3*/site-packages/wcwidth && \
     chmod -R u=rwX,go=rX /app && \
     /venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /venv/lib /app
 
