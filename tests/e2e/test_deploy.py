@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -77,7 +78,10 @@ def test_systemd_takes_the_unit_and_finds_little_exposed(tmp_path: Path) -> None
     (unit := tmp_path / UNIT.name).write_text(
         UNIT.read_text().replace("/opt/ollama-auth/.venv/bin/python", "/bin/true")
     )
-    assert run(analyze, "verify", "--man=no", unit) == ""
+    (ollama := tmp_path / "ollama.service").write_text("[Service]\nExecStart=/bin/true serve\n")
+    (drop_in := tmp_path / "ollama.service.d").mkdir()
+    shutil.copy(DEPLOY / "ollama.conf", drop_in)
+    assert run(analyze, "verify", "--man=no", unit, ollama) == ""
     run(analyze, "security", "--offline=true", "--threshold=15", unit)
 
 

@@ -230,7 +230,7 @@ def test_it_holds_nothing_that_only_a_build_needs(image: Image) -> None:
     assert not {path.name for folder in folders for path in folder.iterdir()} & unwanted
     app = [path.relative_to(image.root / "app") for path in (image.root / "app").rglob("*") if path.is_file()]
     assert {path.parts[0] for path in app} == {"addons", "scripts"}
-    assert {path.suffix for path in app} == {"", ".py", ".pyc", ".html", ".css", ".js"}
+    assert {path.suffix for path in app} == {"", ".py", ".pyc", ".html", ".css", ".js", ".svg"}
     assert not list((image.root / "venv").rglob("tests"))
 
 
