@@ -55,7 +55,7 @@ export function view(query) {
     file = data.file;
     now = data.now;
     adding.disabled = file === null;
-    why.textContent = file === null ? "There is no keys file, so no key can be added: set OLLAMA_KEYS_FILE to a file, such as keys.toml, and restart the gate." : `Changes are written to ${file}, with its comments kept, and are in force at once.`;
+    why.textContent = file === null ? "No key can be added without a keys file: set OLLAMA_KEYS_FILE to a file, such as keys.toml, and restart the gate." : `Changes are written to ${file}, with its comments kept, and are in force at once.`;
     // A menu that is open, or has the focus, stays as it is.
     if (!table.body.querySelector("details[open]") && !table.body.contains(document.activeElement)) table.fill(data.keys, `${data.keys.length}`);
   }
@@ -79,7 +79,7 @@ export function view(query) {
 
   /** @param {string} title @param {string} key @param {string} words */
   function showKey(title, key, words) {
-    dialog(title, [h("p", {}, words), copyable(key, "Copy the key"), h("p", { class: "soft" }, "It is shown only now: the gate keeps a digest of it.")], "I have it", async () => {});
+    dialog(title, [h("p", {}, words), copyable(key, "Copy the key"), h("p", { class: "soft" }, "It is shown only now: the gate keeps a digest.")], "I have it", async () => {});
   }
 
   /** @param {Key | null} key */

@@ -84,7 +84,7 @@ export function view(query) {
   const keys = new Table("Keys", totals("Key", "key"), "No key was used in this time. Send a request with a key, and it shows here.", { id: "keys", file: "keys" });
   const models = new Table("Models", totals("Model", "model"), "No model was asked for in this time.", { id: "models", file: "models" });
   const reasons = new Table("Why requests did not succeed", /** @type {import("./dom.js").Column<any>[]} */ ([
-    { head: "Why", style: "w", cell: r => h("span", {}, why(r.reason), why(r.reason) !== r.reason && h("span", { class: "soft block" }, r.reason)), csv: r => r.reason || why("") },
+    { head: "Why", style: "w", cell: r => h("span", {}, why(r.reason), why(r.reason) !== r.reason && h("span", { class: "soft block" }, r.reason)), csv: r => r.reason },
     { head: "Outcome", cell: r => h("span", { class: `mark ${r.outcome}` }, OUTCOMES[r.outcome] ?? r.outcome) },
     { head: "Whose", style: "k", cell: r => r.keys.join(", "), title: r => r.keys.map(named).join(", ") },
     { head: "Model", style: "k wide", cell: r => r.models.join(", ") || NONE },

@@ -118,7 +118,7 @@ function show(r) {
   ];
   const box = h("dialog", { "aria-labelledby": "request-title", onclose: () => box.remove() },
     h("h2", { id: "request-title" }, "A request"), h("dl", { class: "facts" }, ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))])),
-    h("p", { class: "soft" }, "By this id it is found in the logs, and clients name it in X-Request-Id:"), copyable(r.id, "Copy the id"),
+    h("p", { class: "soft" }, "The logs have this id, and clients get it in X-Request-Id:"), copyable(r.id, "Copy the id"),
     h("form", { method: "dialog", class: "actions" }, h("button", { class: "primary" }, "Close")));
   document.body.append(box);
   box.showModal();
