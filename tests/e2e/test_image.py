@@ -382,6 +382,9 @@ def test_a_stop_at_the_start_is_heard(image: Image) -> None:
     """The kernel drops signals that process 1 has no handler for."""
     term = 1 << 14
     with Container(image) as container:
+        # Before it runs, runc has the same process, handles every signal, and drops them.
+        command_line = Path(f"/proc/{container.pid}/cmdline")
+        wait_until(lambda: command_line.read_bytes().startswith(b"/venv/"), "the program")
         wait_until(lambda: int(container.status("SigCgt"), 16) & term, "a handler")
         container.signal("TERM")
         assert container.process.wait(SLOW) == 0
