@@ -184,6 +184,7 @@ class Stage:
             time.sleep(min(10, max(0.0, until - time.monotonic())))
             if time.monotonic() >= until:
                 return
+            assert self.gate.process.poll() is None, self.gate.output[-4000:]
             write_keys(self.folder / "keys.toml")
             if number % 2 == 0:
                 (self.folder / "access.log").rename(self.folder / f"access.log.{number:06}")

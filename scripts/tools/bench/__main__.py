@@ -6,7 +6,7 @@ Measures the cost of the gate, beside Caddy, nginx (if they are installed) and a
 front of the same upstream, on loopback addresses only. Every answer is checked. A figure is the median of the repeats,
 with the least and the most. The order of the programs rotates with each repeat; the first round is a warm-up. The last
 table compares the gate with the others, as ratios, which hold for this machine and this run. `--only console` measures
-the console's page, in a Chromium that is installed.
+the console's page, in a Chromium that is installed; `--only report` measures scripts/usage, for a million requests.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from . import load, targets
+from . import load, report, targets
 from .browser import browser
 from .load import Lateness, WrongAnswerError
 from .plot import plot
@@ -410,7 +410,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    rows = [*ROWS, "memory", "start"]
+    rows = [*ROWS, "memory", "start", "report"]
     parser.add_argument("--quick", action="store_true", help="fewer and shorter: to see that it works")
     parser.add_argument("--repeats", type=int, metavar="N", help=f"of each measurement ({FULL.repeats})")
     parser.add_argument("--only", action="append", choices=rows, metavar="ROW", help=f"one of {', '.join(rows)}")
@@ -442,6 +442,8 @@ async def run(options: argparse.Namespace, size: Size) -> tuple[Figures, list[st
     wanted = options.only or [*usual, *([] if options.quick and not options.memory else ["memory"]), "start"]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        if wanted == ["report"]:
+            return summary(report.measure(folder, size.requests * 20, size.repeats)), ["usage"]
         direct = targets.upstream()
         all_ = [Running(direct, stack.enter_context(direct.started()))]
         makes = targets.all_of(direct.at, options)
