@@ -55,7 +55,7 @@ export function view(query) {
     file = data.file;
     now = data.now;
     adding.disabled = file === null;
-    why.textContent = file === null ? "No key can be added without a keys file: set OLLAMA_KEYS_FILE to a file, such as keys.toml, and restart the gate." : `Changes are written to ${file}, with its comments kept, and are in force at once.`;
+    why.textContent = file === null ? "No key can be added without a keys file: set OLLAMA_KEYS_FILE to a file, such as keys.toml, and restart the gate." : `Changes are written to ${file}, which keeps its comments, and hold at once.`;
     // A menu that is open, or has the focus, stays as it is.
     if (!table.body.querySelector("details[open]") && !table.body.contains(document.activeElement)) table.fill(data.keys, `${data.keys.length}`);
   }
@@ -116,7 +116,7 @@ export function view(query) {
   /** @param {Key} key */
   function pause(key) {
     if (key.disabled) return void act(key, "POST", "/enable", `${key.name} is let in again`);
-    confirm(`Pause ${key.name}?`, `Requests with this key get 401 until you resume it. What runs now goes on.`, "Pause", false, key, () => act(key, "POST", "/disable", `${key.name} is paused`));
+    confirm(`Pause ${key.name}?`, `Requests with this key get 401 until you resume it. What runs goes on.`, "Pause", false, key, () => act(key, "POST", "/disable", `${key.name} is paused`));
   }
 
   /** @param {Key} key */

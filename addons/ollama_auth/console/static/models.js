@@ -25,7 +25,7 @@ export function view() {
     figure("Tokens/s", "speed", speed),
   );
   if (session.me?.admin || session.me?.scopes.some(scope => ["infer", "all"].includes(scope))) columns.push({ head: "", style: "n acts", cell: actions });
-  const table = new Table("Models", columns, "Ollama has no model that this key may use. Pull one: ollama pull llama3.2", { id: "models", file: "models" });
+  const table = new Table("Models", columns, "No model that this key may use. Pull one: ollama pull llama3.2", { id: "models", file: "models" });
 
   /** @param {any} m */
   function state(m) {

@@ -42,7 +42,7 @@ const flightTable = () => new Table("Under way", [
   figure("First token", "ttft_ms", ms, "n wide"),
   { head: "From", style: "wide k", cell: r => r.client },
   { head: "Request", style: "wide k", cell: r => `${r.method} ${r.path ?? ""}`, title: r => `id ${r.id}` },
-], "Nothing is under way. A request shows here while it runs.", { id: "flight" });
+], "Nothing is under way. A request shows here while it runs.", { id: "flight", file: "under-way" });
 
 /** @param {any} r */
 function progress(r) {
@@ -78,7 +78,7 @@ export function view(query) {
     { head: "From", style: "k", cell: r => r.client },
     { head: "Why", style: "w", cell: r => why(r.reason) },
     { head: "Refused", style: "n", title: () => "in the last minute", cell: r => count(r.requests) },
-  ]), "Nobody is over a limit, and no address is throttled.", { id: "held", few: true });
+  ]), "Nobody is over a limit, and no address is throttled.", { id: "held", file: "held", few: true });
   const words = RANGES[range][1];
   const chart = new Plots(plots({ now: "in 10 seconds", hour: "per minute", day: "in 15 minutes", week: "in 2 hours", month: "per day" }[range] ?? ""), words);
   const keys = new Table("Keys", totals("Key", "key"), "No key was used in this time. Send a request with a key, and it shows here.", { id: "keys", file: "keys" });
