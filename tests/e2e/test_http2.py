@@ -454,6 +454,36 @@ def test_ten_streams_do_not_wait_for_each_other(tls: Gate, upstream: Upstream, c
     wait_until(lambda: not upstream.open_connections, "the connections upstream to end")
 
 
+def test_a_connection_upstream_serves_one_stream_after_the_other(tls: Gate, upstream: Upstream, cert: Path) -> None:
+    """Never two at once, and none after a stream that was cancelled in the middle of its answer."""
+    before = upstream.connections
+    with logged(tls, 47), H2(tls.port, cert) as client:
+        for _ in range(3):
+            assert b"models" in client.body(client.request("GET", "/api/tags"))
+        assert upstream.connections - before == 1
+        upstream.hold()
+        held = [client.request("POST", "/api/chat", body=chat()) for _ in range(2)]
+        for stream in held:
+            assert HELD in client.until(h2.events.DataReceived, stream).data
+        assert upstream.connections - before == 2
+        client.h2.reset_stream(held[0])
+        client.flush()
+        wait_until(lambda: upstream.open_connections == 1, "the connection of the cancelled stream to end")
+        assert b"models" in client.body(client.request("GET", "/api/tags"))
+        assert upstream.connections - before == 3
+        upstream.go_on()
+        assert b'"done":true' in client.body(held[1])
+        assert b'"done":true' in client.body(client.request("POST", "/api/chat", body=chat()))
+        assert upstream.connections - before == 3
+        upstream.hold()
+        held = [client.request("POST", "/api/chat", body=chat()) for _ in range(40)]
+        wait_until(lambda: upstream.open_connections == 40, "a connection each")
+        upstream.go_on()
+        for stream in held:
+            assert b'"done":true' in client.body(stream)
+        wait_until(lambda: upstream.open_connections == 32, "the surplus to be closed")
+
+
 def test_a_body_without_a_length(tls: Gate, upstream: Upstream, cert: Path) -> None:
     """It goes upstream in chunks; bare, Ollama would take it for the next request."""
     inner = b"DELETE /api/delete HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
@@ -645,10 +675,12 @@ def test_a_stream_that_has_not_heard_yet(script: Scripted, cert: Path) -> None:
     heads = []
 
     def play(peer: Line) -> None:
-        heads.append(peer.head())
-        if b"/api/tags" in heads[-1]:
-            peer.send(OK)
-        peer.read_all()
+        while head := peer.head():
+            heads.append(head)
+            if b"/api/tags" in head:
+                peer.send(OK)
+            else:
+                peer.read_all()
 
     with Controlled(script.url, *JSON_LOG, "--certs", str(cert)) as gate, script.plays(play):
         gate.do(SLOW_REQUEST_HOOK)

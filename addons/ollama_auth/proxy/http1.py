@@ -366,15 +366,18 @@ class BoundedHttp1Client(Body, Http1Client):
 
     informational = 0
     """Informational responses to the request."""
+    kept = False
+    """The connection stays open after a request of HTTP/2, as it does after others."""
 
     def send(self, event: HttpEvent) -> Commands:
         if isinstance(event, RequestHeaders):
             self.informational = 0
-        if isinstance(event, RequestHeaders) and not event.end_stream:
-            # An HTTP/2 client need not announce the length of a body; in HTTP/1 its end must be marked.
             headers = event.request.headers
-            if "content-length" not in headers and "transfer-encoding" not in headers:
-                event.request.headers["Transfer-Encoding"] = "chunked"
+            if not event.end_stream and "content-length" not in headers and "transfer-encoding" not in headers:
+                # An HTTP/2 client need not announce the length of a body; in HTTP/1 its end must be marked.
+                headers["Transfer-Encoding"] = "chunked"
+            if self.kept and event.request.is_http2:
+                event = RequestHeaders(event.stream_id, as_http1(event.request), event.end_stream)
         yield from super().send(event)
 
     def read_headers(self, event: events.ConnectionEvent) -> Commands:
@@ -422,6 +425,21 @@ class BoundedHttp1Client(Body, Http1Client):
             self.informational += 1
             at = end + 4
         self.buf.maybe_extract_at_most(at)
+
+
+def as_http1(request: http.Request) -> http.Request:
+    """Return a request of HTTP/2 as one of HTTP/1.1 (RFC 9113 section 8.2.3).
+
+    mitmproxy would do it later, and close the connection after the response.
+    """
+    request = request.copy()
+    request.http_version = "HTTP/1.1"
+    if "Host" not in request.headers and request.authority:
+        request.headers.insert(0, "Host", request.authority)
+    request.authority = ""
+    if len(cookies := request.headers.get_all("Cookie")) > 1:
+        request.headers["Cookie"] = "; ".join(cookies)
+    return request
 
 
 def request_of(head: Head) -> http.Request:

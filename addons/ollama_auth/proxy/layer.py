@@ -72,6 +72,8 @@ from .http1 import BoundedHttp1Client, BoundedHttp1Server
 from .http2 import BoundedHttp2Server, EventHandled
 from .transport import hung_up
 
+MAX_FREE = 32
+"""Connections to the upstream that stay open for the next streams of a client's HTTP/2 connection."""
 HELD_BLOCK = 256 * 1024
 """Bytes of a held body that go upstream in one event."""
 
@@ -112,7 +114,7 @@ class GateLayer(HttpLayer):
             yield from self._crash(error)
 
     def _dispatch(self, event: events.Event) -> Commands:
-        client = self.context.client
+        client, running = self.context.client, len(self.streams)
         if isinstance(event, events.Start):
             server = BoundedHttp2Server if client.alpn == b"h2" else BoundedHttp1Server
             self.connections[client] = server(self.context.fork(), self.lifecycle, self.peer)
@@ -131,6 +133,10 @@ class GateLayer(HttpLayer):
             yield from super()._handle_event(event)
         if client.alpn == b"h2":
             yield from self.event_to_child(self.connections[client], EventHandled())
+            if len(self.streams) < running:
+                taken = self._taken()
+                for connection in [one for one in self.connections if self._is_free(one, taken)][MAX_FREE:]:
+                    yield commands.CloseConnection(connection)
 
     def _crash(self, error: Exception) -> Commands:
         """Fail closed: answer the client if no answer has begun, and close all connections."""
@@ -147,9 +153,7 @@ class GateLayer(HttpLayer):
         """Let a body that begins to stream take the fast path, if possible."""
         if not stream.hooks_idle:  # An addon that sees a request may change it at any time.
             return
-        upstream = self.connections.get(stream.context.server)
-        inner = upstream.child_layer if isinstance(upstream, Upstream) else None  # With TLS it is another layer.
-        ends = [self.connections[self.context.client], inner]
+        ends = [self.connections[self.context.client], self._http1_client(stream.context.server)]
         source, target = ends if isinstance(message, http.Request) else reversed(ends)
         if found := find_fast_path(source, target, stream, message, on_data):
             self.fast_paths.start(found)
@@ -163,12 +167,13 @@ class GateLayer(HttpLayer):
 
         Unlike mitmproxy, do not remember a failed attempt: Ollama may be back for the next request.
         """
-        one_request_each = self.context.client.alpn == b"h2"
+        multiplexed = self.context.client.alpn == b"h2"
+        taken = self._taken() if multiplexed else set()
         for connection in list(self.connections):
             if not event.connection_spec_matches(connection):
                 continue
             if connection in self.waiting_for_establishment:
-                if not one_request_each:
+                if not multiplexed:
                     self.waiting_for_establishment[connection].append(event)
                     return
             elif not connection.connected:
@@ -176,7 +181,7 @@ class GateLayer(HttpLayer):
                 if not any(stream.context.server is connection for stream in self.streams.values()):
                     del self.connections[connection]
                     self.used_servers.discard(connection)
-            elif reuse and not (one_request_each and connection.alpn != b"h2"):
+            elif reuse and (not multiplexed or connection.alpn == b"h2" or self._is_free(connection, taken)):
                 stream = self.command_sources.pop(event)
                 yield from self.event_to_child(stream, GetHttpConnectionCompleted(event, (connection, None)))
                 return
@@ -186,10 +191,25 @@ class GateLayer(HttpLayer):
         if event.tls:
             context.server.sni = self.context.server.sni or event.address[0]
             stack /= tls.ServerTLSLayer(context)
-        stack /= Upstream(context)
+        stack /= Upstream(context, kept=not event.tls)
         self.connections[context.server] = stack[0]
         self.waiting_for_establishment[context.server].append(event)
         yield from self.event_to_child(stack[0], events.Start())
+
+    def _http1_client(self, connection: Connection) -> "BoundedHttp1Client | None":
+        """Return the layer that speaks HTTP/1 with the upstream; None with TLS, where it is within another."""
+        upstream = self.connections.get(connection)
+        return upstream.http1 if isinstance(upstream, Upstream) else None
+
+    def _taken(self) -> set[int]:
+        """Return the connections that streams have, by Python's id."""
+        return {id(stream.context.server) for stream in self.streams.values()}
+
+    def _is_free(self, connection: Connection, taken: set[int]) -> bool:
+        """Tell whether a connection of HTTP/1 has answered its last request, and no stream is to send it another."""
+        client = self._http1_client(connection)
+        free = client is not None and client.stream_id is None and id(connection) not in taken
+        return free and connection.connected
 
 
 class GateStream(HttpStream):
@@ -540,11 +560,20 @@ class GateStream(HttpStream):
 class Upstream(HttpClient):
     """mitmproxy's HttpClient with BoundedHttp1Client in place of Http1Client."""
 
+    def __init__(self, context: Context, *, kept: bool) -> None:
+        super().__init__(context)
+        self.kept = kept
+        self.http1: BoundedHttp1Client | None = None
+        """The layer within, once it is known to be this one."""
+
     def _handle_event(self, event: events.Event) -> Commands:
         error = None if self.context.server.connected else (yield commands.OpenConnection(self.context.server))
         if not error:
             http2 = self.context.server.alpn == b"h2"
-            self.child_layer = Http2Client(self.context) if http2 else BoundedHttp1Client(self.context)
+            if not http2:
+                self.http1 = BoundedHttp1Client(self.context)
+                self.http1.kept = self.kept
+            self.child_layer = self.http1 or Http2Client(self.context)
             self._handle_event = self.child_layer.handle_event  # type: ignore[method-assign]
             yield from self._handle_event(event)
         yield RegisterHttpConnection(self.context.server, error)

@@ -210,14 +210,6 @@ async def measure_waits(one: Running, size: Size) -> Mapping[str, float]:
     return {f"longest wait while {size.many} streams begin, ms": await load.waited(one.target.at, size.many)}
 
 
-async def measure_http2(one: Running, size: Size) -> Mapping[str, float]:
-    """Four connections of 32 streams each, without TLS. A program that speaks no HTTP/2 in this way has no figure."""
-    if not one.target.checks:
-        return {}
-    rate = await asyncio.to_thread(targets.http2_requests, one.target.at, size.requests // 10)
-    return {"HTTP/2 requests/s": rate} if rate else {}
-
-
 async def measure_idle(one: Running, size: Size) -> Mapping[str, float]:
     """Memory of connections that wait for their next request. Their closing is not waited for."""
     before = one.memory("VmRSS")
@@ -244,7 +236,6 @@ ROWS: dict[str, Work] = {
     "many": measure_many,
     "waits": measure_waits,
     "idle": measure_idle,
-    "http2": measure_http2,
 }
 
 
@@ -300,6 +291,20 @@ async def measure_starts(makes: Mapping[str, targets.Make], folder: Path, repeat
             if repeat:
                 found.setdefault(name, []).append(took)
     return summary({"start to first answer, s": found})
+
+
+async def measure_http2(makes: Mapping[str, targets.Make], folder: Path, size: Size) -> Figures:
+    """Requests on four connections of 32 streams each, with TLS."""
+    found: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        some = [target for make in makes.values() if stack.enter_context((target := make(folder)).started())]
+        for repeat in range(size.repeats + 1):
+            for target in some:
+                show_progress(f"http2, repeat {repeat} of {size.repeats}: {target.name}")
+                rate = await asyncio.to_thread(targets.http2_requests, target.at, size.requests // 10)
+                if repeat:
+                    found.setdefault(target.name, []).append(rate)
+    return summary({"HTTP/2 requests/s": found})
 
 
 async def measure_memory(all_: list[Running], size: Size) -> Figures:
@@ -410,7 +415,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    rows = [*ROWS, "memory", "start", "report"]
+    rows = [*ROWS, "http2", "memory", "start", "report"]
     parser.add_argument("--quick", action="store_true", help="fewer and shorter: to see that it works")
     parser.add_argument("--repeats", type=int, metavar="N", help=f"of each measurement ({FULL.repeats})")
     parser.add_argument("--only", action="append", choices=rows, metavar="ROW", help=f"one of {', '.join(rows)}")
@@ -454,6 +459,8 @@ async def run(options: argparse.Namespace, size: Size) -> tuple[Figures, list[st
         figures = await measure(all_, [row for row in wanted if row in ROWS], size)
         if "memory" in wanted and sys.platform == "linux":
             figures |= await measure_memory([one for one in all_ if one.target.name not in ("direct", "bare")], size)
+        if "http2" in wanted:
+            figures |= await measure_http2(targets.with_tls(direct.at, options, folder), folder, size)
         if "start" in wanted:
             figures |= await measure_starts(makes, folder, size.repeats)
     show_progress("")

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from mitmproxy.certs import CertStore
+
 from .. import TOOLS, launch
 from ..serve import KEY, KEYS_FILE, METRICS_LISTEN, gate_command
 from .load import Address
@@ -50,9 +52,6 @@ CADDYFILE = """
     auto_https off
     log {{
         output discard
-    }}
-    servers {{
-        protocols h1 h2c
     }}
 }}
 :{port} {{
@@ -172,10 +171,13 @@ def upstream() -> Target:
     return Target("direct", at, [sys.executable, script, str(at.port)], checks=False)
 
 
-def caddy(binary: str, upstream: Address, folder: Path) -> Target:
+def caddy(binary: str, upstream: Address, folder: Path, certificate: Path | None = None) -> Target:
     at = address()
     config = folder / f"Caddyfile-{at.port}"
-    config.write_text(CADDYFILE.format(port=at.port, host=at.host, key=at.key, upstream=f"{HOST}:{upstream.port}"))
+    text = CADDYFILE.format(port=at.port, host=at.host, key=at.key, upstream=f"{HOST}:{upstream.port}")
+    if certificate:
+        text = text.replace(f":{at.port} {{", f"https://{HOST}:{at.port} {{\n    tls {certificate} {certificate}")
+    config.write_text(text)
     homes = {name: str(folder) for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
     return Target("Caddy", at, [binary, "run", "--adapter", "caddyfile", "--config", str(config)], homes)
 
@@ -273,7 +275,7 @@ def plain(upstream: Address, folder: Path) -> Target:
     return Target("ours plain", at, [*command, *arguments(at, folder), *MANY_CONNECTIONS], {KEY: at.key})
 
 
-def revision(name: str, upstream: Address, folder: Path) -> Target:
+def revision(name: str, more: list[str], upstream: Address, folder: Path) -> Target:
     """The gate of another commit, with this environment. Raises CalledProcessError."""
     checkout = folder / f"revision-{name}"
     if not checkout.exists():
@@ -282,21 +284,40 @@ def revision(name: str, upstream: Address, folder: Path) -> Target:
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
             files.extractall(checkout, filter="data")
     at = address()
-    command = [sys.executable, str(checkout / "scripts" / "tools"), "serve", *arguments(at, folder), *MANY_CONNECTIONS]
+    command = [
+        sys.executable,
+        str(checkout / "scripts" / "tools"),
+        "serve",
+        *arguments(at, folder),
+        *MANY_CONNECTIONS,
+        *more,
+    ]
     endpoint = {"OLLAMA_ENDPOINT": f"http://{HOST}:{upstream.port}", METRICS_LISTEN: f"{HOST}:{free_port()}"}
     return Target(f"ours {name}", at, command, {KEY: at.key} | endpoint)
 
 
-def http2_requests(at: Address, count: int) -> float | None:
-    """Requests a second of h2load, on four connections with 32 streams each; None where not all are answered well."""
-    if not (binary := program("h2load")):
-        return None
-    load = [binary, f"-n{count}", "-c4", "-m32", "-H", f"authorization: Bearer {at.key}"]
-    done = subprocess.run(
-        [*load, f"http://{at.host}:{at.port}/api/version"], capture_output=True, text=True, check=False, timeout=60
-    )
+def with_tls(upstream: Address, options: Namespace, folder: Path) -> dict[str, Make]:
+    """The targets that speak HTTP/2, which takes TLS."""
+    CertStore.from_store(folder, "mitmproxy", 2048)
+    certificate = folder / "mitmproxy-ca.pem"
+    more = ["--certs", str(certificate)]
+    makes: dict[str, Make] = {"ours": partial(ours, "ours", more, upstream)}
+    if options.compare:
+        makes["compare"] = partial(revision, options.compare, more, upstream)
+    if (binary := program("caddy")) and "caddy" not in options.without:
+        makes["caddy"] = partial(caddy, binary, upstream, certificate=certificate)
+    return makes
+
+
+def http2_requests(at: Address, count: int) -> float:
+    """Requests a second of h2load, on four connections with 32 streams each. Raises OSError where one fails."""
+    load = [program("h2load") or "h2load", f"-n{count}", "-c4", "-m32", "-H", f"authorization: Bearer {at.key}"]
+    url = f"https://{at.host}:{at.port}/api/version"
+    done = subprocess.run([*load, url], capture_output=True, text=True, check=False, timeout=60)
     rate = re.search(r"([0-9.]+) req/s", done.stdout)
-    return float(rate[1]) if rate and f"{count} 2xx" in done.stdout else None
+    if not rate or f"{count} 2xx" not in done.stdout:
+        raise OSError(f"h2load did not get {count} good answers: {done.stdout or done.stderr}")
+    return float(rate[1])
 
 
 def all_of(upstream: Address, options: Namespace) -> dict[str, Make]:
@@ -312,7 +333,7 @@ def all_of(upstream: Address, options: Namespace) -> dict[str, Make]:
     if options.plain:
         makes["plain"] = partial(plain, upstream)
     if options.compare:
-        makes["compare"] = partial(revision, options.compare, upstream)
+        makes["compare"] = partial(revision, options.compare, [], upstream)
     if options.workers > 1:
         makes["workers"] = partial(workers, options.workers, upstream)
     if options.usage:
