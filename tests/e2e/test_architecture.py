@@ -1,10 +1,15 @@
 """The lists of architecture.md name every place that one of its kind is in: what is there already shows it."""
 
+import hashlib
 import re
 import subprocess
 
 import pytest
 
+from ollama_auth.auth import keys_file
+from ollama_auth.auth.keys import KeyRing, Principal
+from ollama_auth.console import keys as console_keys
+from scripts.tools.keys import commands
 from tests.harness.base import ROOT
 from tests.harness.markdown import PAGES
 
@@ -55,6 +60,18 @@ def test_every_reason_in_the_code_is_in_the_pages() -> None:
     assert found - described == set()
     page = (ROOT / "addons/ollama_auth/console/static/words.js").read_text()
     assert found - {"preflight"} - set(re.findall(r'^  "([a-z_ ]+)": "', page, re.MULTILINE)) == set()
+
+
+@pytest.mark.parametrize("field", sorted(set(keys_file.FIELDS) & set(Principal.__slots__) - {"name"}))
+def test_a_field_of_a_key_is_everywhere(field: str) -> None:
+    """Where it is missing, a field can't be set, or nobody is told of it."""
+    text = f"[[keys]]\nname = 'a'\nsha256 = '{hashlib.sha256(b'x' * 40).hexdigest()}'\n"
+    (key,) = keys_file.parse(text.encode(), "keys.toml")
+    assert field in console_keys.describe(key.principal, KeyRing((key,)))
+    assert field in commands.describe([key])
+    assert field in commands.UNSET.values() or field == "disabled"  # There are commands for that.
+    modules = (ROOT / "addons/ollama_auth/console/static").glob("*.js")
+    assert any(re.search(rf"\b{field}\b", module.read_text()) for module in modules)
 
 
 def test_modules_that_are_named_exist() -> None:

@@ -453,9 +453,10 @@ FIELDS: dict[str, Callable[[object], object]] = {
     "previous_until": instant,
 }
 """The fields of a key and their readers."""
+HARMLESS = {"name", "scopes", "note"}
+"""The fields without which a key may do no more."""
 _PRINCIPAL = FIELDS.keys() & Principal.__slots__
-RESTRICTIONS = sorted(_PRINCIPAL - {"name", "scopes", "note"})
-"""The fields without which a key may do more."""
+RESTRICTIONS = sorted(_PRINCIPAL - HARMLESS)
 
 _get_restrictions = attrgetter(*RESTRICTIONS)
 
