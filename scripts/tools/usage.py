@@ -261,6 +261,8 @@ def open_ledger(name: str, *, write: bool = False) -> sqlite3.Connection:
     check(name)
     connection = usage_db.connect(Path(name).expanduser(), write=write)
     try:
+        if not write:
+            connection.execute("BEGIN")  # All of a report is of one moment.
         found = usage_db.version(connection)
     except sqlite3.Error as error:
         connection.close()
