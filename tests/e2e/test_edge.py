@@ -46,9 +46,9 @@ def small(shared_upstream: Upstream) -> Iterator[Gate]:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def narrow(shared_upstream: Upstream) -> Iterator[Gate]:
-    """A gate with few places: ten in all, six of them for one address."""
+    """A gate with few places: ten in all, six of them for one address. A connection of another test would take one."""
     yield from kept(shared_upstream, "ollama_max_connections=10", "ollama_max_connections_per_client=6")
 
 
