@@ -21,7 +21,7 @@ from tests.harness.programs import tool
 from tests.harness.upstream import Upstream
 from tests.harness.wire import ask, chat
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 FILES = {name: content.decode() for name, (_, content) in static_files().items()}
 NOTHING = "\N{EN DASH}"
