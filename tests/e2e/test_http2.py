@@ -644,6 +644,43 @@ def test_breaking(broken: Gate, script: Scripted, cert: Path, data: bytes, statu
     assert lines[0]["reason"] == "upstream broken"
 
 
+LAST = [
+    OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+    OK.replace(b"1.1", b"1.0"),
+    b"HTTP/1.1 200 OK\r\n\r\nok",
+]
+REUSED = [OK, b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\nno"]
+
+
+def test_what_a_connection_upstream_serves_next(broken: Gate, script: Scripted, cert: Path) -> None:
+    """Something only if the answer left it open, and nothing once Ollama is away, whatever the method is."""
+
+    def answer_each(peer: Line) -> None:
+        while head := peer.head():
+            if b"POST" in head:
+                peer.read_until(b"0\r\n\r\n")
+            peer.send(answer)
+            if answer == LAST[-1]:
+                break
+
+    with logged(broken, 2 * len(LAST + REUSED) + 3), H2(broken.port, cert) as client:
+        for answer in LAST + REUSED:
+            with script.plays(answer_each):
+                for _ in range(2):
+                    stream = client.request("GET", "/api/tags")
+                    client.until(h2.events.StreamEnded, stream)
+                assert script.accepted == (1 if answer in REUSED else 2), answer
+        answer = OK
+        with script.plays(answer_each):
+            assert client.body(client.request("GET", "/api/tags")) == b"ok"
+            script.hang_up()
+            wait_until(lambda: not script.busy, "the connection upstream to end")
+            time.sleep(0.1)  # The gate reads of it.
+            for _ in range(2):
+                assert client.body(client.request("POST", "/api/chat", body=chat())) == b"ok"
+            assert script.accepted == 2
+
+
 SLOW_REQUEST_HOOK = """
     import asyncio, builtins
     builtins.begun, builtins.go = asyncio.Event(), asyncio.Event()

@@ -13,6 +13,7 @@ import pytest
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
+from ollama_auth.proxy.http2 import MAX_UNSENT
 from ollama_auth.proxy.http2_frames import DATA, SETTINGS, WINDOW_UPDATE, frame
 from tests.harness.base import BEARER, PATIENCE, SECONDS, wait_until
 from tests.harness.certificates import trusting
@@ -295,6 +296,23 @@ def test_a_stream_that_is_not_read_beside_others(tls: Gate, upstream: Upstream, 
         client.h2.increment_flow_control_window(3000, unread)
         client.flush()
         assert client.body(unread) == bytes(3000)
+
+
+def test_a_whole_answer_that_is_not_read_holds_no_connection_of_others(
+    tls: Gate, upstream: Upstream, cert: Path
+) -> None:
+    """Its connection upstream is not read on until the client takes something, so no other stream may be given it."""
+    with logged(tls, 6), H2(tls.port, cert, window=0) as client:
+        for more in (1, 5000, 10_000):
+            unread = client.request("GET", f"/demo/bytes/{MAX_UNSENT + more}")
+            assert client.status(unread) == 200
+            time.sleep(0.3)  # All of it has come from upstream.
+            other = client.request("GET", "/demo/bytes/10")
+            client.h2.increment_flow_control_window(1000, other)
+            client.flush()
+            assert client.body(other) == bytes(10)
+            client.h2.reset_stream(unread)
+            client.flush()
 
 
 # Leaving.

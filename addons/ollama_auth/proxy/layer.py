@@ -209,7 +209,7 @@ class GateLayer(HttpLayer):
         """Tell whether a connection of HTTP/1 has answered its last request, and no stream is to send it another."""
         client = self._http1_client(connection)
         free = client is not None and client.stream_id is None and id(connection) not in taken
-        return free and connection.connected
+        return free and connection.connected and connection not in self.peer.read_holds
 
 
 class GateStream(HttpStream):

@@ -20,7 +20,7 @@ READ_BUFFER = 16 * 1024
 """Bytes kept of a connection while mitmproxy is busy, before its peer has to wait. The read that exceeds it is kept as
 well: at most 256 KB."""
 PIECE = 16 * 1024
-"""Bytes of a connection that are handled before others have their turn: to read so much JSON takes 10 ms."""
+"""Bytes of a connection that are handled before others have their turn: to read so much JSON takes up to 20 ms."""
 WRITE_BUFFER = 4 * 1024
 """Bytes that a peer has not taken yet before mitmproxy waits for it."""
 FAST_AFTER = 16 * 1024 * 1024

@@ -284,16 +284,9 @@ def revision(name: str, more: list[str], upstream: Address, folder: Path) -> Tar
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
             files.extractall(checkout, filter="data")
     at = address()
-    command = [
-        sys.executable,
-        str(checkout / "scripts" / "tools"),
-        "serve",
-        *arguments(at, folder),
-        *MANY_CONNECTIONS,
-        *more,
-    ]
+    command = [sys.executable, str(checkout / "scripts" / "tools"), "serve", *arguments(at, folder)]
     endpoint = {"OLLAMA_ENDPOINT": f"http://{HOST}:{upstream.port}", METRICS_LISTEN: f"{HOST}:{free_port()}"}
-    return Target(f"ours {name}", at, command, {KEY: at.key} | endpoint)
+    return Target(f"ours {name}", at, [*command, *MANY_CONNECTIONS, *more], {KEY: at.key} | endpoint)
 
 
 def with_tls(upstream: Address, options: Namespace, folder: Path) -> dict[str, Make]:
