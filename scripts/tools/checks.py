@@ -54,7 +54,7 @@ def tests(*, slow: bool) -> tuple[Part, ...]:
         return Part(name, (*PYTEST, *options, *paths), seconds[slow], environment)
 
     return (
-        part("tests" if slow else f"tests but slow ones, for which there is {ALL}", (160, 380), ""),
+        part("tests" if slow else f"tests but slow ones, for which there is {ALL}", (160, 365), ""),
         part("tests on uvloop", (38, 56), "ways", "tests/e2e", "tests/unit/proxy/test_listener.py", TEST_WAY="uvloop"),
         part("tests without the fast path", (30, 44), "ways", *BODIES, TEST_WAY="no fast path"),
     )

@@ -79,6 +79,7 @@ def test_each_request_of_a_connection_has_its_own_client(trusting_gate: Gate, up
     assert trusting_gate.output.count("not believed") == 0
 
 
+@pytest.mark.slow
 def test_who_is_not_trusted_is_not_believed_and_told_once(trusting_gate: Gate) -> None:
     with logged(trusting_gate, 3) as lines:
         for field in (by(CLIENT), "X-Real-IP: 203.0.113.9", "Accept-Language: en"):

@@ -78,6 +78,7 @@ def browse(url: str, profile: Path) -> dict[str, list[object]]:
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_a_page_that_may_and_one_that_may_not(upstream: Upstream, tmp_path: Path) -> None:
     friend, stranger = free_port(), free_port()
     origin = f"http://127.0.0.1:{friend}"

@@ -134,6 +134,7 @@ def test_anthropic(gate: Gate) -> None:
         assert " 200 " in gate.find(whole._request_id)
 
 
+@pytest.mark.slow
 def test_anthropic_with_a_bearer_token(gate: Gate) -> None:
     import anthropic
 

@@ -567,6 +567,7 @@ def test_a_client_that_leaves(tls: Gate, upstream: Upstream, cert: Path) -> None
     assert {line["reason"] for line in lines} == {"client left"}
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read(tls: Gate, upstream: Upstream, cert: Path) -> None:
     """Its window shut, no more is read from Ollama than a little: memory stays flat, and nothing is lost."""
     size = 48 << 20

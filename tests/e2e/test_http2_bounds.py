@@ -111,6 +111,7 @@ def spent(gate: Gate) -> int:
     return int(Path(f"/proc/{gate.process.pid}/schedstat").read_text().split()[0])
 
 
+@pytest.mark.slow
 def test_httpx_reads_the_answer_to_a_large_body(tls: Gate, upstream: Upstream, cert: Path) -> None:
     """With a wrong key, one after the other and on new connections; a request with a good one gets in between."""
     body = bytes(300_000)

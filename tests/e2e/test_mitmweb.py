@@ -127,6 +127,7 @@ SEEN = """[...document.querySelectorAll("tbody .col-comment")].map(cell => {
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 async def test_a_chat_is_shown_as_a_conversation(browser: str, tmp_path: Path) -> None:
     model = Model()
     with Mitmweb(model.upstream.url) as web:
@@ -154,6 +155,7 @@ async def test_a_chat_is_shown_as_a_conversation(browser: str, tmp_path: Path) -
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 async def test_a_chat_is_shown_while_it_streams(browser: str, upstream: Upstream) -> None:
     """Nobody has to reload the page."""
     upstream.hold()
@@ -168,6 +170,7 @@ async def test_a_chat_is_shown_while_it_streams(browser: str, upstream: Upstream
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 async def test_a_stream_grows_on_the_page(browser: str) -> None:
     go_on = threading.Semaphore(0)
 

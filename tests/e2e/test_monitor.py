@@ -364,6 +364,7 @@ def test_ollama_is_asked_no_more_often_than_that(watched: Watched, upstream: Ups
     assert len(upstream.requests) - before <= 1 + (time.monotonic() - begun) / 2
 
 
+@pytest.mark.slow
 def test_it_is_not_ready_without_its_script_and_tells_of_the_drain(upstream: Upstream, tmp_path: Path) -> None:
     script = tmp_path / "auth.py"
     script.write_text(f"import sys; sys.path.insert(0, {str(AUTH.parent)!r})\n" + AUTH.read_text())

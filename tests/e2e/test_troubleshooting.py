@@ -205,6 +205,7 @@ def test_an_unknown_key_is_named_by_its_digest(gate: Gate) -> None:
     assert gate.find(f"unknown:{hashlib.sha256(key.encode()).hexdigest()[:8]} ")
 
 
+@pytest.mark.slow
 def test_refusals_are_json(seen: Seen) -> None:
     """Each refusal of the gate is JSON; the 404 with plain text is Ollama's."""
     for status, text in seen.all:

@@ -86,6 +86,7 @@ def test_a_client_that_vanishes_frees_its_place(upstream: Upstream, tmp_path: Pa
         assert_sound(gate)
 
 
+@pytest.mark.slow
 def test_an_ollama_that_vanishes(upstream: Upstream) -> None:
     ollama, ports = Scripted(), list[int]()
 

@@ -305,6 +305,7 @@ def test_a_command_line_that_can_not_be_understood(terminal: Terminal, arguments
     assert err.startswith("usage: scripts/usage")
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_counted_as_far_as_it_goes(terminal: Terminal) -> None:
     packed = gzip.compress(text_of(*LOG * 2000).encode())
     for damaged in (packed[:-9], packed[:-8] + bytes(8)):
