@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from mitmproxy.certs import CertStore
 
 from .. import TOOLS, launch
@@ -176,7 +179,7 @@ def caddy(binary: str, upstream: Address, folder: Path, certificate: Path | None
     config = folder / f"Caddyfile-{at.port}"
     text = CADDYFILE.format(port=at.port, host=at.host, key=at.key, upstream=f"{HOST}:{upstream.port}")
     if certificate:
-        text = text.replace(f":{at.port} {{", f"https://{HOST}:{at.port} {{\n    tls {certificate} {certificate}")
+        text = text.replace(f":{at.port} {{", f"https://localhost:{at.port} {{\n    tls {certificate} {certificate}")
     config.write_text(text)
     homes = {name: str(folder) for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
     return Target("Caddy", at, [binary, "run", "--adapter", "caddyfile", "--config", str(config)], homes)
@@ -291,8 +294,8 @@ def revision(name: str, more: list[str], upstream: Address, folder: Path) -> Tar
 
 def with_tls(upstream: Address, options: Namespace, folder: Path) -> dict[str, Make]:
     """The targets that speak HTTP/2, which takes TLS."""
-    CertStore.from_store(folder, "mitmproxy", 2048)
-    certificate = folder / "mitmproxy-ca.pem"
+    entry = CertStore.from_store(folder, "mitmproxy", 2048).get_cert("localhost", [x509.DNSName("localhost")])
+    (certificate := folder / "localhost.pem").write_bytes(entry.cert.to_pem() + private_pem(entry.privatekey))
     more = ["--certs", str(certificate)]
     makes: dict[str, Make] = {"ours": partial(ours, "ours", more, upstream)}
     if options.compare:
@@ -302,10 +305,16 @@ def with_tls(upstream: Address, options: Namespace, folder: Path) -> dict[str, M
     return makes
 
 
+def private_pem(key: CertificateIssuerPrivateKeyTypes) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
 def http2_requests(at: Address, count: int) -> float:
     """Requests a second of h2load, on four connections with 32 streams each. Raises OSError where one fails."""
     load = [program("h2load") or "h2load", f"-n{count}", "-c4", "-m32", "-H", f"authorization: Bearer {at.key}"]
-    url = f"https://{at.host}:{at.port}/api/version"
+    url = f"https://localhost:{at.port}/api/version"
     done = subprocess.run([*load, url], capture_output=True, text=True, check=False, timeout=60)
     rate = re.search(r"([0-9.]+) req/s", done.stdout)
     if not rate or f"{count} 2xx" not in done.stdout:
