@@ -16,7 +16,7 @@ from mitmproxy.log import ALERT
 from mitmproxy.proxy.mode_specs import ProxyMode
 
 from . import clock, settings
-from .auth import keys_file
+from .auth import watched_file
 from .auth.keys import KeyRing
 from .auth.limits import RENEW, Limiter, counted_here, limited
 from .auth.periods import Calendar
@@ -179,8 +179,8 @@ class ActiveConfig:
         """Whether the keys file is mounted by itself, and was replaced outside of this file system."""
         path = self.settings.keys_file if self.settings else None
         if path != self._mounted[0]:
-            self._mounted = path, keys_file.mounted(path) if path else None
-        return path is not None and keys_file.was_replaced(path, self._mounted[1])
+            self._mounted = path, watched_file.mounted(path) if path else None
+        return path is not None and watched_file.was_replaced(path, self._mounted[1])
 
     def _distrust_keys(self) -> None:
         """Say again and again that the file was replaced, and after a time take its keys out of force."""
@@ -194,7 +194,7 @@ class ActiveConfig:
         if self._said_at is None or clock.monotonic() >= self._said_at + SAY_AGAIN:
             self._said_at = clock.monotonic()
             what = f"its keys are accepted for {left:.0f} s more" if left > 0 else "its keys are denied"
-            logger.error("ollama_auth: %s: %s: %s", now.keys_file, what, keys_file.REPLACED)
+            logger.error("ollama_auth: %s: %s: %s", now.keys_file, what, watched_file.REPLACED)
 
     async def renew(self) -> None:
         """Renew the leases of running requests, for ever: a storage may forget them while it is unavailable.
@@ -212,7 +212,7 @@ class ActiveConfig:
 
     def _stamp(self) -> object:
         path = self.settings.keys_file if self.settings else None
-        return path, keys_file.stamp(path) if path else None
+        return path, watched_file.stamp(path) if path else None
 
     async def hang_up(self, options: Any) -> None:
         """Handle SIGHUP: open the logs again, and reload the keys."""

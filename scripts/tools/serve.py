@@ -37,8 +37,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ollama_auth.auth.cut_off import END
 from ollama_auth.auth.keys import new_key
-from ollama_auth.auth.keys_file import END
 from ollama_auth.auth.keys_text import HEADER
 from ollama_auth.settings import is_given
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from ollama_auth.auth import keys_file
+from ollama_auth.auth import key_fields, keys_file
 from ollama_auth.auth.keys import KeyRing, Principal
 from ollama_auth.console import keys as console_keys
 from scripts.tools.keys import commands
@@ -62,7 +62,7 @@ def test_every_reason_in_the_code_is_in_the_pages() -> None:
     assert found - {"preflight"} - set(re.findall(r'^  "([a-z_ ]+)": "', page, re.MULTILINE)) == set()
 
 
-@pytest.mark.parametrize("field", sorted(set(keys_file.FIELDS) & set(Principal.__slots__) - {"name"}))
+@pytest.mark.parametrize("field", sorted(set(key_fields.FIELDS) & set(Principal.__slots__) - {"name"}))
 def test_a_field_of_a_key_is_everywhere(field: str) -> None:
     """Where it is missing, a field can't be set, or nobody is told of it."""
     text = f"[[keys]]\nname = 'a'\nsha256 = '{hashlib.sha256(b'x' * 40).hexdigest()}'\n"

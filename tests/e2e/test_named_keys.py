@@ -13,7 +13,7 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ollama_auth.auth import keys_file, policy
+from ollama_auth.auth import cut_off, policy
 from ollama_auth.auth.keys import Principal, Scope
 from ollama_auth.ollama_api.request_models import JsonModels
 from ollama_auth.ollama_api.routes import _ROUTES, RouteClass
@@ -627,14 +627,14 @@ def test_a_file_that_is_cut_off_widens_nobodys_rights(upstream: Upstream, tmp_pa
             wait_until(lambda: gate.output.count("has lost") > before, "the line")
             assert "OptionsError" in gate.do("ctx.options.update(ollama_max_flows=5)")
             assert ask(gate.port, "POST", "/api/chat", bearer("bob"), body=chat()).status == 403
-        file.write_text(file.read_text() + f"{keys_file.END}\n")
+        file.write_text(file.read_text() + f"{cut_off.END}\n")
         gate.find("read again: 2 keys")
         assert ask(gate.port, "POST", "/api/chat", bearer("bob"), body=chat()).status == 200
 
 
 def test_a_file_that_announces_its_end_is_refused_without_it_at_the_start(upstream: Upstream, tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
-    file.write_text(f"{keys_file.ANNOUNCEMENT}\n{entry('bob')}")
+    file.write_text(f"{cut_off.ANNOUNCEMENT}\n{entry('bob')}")
     with Gate(upstream.url, key=None, env={"OLLAMA_KEYS_FILE": str(file)}, ready=False) as gate:
         assert gate.wait() == 1
         assert "is cut off" in gate.output

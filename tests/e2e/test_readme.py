@@ -19,7 +19,7 @@ import pytest
 from mitmproxy.proxy.mode_specs import ProxyMode
 
 from ollama_auth import option_table, process
-from ollama_auth.auth import keys_file
+from ollama_auth.auth import key_fields, keys_file
 from ollama_auth.auth.keys import Scope
 from ollama_auth.ollama_api.routes import RouteClass
 from ollama_auth.settings import SettingsError
@@ -299,7 +299,7 @@ def test_keys_for_everyone(upstream: Upstream, tmp_path: Path) -> None:
 
 def test_fields_and_scopes_of_keys() -> None:
     _, fields = tables(KEYS, "The keys file")
-    assert names(fields) == list(keys_file.FIELDS)
+    assert names(fields) == list(key_fields.FIELDS)
     (scopes,) = tables(KEYS, "Scopes")
     assert sorted(names(scopes)) == sorted(Scope)
 

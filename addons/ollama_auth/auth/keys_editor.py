@@ -2,7 +2,7 @@
 
 Each function takes the path of the file, the name of a key and plain values, and raises KeysFileError, which says
 where, what is wrong and what to do next; then the file is as it was. They block: on the lock, and to write.
-Fields are those of keys_file.FIELDS with the values that TOML holds, or None where there is none. `expires` may also
+Fields are those of key_fields.FIELDS with the values that TOML holds, or None where there is none. `expires` may also
 be text that `expiry` reads.
 """
 
@@ -23,9 +23,10 @@ from typing import NamedTuple
 
 from .. import clock
 from ..units import parse_duration
-from . import keys_file, keys_text
+from . import cut_off, keys_file, keys_text
+from .key_fields import FieldError, instant, normalized
 from .keys import Key, KeyRing, new_key
-from .keys_file import FieldError, KeysFileError
+from .keys_file import KeysFileError
 
 LOCK_TIMEOUT = 30
 """Seconds to wait for another writer."""
@@ -116,7 +117,7 @@ def expiry(text: str) -> object:
             value = tomllib.loads(f"value = {text}")["value"]
     if not isinstance(value, date):
         raise FieldError("is not a time; write it as in 30d, 2027-01-01 or 2027-01-01T00:00:00Z")
-    if keys_file.instant(value) <= clock.wall():
+    if instant(value) <= clock.wall():
         raise FieldError("is over already; name a time to come")
     return value
 
@@ -155,7 +156,7 @@ def change(path: str | Path, name: str, edited: Callable[[str, Sequence[Key]], s
 
     `known` is whether the name has to be there. A FieldError of `edited` continues a sentence about the file.
     """
-    file, name = Path(os.path.expanduser(path)), keys_file.normalized(name)
+    file, name = Path(os.path.expanduser(path)), normalized(name)
     try:
         with _locked(Path(os.path.realpath(file))) as target:
             _change(file, target, name, edited, known)
@@ -181,7 +182,7 @@ def _change(file: Path, target: Path, name: str, edited: Callable[[str, Sequence
         raise FieldError(f"was left alone, as it would become faulty: {error.faults[0]}") from None
     if others != [key for key in after if key.principal.name != name]:
         raise FieldError(f"was left alone, as others than {name} would change; edit it by hand")
-    if after and not keys_file.has_end(text.encode()) and keys_file.lost_fields(KeyRing(before), after[-1]):
+    if after and not cut_off.has_end(text.encode()) and cut_off.lost_fields(KeyRing(before), after[-1]):
         text = keys_text.with_end(text)  # The gate would take it for a file that was cut off.
     _replace(target, (BOM_UTF8 if data.startswith(BOM_UTF8) else b"") + text.encode())
 

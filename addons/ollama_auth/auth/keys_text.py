@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .keys_file import ANNOUNCEMENT, END, FieldError, normalized
+from .cut_off import ANNOUNCEMENT, END
+from .key_fields import FieldError, normalized
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument

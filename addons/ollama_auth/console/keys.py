@@ -12,8 +12,9 @@ from typing import Any
 
 from .. import clock
 from ..auth import keys_editor, keys_file
+from ..auth.key_fields import RESERVED, FieldError, key_name
 from ..auth.keys import Key, KeyRing, Principal, Scope
-from ..auth.keys_file import FieldError, KeysFileError
+from ..auth.keys_file import KeysFileError
 from ..auth.periods import Calendar
 from ..telemetry import usage_queries
 from ..telemetry.status_server import Problem
@@ -132,7 +133,7 @@ def _last_minute(now: float, connection: sqlite3.Connection) -> dict[str, int]:
 
 
 def _kind(principal: Principal, keys: list[Key]) -> str:
-    if principal.name in keys_file.RESERVED:
+    if principal.name in RESERVED:
         return "environment"
     return "ssh" if any(key.ssh_ed25519 for key in keys) else "key"
 
@@ -165,7 +166,7 @@ async def add(call: Call) -> object:
     fields = _object(call)
     name = fields.pop("name", None)
     try:
-        name = keys_file.key_name(name)
+        name = key_name(name)
     except FieldError as fault:
         raise Problem(400, f"name {fault}") from None
     _check(fields)
@@ -224,8 +225,8 @@ def _known(call: Call, name: str | None = None) -> Principal:
 def _in_file(call: Call) -> str:
     """The name that the path names, if its key is in the keys file. Raises Problem."""
     name = _known(call).name
-    if name in keys_file.RESERVED:
-        raise Problem(409, f"{name} is {keys_file.RESERVED[name]}: change it there, and restart the gate")
+    if name in RESERVED:
+        raise Problem(409, f"{name} is {RESERVED[name]}: change it there, and restart the gate")
     call.logged = call.request.path.replace(call.raw_name, name)
     return name
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ollama_auth.auth import keys_editor, keys_file
+from ollama_auth.auth import key_fields, keys_editor
 from ollama_auth.auth.keys import Scope
 
 from ..terminal import shown
@@ -92,7 +92,7 @@ def add_commands(command: Callable[..., Any]) -> None:
     """Add all commands, by a function that adds one."""
     command(new, "new", "print a new key, and change no file")
     adding = command(add, "add", "make a key, print it this once and keep its digest")
-    adding.add_argument("name", metavar="NAME", type=argument(keys_file.key_name), help="whom or what the key is for")
+    adding.add_argument("name", metavar="NAME", type=argument(key_fields.key_name), help="whom or what the key is for")
     add_options_of_fields(adding, "; default: ")
     adding.add_argument("--ssh", metavar="FILE|LINE", type=argument(public_key),
                         help="let the stock ollama command line in by its public key; no key is made")  # fmt: skip
@@ -111,7 +111,7 @@ def add_commands(command: Callable[..., Any]) -> None:
         command(run, run.__name__, text).add_argument("name", metavar="NAME")
     noting = command(note, "note", "write down whose a key is", "Without TEXT, removes that.")
     noting.add_argument("name", metavar="NAME")
-    noting.add_argument("note", metavar="TEXT", nargs="?", type=argument(keys_file.note))
+    noting.add_argument("note", metavar="TEXT", nargs="?", type=argument(key_fields.note))
     rotating = command(rotate, "rotate", "make a new key for a name and print it this once",
                        "The old one works a little longer; until its end there is no second rotation.")  # fmt: skip
     rotating.add_argument("name", metavar="NAME")
@@ -132,14 +132,16 @@ def add_options(parser: argparse.ArgumentParser, **default: Any) -> None:
 def add_options_of_fields(parser: argparse.ArgumentParser, otherwise: str) -> None:
     """Add the options for the fields of a key; `otherwise` comes before what holds without one."""
     parser.add_argument("--scope", dest="scopes", metavar="S", nargs="+", action="extend",
-                        type=argument(keys_file.scope),
+                        type=argument(key_fields.scope),
                         help=f"what it may do, of {', '.join(Scope)}{otherwise}infer embed list")  # fmt: skip
     parser.add_argument("--model", dest="models", metavar="M", nargs="+", action="extend",
-                        type=argument(keys_file.model_pattern),
+                        type=argument(key_fields.model_pattern),
                         help=f"which models it may use, with * for any characters{otherwise}all")  # fmt: skip
     parser.add_argument("--expires", metavar="WHEN", type=argument(keys_editor.expiry),
                         help="30d, 2027-01-01 (the end of that day in UTC), 2027-01-01T00:00:00Z")  # fmt: skip
     for one in LIMITS:
         parser.add_argument(one.option, dest=one.field, metavar="N", type=argument(limit),
                             help=f"{one.meaning}{otherwise}no limit")  # fmt: skip
-    parser.add_argument("--note", metavar="TEXT", type=argument(keys_file.note), help="whose it is, for people to read")
+    parser.add_argument(
+        "--note", metavar="TEXT", type=argument(key_fields.note), help="whose it is, for people to read"
+    )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ollama_auth.auth import keys_editor, keys_file, policy
+from ollama_auth.auth.key_fields import normalized
 from ollama_auth.auth.keys import Key, Principal, Scope, new_key
 from ollama_auth.clock import utc
 from ollama_auth.ollama_api.model_names import reference
@@ -162,7 +163,7 @@ def show(arguments: argparse.Namespace) -> Result:
 
 def named(arguments: argparse.Namespace, keys: Sequence[Key]) -> list[Key]:
     """The keys of the name that is asked for. Raises KeysFileError."""
-    name = keys_file.normalized(arguments.name)
+    name = normalized(arguments.name)
     keys_editor.check_known(arguments.file, name, keys_editor.owners(keys))
     return [key for key in keys if key.principal.name == name]
 

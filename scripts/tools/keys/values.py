@@ -6,7 +6,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from ollama_auth.auth import keys_file
+from ollama_auth.auth import key_fields
+from ollama_auth.auth.key_fields import FieldError
 from ollama_auth.units import parse_duration
 
 from .. import PACKAGE  # noqa: F401, not a script: see there
@@ -17,12 +18,12 @@ NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 def argument(read: Callable[[str], object]) -> Callable[[str], object]:
-    """Make a type for argparse from a function that raises keys_file.FieldError."""
+    """Make a type for argparse from a function that raises FieldError."""
 
     def convert(text: str) -> object:
         try:
             return read(text)
-        except keys_file.FieldError as fault:
+        except FieldError as fault:
             raise argparse.ArgumentTypeError(f"it {fault}") from None
 
     return convert
@@ -33,15 +34,15 @@ def duration(text: str) -> timedelta:
     if text == "0":
         return timedelta()
     if (span := parse_duration(text)) is None:
-        raise keys_file.FieldError("is not a span of time; write it as in 90m, 24h, 30d or 8w")
+        raise FieldError("is not a span of time; write it as in 90m, 24h, 30d or 8w")
     return span
 
 
 def limit(text: str) -> object:
     """A positive number. Raises FieldError."""
     if not NUMBER.fullmatch(text):
-        raise keys_file.FieldError("is not a whole number; write it as in 60")
-    return keys_file.limit(int(text))
+        raise FieldError("is not a whole number; write it as in 60")
+    return key_fields.limit(int(text))
 
 
 def public_key(text: str) -> str:
@@ -53,6 +54,6 @@ def public_key(text: str) -> str:
                 line = file.read(MAX_PUBLIC_KEY)
         except (OSError, ValueError) as error:
             why = (isinstance(error, OSError) and error.strerror) or "it is not a path"
-            raise keys_file.FieldError(f"can't be read ({why}); name a file such as ~/.ollama/id_ed25519.pub") from None
-    keys_file.ssh_key(line)
+            raise FieldError(f"can't be read ({why}); name a file such as ~/.ollama/id_ed25519.pub") from None
+    key_fields.ssh_key(line)
     return line.strip()

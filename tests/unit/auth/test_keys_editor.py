@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ollama_auth.auth import keys_editor, keys_file
+from ollama_auth.auth import cut_off, keys_editor, keys_file
 from ollama_auth.auth.keys import DEFAULT_SCOPES, Key, KeyRing, Principal, Scope
 from ollama_auth.auth.keys_file import KeysFileError
 
@@ -120,12 +120,12 @@ def test_what_a_key_loses_on_purpose_is_no_cut_off_file(file: Path) -> None:
     keys_editor.disable(file, "bob")
     keys_editor.edit(file, "bob", {"scopes": ["list"], "requests_per_minute": 1})
     before = ring(file)
-    assert keys_file.END not in file.read_text()
+    assert cut_off.END not in file.read_text()
     keys_editor.enable(file, "bob")
-    assert keys_file.END in file.read_text()
+    assert cut_off.END in file.read_text()
     assert keys_file.load(file, before)
     keys_editor.edit(file, "bob", {"scopes": None, "requests_per_minute": None})
-    assert file.read_text().count(keys_file.END) == 1
+    assert file.read_text().count(cut_off.END) == 1
     assert keys_file.load(file, before)
 
 

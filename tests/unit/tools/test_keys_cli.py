@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ollama_auth.auth import keys_editor, keys_file, keys_text
+from ollama_auth.auth import cut_off, key_fields, keys_editor, keys_file, keys_text
 from ollama_auth.auth.keys import DEFAULT_SCOPES, KeyRing, Principal, Scope
 from scripts.tools.keys import __main__ as cli
 from tests.harness.base import ROOT
@@ -224,7 +224,7 @@ def test_a_key_with_everything(terminal: Terminal) -> None:
 
 @each_of(("when", "seconds"), [("90m", 5400), ("24h", 86400), ("30d", 30 * 86400), ("8w", 56 * 86400)])
 def test_a_span_begins_now(when: str, seconds: int) -> None:
-    expires = keys_file.instant(keys_editor.expiry(when))
+    expires = key_fields.instant(keys_editor.expiry(when))
     assert 0 <= time.time() + seconds - expires < 2
 
 
@@ -582,9 +582,9 @@ def test_every_field_of_a_key_is_listed(terminal: Terminal) -> None:
 def test_a_file_that_it_makes_says_where_it_ends_whatever_is_changed(terminal: Terminal) -> None:
     def assert_whole() -> None:
         text = terminal.file.read_text()
-        assert keys_file.ANNOUNCEMENT in text.splitlines()[1]
-        assert text.endswith(f"\n\n{keys_file.END}\n")
-        assert text.count(keys_file.END) == 2
+        assert cut_off.ANNOUNCEMENT in text.splitlines()[1]
+        assert text.endswith(f"\n\n{cut_off.END}\n")
+        assert text.count(cut_off.END) == 2
         assert "\n\n\n" not in text
 
     for change in (["add", "a"], ["add", "b", "--rpm", "5"], ["rotate", "b"], ["revoke", "a"], ["add", "c"]):
@@ -595,7 +595,7 @@ def test_a_file_that_it_makes_says_where_it_ends_whatever_is_changed(terminal: T
         assert_whole()
     terminal.does("add", "a")
     assert_whole()
-    terminal.file.write_text(terminal.file.read_text().replace(f"\n{keys_file.END}\n", ""))
+    terminal.file.write_text(terminal.file.read_text().replace(f"\n{cut_off.END}\n", ""))
     said = terminal.run("add", "b")
     assert said.status == 1
     assert "is cut off" in said.err
