@@ -14,6 +14,7 @@ from pathlib import Path
 from mitmproxy import http
 from mitmproxy.utils import asyncio_utils
 
+from . import process
 from .auth import client_ip, policy
 from .auth.held_bodies import HeldBodies, HeldBody
 from .auth.identity import may_be_known
@@ -50,6 +51,8 @@ logger = logging.getLogger(__name__)
 TOO_MANY = "too many connections; try again later"
 MAX_SAID = 16
 """Proxies that are not trusted and told about."""
+CLIENTS_FOR_ONE_FREE = 16
+"""Of so many clients that there may be, one may keep one more connection to Ollama: see process.most_connections."""
 MOST_WAITED = 60
 """Seconds of Retry-After that the libraries wait; after more they ask again and again, or wait for hours."""
 
@@ -92,6 +95,12 @@ class RequestLifecycle:
     def settings(self) -> Settings:
         """Those in force; before there are any, the defaults, with which nobody is let in."""
         return self.config.settings or UNCONFIGURED
+
+    @property
+    def most_free(self) -> int:
+        """Connections to Ollama that a client of HTTP/2 may keep for its next requests; all together take few files."""
+        clients = process.most_connections(self.settings.max_connections, 0)
+        return max(1, clients // CLIENTS_FOR_ONE_FREE // max(1, len(self.connections)))
 
     # A request.
 

@@ -14,8 +14,9 @@ import pytest
 from tests.harness.base import BEARER, wait_until
 from tests.harness.credentials import bearer, entry
 from tests.harness.gate import Controlled, Gate
+from tests.harness.http2 import H2
 from tests.harness.upstream import Upstream
-from tests.harness.wire import Response, Wire, ask, chat, head
+from tests.harness.wire import Response, TlsWire, Wire, ask, chat, head
 
 
 @pytest.mark.slow
@@ -58,6 +59,24 @@ def test_fewer_descriptors_than_connections(upstream: Upstream) -> None:
         assert gate.find("were closed to make room")
         assert "Too many open files" not in gate.output
         assert "Traceback" not in gate.output
+
+
+@pytest.mark.slow
+def test_what_idle_clients_of_http2_keep_open(upstream: Upstream, cert: Path) -> None:
+    """A client whose 32 requests have ended keeps few connections to Ollama: eight could take all descriptors."""
+    with Few(upstream.url, "--certs", str(cert)) as gate, ExitStack() as stack:
+        for _ in range(8):
+            client = stack.enter_context(H2(gate.port, cert))
+            upstream.reset()
+            upstream.hold()
+            streams = [client.request("POST", "/api/chat", body=chat()) for _ in range(32)]
+            wait_until(lambda: len(upstream.requests) == 32, "the requests upstream")
+            upstream.go_on()
+            for stream in streams:
+                assert b'"done":true' in client.body(stream)
+        wait_until(lambda: upstream.open_connections < 32, "most connections upstream to end")
+        with TlsWire(gate.port, cert, head("GET", "/api/tags", BEARER, "Connection: close")) as wire:
+            assert b"200 OK" in wire.read_all()
 
 
 @pytest.mark.slow

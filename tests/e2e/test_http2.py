@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -17,6 +18,7 @@ from packaging.version import Version
 
 from tests.harness.base import BEARER, PATIENCE, SECONDS, wait_until
 from tests.harness.certificates import trusting
+from tests.harness.credentials import bearer, entry
 from tests.harness.gate import Controlled, Gate, assert_sound, log_lines, logged
 from tests.harness.http2 import H2
 from tests.harness.upstream import Scripted, Upstream
@@ -647,6 +649,7 @@ def test_breaking(broken: Gate, script: Scripted, cert: Path, data: bytes, statu
 
 LAST = [
     OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+    OK.replace(b"\r\n\r\n", b"\r\nConnection: x, Close\r\n\r\n"),
     OK.replace(b"1.1", b"1.0"),
     b"HTTP/1.1 200 OK\r\n\r\nok",
 ]
@@ -680,6 +683,57 @@ def test_what_a_connection_upstream_serves_next(broken: Gate, script: Scripted, 
             for _ in range(2):
                 assert client.body(client.request("POST", "/api/chat", body=chat())) == b"ok"
             assert script.accepted == 2
+
+
+def test_a_request_whose_connection_is_dead_is_sent_again_on_a_new_one(
+    broken: Gate, script: Scripted, cert: Path
+) -> None:
+    """All that were kept may be dead, as after a restart of Ollama."""
+    together, old = threading.Barrier(3), iter([True] * 3)
+
+    def play(peer: Line) -> None:
+        dies = next(old, False)
+        while peer.head():
+            if dies:
+                together.wait(PATIENCE)
+            peer.send(OK)
+            if dies:
+                peer.head()
+                return
+
+    with script.plays(play), logged(broken, 4), H2(broken.port, cert) as client:
+        for stream in [client.request("GET", "/api/tags") for _ in range(3)]:
+            assert client.body(stream) == b"ok"
+        assert client.body(client.request("GET", "/api/tags")) == b"ok"
+        assert script.accepted == 4
+
+
+def test_an_answer_that_is_replaced_by_ours_leaves_its_connection_to_the_next(
+    script: Scripted, cert: Path, tmp_path: Path
+) -> None:
+    """A list of models that can't be read, so that nothing of it may be shown; and one that comes too early."""
+    (keys := tmp_path / "keys.toml").write_text(entry("few", models=["demo"]))
+    keys.chmod(0o600)
+    key = ("authorization", bearer("few").partition(": ")[2])
+
+    def play(peer: Line) -> None:
+        while peer.head():
+            peer.send(OK)
+
+    options = ("--certs", str(cert), "--set", f"ollama_keys_file={keys}")
+    with Controlled(script.url, *JSON_LOG, *options) as gate, script.plays(play), H2(gate.port, cert) as client:
+        for _ in range(3):
+            assert client.status(client.request("GET", "/api/tags", key, key=False)) == 502
+        assert script.accepted == 1
+        early = client.request("GET", "/api/tags", key, key=False, body=None)
+        assert client.status(early) == 502
+        wait_until(lambda: not script.busy, "the connection of a request that was not whole to end")
+        streams = """
+            [peer] = ctx.master.addons.get("ollama_gate").connections
+            result = len(peer.http_server.context.layers[-2].streams)
+        """
+        assert gate.do(streams) == "0"
+        assert_sound(gate)
 
 
 SLOW_REQUEST_HOOK = """

@@ -469,6 +469,8 @@ def response_of(lines: list[bytes]) -> http.Response:
     lengths = headers.get("Content-Length", "").split(",")
     if len(lengths) > 1 and len(same := {length.strip(" \t") for length in lengths}) == 1:
         headers["Content-Length"] = same.pop()  # One length, sent more than once: RFC 9112 section 6.3.
+    if "Connection" in headers:  # mitmproxy looks for `close` in this case alone.
+        headers["Connection"] = headers["Connection"].lower()
     response = http.Response.__new__(http.Response)
     response.data = ResponseData(
         http_version=version,

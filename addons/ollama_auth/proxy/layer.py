@@ -135,7 +135,8 @@ class GateLayer(HttpLayer):
             yield from self.event_to_child(self.connections[client], EventHandled())
             if len(self.streams) < running:
                 taken = self._taken()
-                for connection in [one for one in self.connections if self._is_free(one, taken)][MAX_FREE:]:
+                most = min(MAX_FREE, self.lifecycle.most_free)
+                for connection in [one for one in self.connections if self._is_free(one, taken)][most:]:
                     yield commands.CloseConnection(connection)
 
     def _crash(self, error: Exception) -> Commands:
@@ -169,6 +170,8 @@ class GateLayer(HttpLayer):
         """
         multiplexed = self.context.client.alpn == b"h2"
         taken = self._taken() if multiplexed else set()
+        asking = self.command_sources[event]
+        reuse &= not (isinstance(asking, GateStream) and asking.retried)
         for connection in list(self.connections):
             if not event.connection_spec_matches(connection):
                 continue
@@ -225,6 +228,8 @@ class GateStream(HttpStream):
         self.headers: RequestHeaders
         """The event that brought the head."""
         self.on_reused_connection = False
+        self.retried = False
+        """It is sent once more, on a connection that no request was sent on before."""
         self.continued = False
         """The client waits for no 100 Continue, or has been sent it."""
         self.pending_body: deque[bytearray] = deque()
@@ -494,20 +499,19 @@ class GateStream(HttpStream):
             self.parent.peer.http_server.apply_backpressure(self.stream_id, self.context.server)
 
     def send_response(self, already_streamed: bool = False) -> Commands:
-        if not already_streamed and (answer := self.lifecycle.rewrite_response(self.exchange, self.flow)):
+        answer = None if already_streamed else self.lifecycle.rewrite_response(self.exchange, self.flow)
+        if not answer:
+            yield from super().send_response(already_streamed)
+        early = self.client_state == self.state_stream_request_body
+        if answer or (early and self.server_state == self.state_done):
             self.client_state = self.server_state = self.state_errored
             self.flow.live = False
-            yield SendHttp(Refuse(self.stream_id, answer), self.context.client)
-            return
-        yield from super().send_response(already_streamed)
-        if self.server_state == self.state_done and self.client_state == self.state_stream_request_body:
-            # The upstream answered before it had all of the request: it does not want the rest.
-            self.client_state = self.state_errored
-            self.flow.live = False
-            cancelled = RequestProtocolError(self.stream_id, "answered early", ErrorCode.CANCEL)
-            yield SendHttp(cancelled, self.context.server)
+            if early:  # The upstream answered before it had all of the request: it does not want the rest.
+                cancelled = RequestProtocolError(self.stream_id, "answered early", ErrorCode.CANCEL)
+                yield SendHttp(cancelled, self.context.server)
             yield DropStream(self.stream_id)
-            yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
+            last = Refuse(self.stream_id, answer) if answer else ResponseEndOfMessage(self.stream_id)
+            yield SendHttp(last, self.context.client)
 
     def check_invalid(self, request: bool) -> layer.CommandGenerator[bool]:
         """Treat a response with ambiguous framing as an error of the upstream. Requests are checked in http/head.py."""
@@ -535,7 +539,7 @@ class GateStream(HttpStream):
             return
         # It has no body, and sending it twice does no harm (RFC 9110 section 9.2.2).
         resendable = self.headers.end_stream and self.head.method in (b"GET", b"HEAD", b"OPTIONS")
-        reused = isinstance(event, ClosedBeforeResponse) and self.on_reused_connection
+        reused = isinstance(event, ClosedBeforeResponse) and self.on_reused_connection and not self.retried
         if reused and resendable and not self.flow.response:
             yield from self._retry()
             return
@@ -550,9 +554,8 @@ class GateStream(HttpStream):
 
     def _retry(self) -> Commands:
         """Send the request once more, on another connection: the kept-alive one turned out to be closed."""
-        self.parent.connections.pop(self.context.server, None)
+        self.retried = True  # Others that are kept may have been closed at the same time.
         if (yield from self.make_server_connection()):
-            self.on_reused_connection = False
             yield SendHttp(RequestHeaders(self.stream_id, self.flow.request, end_stream=True), self.context.server)
             yield SendHttp(RequestEndOfMessage(self.stream_id), self.context.server)
 
