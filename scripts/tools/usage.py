@@ -29,6 +29,7 @@ from zoneinfo import ZoneInfo
 from ollama_auth.errors import OllamaAuthError
 from ollama_auth.ollama_api.model_names import short
 from ollama_auth.telemetry import usage_db
+from ollama_auth.telemetry.spreadsheet import harmless
 from ollama_auth.telemetry.usage_db import Entry
 from ollama_auth.telemetry.usage_queries import COLUMNS, FOREVER, PERIODS, Chosen, Sums, first_tokens, sums
 
@@ -377,13 +378,9 @@ def as_csv(report: Report) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*report.by, *NUMBERS])
     for names, row in report.rows:
-        writer.writerow([*map(harmless, names), *(str(v).lower() if isinstance(v, bool) else v for v in row.values())])
+        cells = (harmless(printable(name)) for name in names)
+        writer.writerow([*cells, *(str(v).lower() if isinstance(v, bool) else v for v in row.values())])
     return file.getvalue()
-
-
-def harmless(name: str) -> str:
-    text = printable(name)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def as_json(report: Report) -> str:

@@ -1,10 +1,13 @@
 """The console's JSON on the status listener: who may see and change what, and how its requests are logged."""
 
+import csv
+import io
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +140,26 @@ def test_who_leaves_a_chat_ends_it(gate: Ready, upstream: Upstream) -> None:
     assert lines[0]["reason"] == "client left"
 
 
+def test_a_key_that_ends_while_its_request_comes(upstream: Upstream, tmp_path: Path) -> None:
+    """The right to do it is asked for again when the body is there: an administrator may have been revoked."""
+    people = entry("boss", scopes=["all", "admin"]) + entry("gone", scopes=["admin"]) + entry("less", scopes=["admin"])
+    (file := tmp_path / "keys.toml").write_text(people)
+    file.chmod(0o600)
+    body = b'{"name": "backdoor", "scopes": ["admin"]}'
+    with ExitStack() as stack:
+        gate = stack.enter_context(Ready(upstream.url, "--set", f"ollama_keys_file={file}"))
+        slow = {}
+        for name in ("gone", "less"):
+            asked = head("POST", "/console/keys", bearer(name), f"Content-Length: {len(body)}", HOST)
+            slow[name] = stack.enter_context(Wire(gate.watch, asked + body[:9]))
+        wait_until(lambda: see(gate, "state", bearer("gone")).status == 200, "the gate to answer")
+        assert see(gate, "keys/gone", ADMIN, method="DELETE").status == 200
+        assert see(gate, "keys/less", ADMIN, method="PATCH", body=b'{"scopes": ["list"]}').status == 200
+        statuses = [wire.send(body[9:]).read_response().status for wire in slow.values()]
+        assert statuses == [401, 403]
+        assert "backdoor" not in file.read_text()
+
+
 def test_wrong_keys_are_throttled_as_everywhere(upstream: Upstream, tmp_path: Path) -> None:
     more = ("--set", f"ollama_keys_file={keys(tmp_path)}", "--set", "ollama_max_wrong_keys=5", *JSON_LOG)
     with Ready(upstream.url, *more) as gate:
@@ -237,6 +260,12 @@ def test_changes_that_are_none(gate: Ready, tmp_path: Path) -> None:
         ({"name": "anna", "sha256": "0" * 64}, "makes keys"),
         ({"name": "anna", "expires": "yesterday"}, "is not a time"),
         ({"name": "anna", "expires": "2020-01-01"}, "is over"),
+        ({"name": "anna", "expires": '2099-01-01\nscopes = ["admin"]'}, "is not a time"),
+        ({"name": "anna", "note": 'x"\nscopes = ["admin"]'}, "one line"),
+        ({"name": "anna", "note": "\ud800"}, "one line"),
+        ({"name": "anna", "models": ['x"]\nscopes = ["admin"]\n#']}, "valid name of a model"),
+        ({"name": "anna", "scopes": ['list"]\nscopes=["admin']}, "valid scope"),
+        ({"name": "anna", "requests_per_minute": True}, "whole number"),
     )
     for body, words in wrong:
         status, error = do("POST", "keys", body)
@@ -298,8 +327,51 @@ def test_usage(used: Ready) -> None:
     assert head_line.startswith("month,key,outcome,requests,answered")
     assert any(",plain,refused," in line for line in lines)
     assert see(used, "usage?by=key&until=2020-01-01", ADMIN).json == {"rows": []}
-    wrong = ("by=colour", "by=day,month", "by=key,key", "since=yesterday", "until=2026-13", "format=xml")
+    wrong = (
+        "by=colour", "by=day,month", "by=key,key", "since=yesterday", "since=nan", "until=2026-13", "format=xml",
+        "format=csv%0d%0aX-Evil:1", "key=%ff",
+    )  # fmt: skip
     assert {see(used, f"usage?{query}", ADMIN).status for query in wrong} == {400}
+    assert {see(used, f"usage?by=day&since={'9' * count}", ADMIN).status for count in (12, 40, 400)} == {200}
+    for offset in ("x", "1e5", "9" * 20, "9" * 5000):
+        assert see(used, f"overview?offset={offset}", ADMIN).status == 400, offset
+
+
+def test_no_filter_shows_a_key_the_requests_of_others(used: Ready) -> None:
+    """Nor does CSV, nor requests as they end, nor the place from which on they are listed."""
+    theirs = see(used, "requests?key=boss&limit=1", ADMIN).json["requests"][0]
+    for query in ("key=boss", "key=plain,boss", "key=plain&key=boss", "key=(none)", "key=%20boss", "key=Boss"):
+        for path in ("usage", "requests", "requests/live"):
+            assert see(used, f"{path}?{query}", PLAIN).status == 403, (path, query)
+    after = theirs["number"] + 1
+    for query in (
+        "", "key=", "key=plain", "client=127.0.0.1", "model=demo", "outcome=answered,refused,failed", "reason=",
+        "key=boss&key=plain", f"before={after}", f"before={after}&limit=1", "since=2020-01", "until=2099-12-31",
+    ):  # fmt: skip
+        rows = see(used, f"requests?{query}", PLAIN).json["requests"]
+        assert {row["key"] for row in rows} == {"plain"}, query
+        assert theirs["id"] not in see(used, f"requests?{query}&format=csv", PLAIN).body.decode()
+        sums = see(used, f"usage?by=key,client,model&{query}", PLAIN).json["rows"]
+        assert {row["key"] for row in sums} == {"plain"}, query
+        assert "boss" not in see(used, f"usage?by=key&{query}&format=csv", PLAIN).body.decode()
+
+
+def test_no_cell_of_a_table_is_a_formula(gate: Ready) -> None:
+    """Keys may begin with a hyphen; no model is called so, and its name is refused."""
+    made = see(gate, "keys", ADMIN, method="POST", body=b'{"name": "-1"}').json["key"]
+    for model in ("demo", "=1+1", "a;=1+1"):
+        ask(gate.port, "POST", "/api/chat", f"Authorization: Bearer {made}", body=chat(model))
+    of_it = "?key=-1&format=csv"
+    requests = wait_until(
+        lambda: (found := see(gate, f"requests{of_it}", ADMIN)).body.count(b"\n") == 4 and found, "the ledger"
+    )
+    texts = (requests, see(gate, f"usage{of_it}&by=key,model,outcome", ADMIN))
+    assert see(gate, "keys/-1", ADMIN, method="DELETE").status == 200
+    for answer, name in zip(texts, ("requests", "usage"), strict=True):
+        assert answer.headers["content-disposition"] == f'attachment; filename="{name}.csv"'
+        rows = list(csv.DictReader(io.StringIO(answer.body.decode())))
+        assert {row["key"] for row in rows} == {"'-1"}
+        assert not re.search('(^|[;,\t\r\n"])[-=+@\uff1d]', answer.body.decode(), re.M)
 
 
 def test_requests(used: Ready) -> None:
@@ -314,24 +386,41 @@ def test_requests(used: Ready) -> None:
     assert see(used, "requests?client=192.0.2.1", ADMIN).json == {"requests": []}
     assert "content" not in see(used, "requests?limit=1000", ADMIN).body.decode()
     assert see(used, "requests?limit=x", ADMIN).status == see(used, "requests?before=-1", ADMIN).status == 400
-    assert see(used, "requests?format=csv&limit=1", ADMIN).body.decode().splitlines()[0].startswith("number,time,")
+    for query in ("limit=1", "client=192.0.2.1"):
+        table = see(used, f"requests?format=csv&{query}", ADMIN).body.decode()
+        assert table.startswith("number,time,"), "also without a row"
 
 
 @pytest.mark.slow
 def test_requests_as_they_end(upstream: Upstream, tmp_path: Path) -> None:
-    """Those of the key that asks; until the key is revoked."""
-    file = keys(tmp_path)
-    with (
-        Ready(upstream.url, "--set", f"ollama_keys_file={file}") as gate,
-        Wire(gate.watch, head("GET", "/console/requests/live", PLAIN, HOST)) as wire,
-    ):
-        wire.read_until(b": requests as they end")
+    """Those of the key that asks, until that very key is revoked, replaced or narrowed."""
+    file, ends = keys(tmp_path), b"0\r\n\r\n"
+    chief = entry("chief", scopes=["all", "admin"])
+    file.write_text(file.read_text() + chief)
+    with ExitStack() as stack:
+        gate = stack.enter_context(Ready(upstream.url, "--set", f"ollama_keys_file={file}"))
+        live = {
+            name: stack.enter_context(Wire(gate.watch, head("GET", "/console/requests/live", bearer(name), HOST)))
+            for name in ("plain", "limited", "chief")
+        }
+        for wire in live.values():
+            wire.read_until(b": requests as they end")
         ask(gate.port, "POST", "/api/chat", ADMIN, body=chat())
         ask(gate.port, "POST", "/api/chat", PLAIN, body=chat())
-        event = wire.read_until(b"}\n\n").partition(b"data: ")[2]
-        assert json.loads(event)["key"] == "plain"
-        assert see(gate, "keys/plain", ADMIN, method="DELETE").status == 200
-        wire.read_until(b"0\r\n\r\n")
+        for name, seen in (("chief", "boss"), ("chief", "plain"), ("plain", "plain")):
+            event = live[name].read_until(b"}\n\n").partition(b"data: ")[2]
+            assert json.loads(event)["key"] == seen
+        for method, path, body in (
+            ("DELETE", "keys/plain", b""), ("POST", "keys/limited/rotate", b'{"grace": "0"}'),
+            ("PATCH", "keys/chief", b'{"scopes": ["infer", "list"]}'),
+        ):  # fmt: skip
+            assert see(gate, path, ADMIN, method=method, body=body).status == 200
+        assert see(gate, "keys", ADMIN, method="POST", body=b'{"name": "plain"}').status == 200, "another's now"
+        ask(gate.port, "POST", "/api/chat", ADMIN, body=chat())
+        for name, wire in live.items():
+            assert b"data: " not in wire.read_until(ends), name
+        heads = head("HEAD", "/console/requests/live", ADMIN, HOST) + head("GET", "/healthz", HOST)
+        stack.enter_context(Wire(gate.watch, heads)).read_until(b'{"alive":true}')
 
 
 def test_models(used: Ready, upstream: Upstream) -> None:
@@ -359,6 +448,10 @@ def test_what_is_under_way_and_what_stands_still(upstream: Upstream) -> None:
             assert now["in_flight"][0]["client"] == "127.0.0.1"
             upstream.go_on()
             wire.read_until(b"0\r\n\r\n")
+        the_gate = "from mitmproxy import ctx\ngate = ctx.master.addons.get('ollama_gate')\n"
+        gate.do(f"{the_gate}type(gate).address = property(lambda _: ('127.0.0.1', {free_port()}))")
+        assert ask(port, "POST", "/console/chat", HOST, BEARER, body=chat()).status == 502
+        assert gate.do(f"{the_gate}result = gate.on_behalf") == "{}", "what has that port next is nobody's client"
 
 
 def test_the_speed_is_that_of_the_last_seconds() -> None:

@@ -112,7 +112,7 @@ def expiry(text: str) -> object:
     value: object = None
     if (span := parse_duration(text)) is not None:
         value = in_future(span)
-    else:
+    elif text.isprintable():
         with suppress(ValueError):
             value = tomllib.loads(f"value = {text}")["value"]
     if not isinstance(value, date):

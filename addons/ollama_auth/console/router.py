@@ -22,8 +22,6 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, stream_request_body
 
-from .. import clock
-from ..auth import policy
 from ..auth.keys import KeyRing, Principal
 from ..errors import RefusedError
 from ..runtime import ActiveConfig
@@ -100,9 +98,12 @@ class Call:
         return self.console.cache.get(name, partial(self.ledger.query, ask))
 
     def may_go_on(self) -> bool:
-        """Whether the key may still do what it was let in for: it may have been revoked or narrowed meanwhile."""
-        now = self.ring.principals.get(self.signed_in.name)
-        return now is not None and policy.check_valid(now, clock.wall()) is None and access.is_admin(now) == self.admin
+        """Whether the key may still do what it was let in for: it may have been revoked, rotated or narrowed since."""
+        try:
+            now = access.sign_in(self.request, self.console.config)
+        except RefusedError:
+            return False
+        return now.name == self.signed_in.name and access.is_admin(now) == self.admin
 
     @property
     def ring(self) -> KeyRing:
@@ -121,6 +122,7 @@ class Text:
     async def close(self) -> None:
         """End a stream that nobody wants."""
         if not isinstance(self.content, str):
+            await anext(self.content, None)  # One that has not begun would clean up nothing.
             await self.content.aclose()
 
 
@@ -223,12 +225,16 @@ class ApiHandler(Handler):
                 raise Problem(405, f"this path is served with {served}", (b"allow", served.encode()))
             raise Problem(404, "there is no such path: scripts/docs/console.md lists them")
         self.row, match = fitting
-        if self.who and self.row.need is not Need.KEY:
-            access.check_admin(self.who)
+        self.check_need(self.row)
         query = {name: self.get_query_argument(name) for name in self.request.query_arguments}
         raw = match.groupdict().get("name") or ""
         self.call = Call(self.console, self.who, self.request, query, None, unquote(raw), raw_name=raw)
         self.request.connection.set_max_body_size(MAX_BODY)  # type: ignore[union-attr]
+
+    def check_need(self, row: Row) -> None:
+        """Raises RefusedError where an administrator's key is needed and it is another one."""
+        if self.who and row.need is not Need.KEY:
+            access.check_admin(self.who)
 
     def data_received(self, chunk: bytes) -> None:
         self.received += chunk
@@ -236,6 +242,9 @@ class ApiHandler(Handler):
     async def get(self, *_: str) -> None:
         assert self.row and self.call
         if self.received:
+            if self.who:  # The key may have been revoked or narrowed while the body came.
+                self.call.who = self.who = access.sign_in(self.request, self.console.config)
+                self.check_need(self.row)
             try:
                 self.call.body = json.loads(self.received)
             except (ValueError, RecursionError):
@@ -260,6 +269,8 @@ class ApiHandler(Handler):
             self.finish(content.content)
             return None
         async with aclosing(content.content) as pieces:
+            if self.request.method == "HEAD":
+                return None
             async for piece in pieces:
                 self.write(piece)
                 await self.flush()

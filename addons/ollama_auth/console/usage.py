@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from ..telemetry import usage_queries
+from ..telemetry.spreadsheet import harmless
 from ..telemetry.status_server import Problem
 from ..telemetry.usage_db import NO_KEY
 from ..telemetry.usage_queries import COLUMNS, FOREVER, PERIODS, Chosen
@@ -70,7 +71,7 @@ async def requests(call: Call) -> object:
     chosen = Chosen(instant(call, "since", 0, call.zone), instant(call, "until", FOREVER, call.zone), _where(call))
     most = min(max(limit, 1), MAX_ROWS)
     rows = await call.ask_ledger(lambda connection: usage_queries.latest(connection, chosen, most, before))
-    return _table(call, list(rows[0]) if rows else [], "requests", list(map(_shown, rows)))
+    return _table(call, usage_queries.ROW, "requests", list(map(_shown, rows)))
 
 
 async def live(call: Call) -> object:
@@ -81,15 +82,15 @@ async def live(call: Call) -> object:
 async def _events(call: Call, where: Mapping[str, Sequence[str]]) -> AsyncGenerator[bytes]:
     last = await call.ask_ledger(usage_queries.newest)
     yield b": requests as they end\n\n"
-    while call.may_go_on():
+    while True:
         await asyncio.sleep(LIVE)
         newest = await call.ask_ledger(usage_queries.newest)
-        if newest == last:
-            yield b":\n\n"  # Who has left is noticed.
-            continue
         find = partial(usage_queries.latest, chosen=Chosen(where=where), limit=MAX_LIVE, after=last)
-        rows = await call.ask_ledger(find)
+        rows = await call.ask_ledger(find) if newest != last else []
         last = newest
+        if not call.may_go_on():
+            return
+        yield b":\n\n"  # Who has left is noticed.
         for row in reversed(rows):
             yield f"id: {row['number']}\ndata: {json.dumps(_shown(row))}\n\n".encode()
 
@@ -118,7 +119,7 @@ def instant(call: Call, name: str, default: float, zone: tzinfo) -> float:
         return default
     try:
         if text.replace(".", "", 1).isdecimal() and len(text) > len("202611"):
-            return float(text)
+            return min(float(text), FOREVER)
         if len(text) == len("2026-11"):
             first = date.fromisoformat(f"{text}-01")
             day = first if name == "since" else (first + timedelta(days=31)).replace(day=1)
@@ -152,13 +153,10 @@ def _table(call: Call, columns: Sequence[str], name: str, rows: list[dict[str, A
             out = io.StringIO()
             writer = csv.writer(out)
             writer.writerow(columns)
-            writer.writerows([[as_cell(row[column]) for column in columns] for row in rows])
-            disposition = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
+            cells = ([row[column] for column in columns] for row in rows)
+            writer.writerows([harmless(cell) if isinstance(cell, str) else cell for cell in line] for line in cells)
+            file = call.request.path.rpartition("/")[2]
+            disposition = {"Content-Disposition": f'attachment; filename="{file}.csv"'}
             return Text("text/csv; charset=utf-8", out.getvalue(), disposition)
         case _:
             raise Problem(400, "format is not one of json, csv")
-
-
-def as_cell(value: object) -> object:
-    """A value for a spreadsheet, which would run a text that begins like a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

@@ -205,6 +205,8 @@ _ROW = (
     "time", "ended", "id", "client", "method", "class", "path", "status", "prompt_tokens", "completion_tokens",
     "estimated", "bytes_in", "bytes_out", "ttft_ms", "duration_ms", "generation_ms", "stripped",
 )  # fmt: skip
+ROW = ("number", *_ROW, *NAMES)
+"""The columns of what `latest` returns."""
 
 
 def latest(
@@ -228,7 +230,7 @@ def latest(
         f"FROM requests JOIN groups ON groups.id = group_id WHERE {condition} ORDER BY requests.rowid DESC LIMIT ?",
         [*values, limit],
     )
-    return [dict(zip(("number", *_ROW, *NAMES), row, strict=True)) for row in rows]
+    return [dict(zip(ROW, row, strict=True)) for row in rows]
 
 
 def newest(connection: sqlite3.Connection) -> int:
