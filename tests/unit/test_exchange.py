@@ -46,6 +46,7 @@ def test_an_admission_is_made_in_no_other_way() -> None:
         ("ollama_auth/ollama_api/routes.py", "replace"),
         ("ollama_auth/runtime.py", "replace"),
         ("ollama_auth/settings.py", "getattr"),
+        ("ollama_auth/auth/key_fields.py", "getattr"),
         ("ollama_auth/option_table.py", "getattr"),
         ("ollama_auth/proxy/option_cache.py", "getattr"),
     }

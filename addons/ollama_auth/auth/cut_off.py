@@ -5,9 +5,7 @@ its restrictions. So a file may announce its last line, and without it is a faul
 from the last key of a file without that line is a fault, too.
 """
 
-from operator import attrgetter
-
-from .key_fields import HARMLESS, OF_PRINCIPAL, FieldError
+from .key_fields import OF_PRINCIPAL, Field, FieldError
 from .keys import DEFAULT_SCOPES, Key, KeyRing, Principal, Scope
 
 END = "# end of the keys"
@@ -16,8 +14,7 @@ ANNOUNCEMENT = f'# It is whole if its last line is "{END}".'
 """A line at the beginning of a file that has to end with END."""
 
 _DAY = 24 * 60 * 60
-_RESTRICTIONS = sorted(OF_PRINCIPAL - HARMLESS)
-_get_restrictions = attrgetter(*_RESTRICTIONS)
+_RESTRICTIONS = [field for field in OF_PRINCIPAL if not field.harmless]
 
 
 def has_end(data: bytes) -> bool:
@@ -44,11 +41,12 @@ def lost_fields(before: KeyRing, key: Key) -> list[str]:
     if old is None:
         return []
     lost: list[str] = []
-    for name, one, other in zip(_RESTRICTIONS, _restrictions(old), _restrictions(after), strict=True):
+    for field in _RESTRICTIONS:
+        one, other = _restriction(field, old), _restriction(field, after)
         if one != other and other is not None and not _is_part(one, other):
             return []
         if one is not None and (other is None or (isinstance(other, float) and one != other)):
-            lost.append(name)
+            lost.append(field.name)
     if after.scopes not in (old.scopes, DEFAULT_SCOPES):
         return []
     if not after.scopes <= old.scopes and Scope.ALL not in old.scopes:
@@ -64,6 +62,6 @@ def _is_part(whole: object, part: object) -> bool:
     return isinstance(whole, int) and str(whole).startswith(str(part))
 
 
-def _restrictions(principal: Principal) -> list[object]:
-    """The values of _RESTRICTIONS, None where there is no restriction."""
-    return [None if value is False else value for value in _get_restrictions(principal)]
+def _restriction(field: Field, principal: Principal) -> object:
+    """The value that restricts a principal, or None. Not to be disabled is no restriction."""
+    return None if (value := field.of(principal)) is False else value

@@ -1,19 +1,24 @@
-"""The fields of a key: their readers, and the table of all. Pure.
+"""The fields of a key: the functions that read and show each, the table of all, and what may be told of a key.
 
-A reader takes the value that TOML holds and returns the one that a Key or Principal holds, or raises FieldError. No
-fault quotes a value, which may be a key that was put in the wrong place.
+No fault quotes a value, which may be a key that was put in the wrong place.
 """
 
 import re
+import tomllib
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from difflib import get_close_matches
+from typing import Any, NamedTuple
 
+from .. import clock
 from ..errors import OllamaAuthError, command
 from ..ollama_api.model_names import check_pattern
+from ..units import parse_duration
 from . import weak_keys
-from .keys import Principal, Scope, parse_ssh_key
+from .keys import KeyRing, Principal, Scope, parse_ssh_key
 
 MAX_NAME, MAX_NOTE = 64, 256
 """Characters of the name of a key, and of its note."""
@@ -92,6 +97,10 @@ def scope(value: object) -> Scope:
         raise FieldError(f"is not a valid scope; {hint}") from None
 
 
+def _in_order(scopes: frozenset[Scope]) -> list[Scope]:
+    return [scope for scope in Scope if scope in scopes]
+
+
 def model_pattern(value: object) -> str:
     """A pattern of model names."""
     if not isinstance(value, str):
@@ -133,6 +142,34 @@ def instant(value: object) -> float:
     return seconds
 
 
+def time_of(seconds: float | None) -> str | None:
+    """Seconds since 1970 in RFC 3339."""
+    return None if seconds is None else clock.utc(seconds, "seconds")
+
+
+def expiry(text: str) -> object:
+    """A TOML date or date and time, or a span from now such as `"30d"` -> a value for the file. Raises FieldError."""
+    value: object = None
+    if (span := parse_duration(text)) is not None:
+        value = in_future(span)
+    elif text.isprintable():
+        with suppress(ValueError):
+            value = tomllib.loads(f"value = {text}")["value"]
+    if not isinstance(value, date):
+        raise FieldError("is not a time; write it as in 30d, 2027-01-01 or 2027-01-01T00:00:00Z")
+    if instant(value) <= clock.wall():
+        raise FieldError("is over already; name a time to come")
+    return value
+
+
+def in_future(span: timedelta) -> datetime:
+    """The time in so long, to the second. Raises FieldError."""
+    try:
+        return (datetime.fromtimestamp(clock.wall(), UTC) + span).replace(microsecond=0)
+    except OverflowError:
+        raise FieldError("is after the year 9999; name a nearer time") from None
+
+
 def limit(value: object) -> int:
     """The amount of a limit."""
     if type(value) is not int:  # bool is an int to Python, and not to TOML.
@@ -155,24 +192,87 @@ def note(value: object) -> str:
     return value
 
 
-FIELDS: dict[str, Callable[[object], object]] = {
-    "name": key_name,
-    "sha256": _digest,
-    "ssh_ed25519": ssh_key,
-    "scopes": lambda value: frozenset(_each(value, scope)),
-    "models": lambda value: tuple(_each(value, model_pattern)),
-    "expires": instant,
-    "requests_per_minute": limit,
-    "concurrent_requests": limit,
-    "tokens_per_day": limit,
-    "tokens_per_month": limit,
-    "disabled": _flag,
-    "note": note,
-    "previous_sha256": _digest,
-    "previous_until": instant,
-}
-"""The fields of a key and their readers."""
-HARMLESS = {"name", "scopes", "note"}
-"""The fields without which a key may do no more."""
-OF_PRINCIPAL = FIELDS.keys() & Principal.__slots__
-"""Those that Principal has under the same name; the others are credentials."""
+# The table.
+
+
+class Option(NamedTuple):
+    """An option of scripts/keys: its name, what stands for its value, what it sets, and what holds without it."""
+
+    name: str
+    value: str
+    meaning: str
+    default: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """All that is known of a field of a key."""
+
+    name: str
+    read: Callable[[object], object]
+    """Takes the value that TOML holds, and returns the one that Principal or Key holds. Raises FieldError."""
+    many: Callable[[list[Any]], object] | None = None
+    """For a list: `read` takes each item, and this all together."""
+    short: Callable[[str], object] | None = None
+    """Takes what people may write instead, and returns the value for the file. Raises FieldError."""
+    show: Callable[[Any], object] = lambda value: value
+    """Takes the value of Principal, and returns the one for JSON."""
+    credential: bool = False
+    """It is a field of Key: never shown, and not edited. All others are fields of Principal with the same name."""
+    harmless: bool = False
+    """A key without it may do no more. To lose any other one makes a file suspect (cut_off.py)."""
+    unit: str = ""
+    """For a limit: what stands behind its number."""
+    option: Option | None = None
+
+    def parse(self, value: object) -> object:
+        """Read the whole value that TOML holds. Raises FieldError."""
+        return self.read(value) if self.many is None else self.many(_each(value, self.read))
+
+    def of(self, who: Principal) -> Any:
+        """The value that a principal has."""
+        return getattr(who, self.name)
+
+
+def _limit(name: str, option: str, meaning: str, unit: str) -> Field:
+    return Field(name, limit, unit=unit, option=Option(option, "N", meaning, "no limit"))
+
+
+_SCOPE = Option("scope", "S", f"what it may do, of {', '.join(Scope)}", "infer embed list")
+_MODEL = Option("model", "M", "which models it may use, with * for any characters", "all")
+_EXPIRES = Option("expires", "WHEN", "30d, 2027-01-01 (the end of that day in UTC), 2027-01-01T00:00:00Z")
+_NOTE = Option("note", "TEXT", "whose it is, for people to read")
+_ROWS = (
+    Field("name", key_name, harmless=True),
+    Field("sha256", _digest, credential=True),
+    Field("ssh_ed25519", ssh_key, credential=True),
+    # Without scopes a key has DEFAULT_SCOPES: cut_off.py compares them itself.
+    Field("scopes", scope, many=frozenset, show=_in_order, harmless=True, option=_SCOPE),
+    Field("models", model_pattern, many=tuple, option=_MODEL),
+    Field("expires", instant, short=expiry, show=time_of, option=_EXPIRES),
+    _limit("requests_per_minute", "rpm", "requests a minute", "/min"),
+    _limit("concurrent_requests", "concurrent", "requests at once", " at once"),
+    _limit("tokens_per_day", "tokens-per-day", "tokens a day", " tokens/day"),
+    _limit("tokens_per_month", "tokens-per-month", "tokens a month", " tokens/month"),
+    Field("disabled", _flag),
+    Field("note", note, harmless=True, option=_NOTE),
+    Field("previous_sha256", _digest, credential=True),
+    Field("previous_until", instant, credential=True),
+)
+FIELDS = {field.name: field for field in _ROWS}
+CREDENTIALS = {field.name for field in _ROWS if field.credential}
+OF_PRINCIPAL = [field for field in _ROWS if not field.credential]
+LIMITS = [field for field in _ROWS if field.unit]
+
+
+def describe(who: Principal, ring: KeyRing) -> dict[str, Any]:
+    """What may be told of a principal and its keys, for JSON: nothing secret."""
+    keys, now = ring.keys_of(who.name), clock.wall()
+    kind = "ssh" if any(key.ssh_ed25519 for key in keys) else "key"
+    return {
+        "name": who.name,
+        "kind": "environment" if who.name in RESERVED else kind,
+        **{field.name: field.show(field.of(who)) for field in OF_PRINCIPAL},
+        "expired": who.expires is not None and who.expires <= now,
+        "old_key_until": time_of(next((key.until for key in keys if key.until and key.until > now), None)),
+    }

@@ -95,6 +95,7 @@ class KeyRing:
         """Index the keys. Raises InvalidKeyError where two have the same secret, as it would identify neither."""
         self._by_digest: dict[bytes, Key] = {}
         self._by_ssh: dict[bytes, Key] = {}
+        self._by_name: dict[str, list[Key]] = {}
         self.principals: dict[str, Principal] = {}
         for key in keys:
             for index, known_by in ((self._by_digest, key.digest), (self._by_ssh, key.ssh_ed25519)):
@@ -102,6 +103,7 @@ class KeyRing:
                     names = f"{other.principal.name} and {key.principal.name}"
                     raise InvalidKeyError(f"{names} have the same key; give each of them one of its own")
             self.principals[key.principal.name] = key.principal
+            self._by_name.setdefault(key.principal.name, []).append(key)
 
     def __len__(self) -> int:
         return len(self._by_digest) + len(self._by_ssh)
@@ -118,13 +120,11 @@ class KeyRing:
 
     def keys_of(self, name: str) -> list[Key]:
         """Return the keys of a principal: the one in use, and perhaps the one it replaced."""
-        every = (*self._by_digest.values(), *self._by_ssh.values())
-        return [key for key in every if key.principal.name == name]
+        return self._by_name.get(name, [])
 
     def only(self, name: str) -> "KeyRing":
         """The keys of one principal."""
-        found = [*self._by_digest.values(), *(key for key in self._by_ssh.values() if key.digest is None)]
-        return KeyRing(key for key in found if key.principal.name == name)
+        return KeyRing(self.keys_of(name))
 
     def until(self, key: Key) -> float | None:
         """The time until which a key with the same secret is valid here, if it is one that was replaced."""

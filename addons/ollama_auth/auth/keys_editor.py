@@ -2,8 +2,8 @@
 
 Each function takes the path of the file, the name of a key and plain values, and raises KeysFileError, which says
 where, what is wrong and what to do next; then the file is as it was. They block: on the lock, and to write.
-Fields are those of key_fields.FIELDS with the values that TOML holds, or None where there is none. `expires` may also
-be text that `expiry` reads.
+Fields are those of key_fields.FIELDS with the values that TOML holds, or in their short form, or None where there is
+none.
 """
 
 import errno
@@ -12,26 +12,22 @@ import os
 import stat
 import sys
 import time
-import tomllib
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime, timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
 from .. import clock
-from ..units import parse_duration
 from . import cut_off, keys_file, keys_text
-from .key_fields import FieldError, instant, normalized
+from .key_fields import CREDENTIALS, FIELDS, FieldError, in_future, normalized, time_of
 from .keys import Key, KeyRing, new_key
 from .keys_file import KeysFileError
 
 LOCK_TIMEOUT = 30
 """Seconds to wait for another writer."""
-SECRETS = frozenset({"sha256", "ssh_ed25519", "previous_sha256", "previous_until"})
-"""Fields that `edit` leaves alone; `name` is one as well, since logs and limits know a key by it."""
 
 
 class Rotated(NamedTuple):
@@ -44,7 +40,7 @@ class Rotated(NamedTuple):
 def add(path: str | Path, name: str, fields: Mapping[str, object]) -> str | None:
     """Add a key and return it; only its digest is kept. With the field `ssh_ed25519` none is made."""
     key = None if fields.get("ssh_ed25519") else new_key()
-    entry = {"name": name, "sha256": _digest(key) if key else None, **_read(fields)}
+    entry = {"name": name, "sha256": _digest(key) if key else None, **checked(fields)}
 
     def appended(text: str, mine: Sequence[Key]) -> str:
         if mine:
@@ -57,9 +53,10 @@ def add(path: str | Path, name: str, fields: Mapping[str, object]) -> str | None
 
 def edit(path: str | Path, name: str, fields: Mapping[str, object]) -> None:
     """Give fields of a key other values; None removes one."""
-    if fixed := sorted(fields.keys() & {"name", *SECRETS}):
+    # Logs and limits know a key by its name.
+    if fixed := sorted(fields.keys() & {"name", *CREDENTIALS}):
         raise KeysFileError([f"{fixed[0]} can't be edited; rotate the key, or revoke it and add another"])
-    changes = _read(fields)
+    changes = checked(fields)
     change(path, name, lambda text, _: keys_text.updated(text, name, changes), known=True)
 
 
@@ -83,10 +80,9 @@ def rotate(path: str | Path, name: str, grace: timedelta) -> Rotated:
             raise FieldError(f"has an ssh key for {name}; revoke it, then add the new one")
         last = max((one.until for one in mine if one.until is not None), default=0)
         if until and last > clock.wall():
-            when = datetime.fromtimestamp(last, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             raise FieldError(
-                f"says that the key which {name} had before this one works until {when}; rotate it again after that, "
-                "or with a grace of 0, which ends both now"
+                f"says that the key which {name} had before this one works until {time_of(last)}; rotate it again "
+                "after that, or with a grace of 0, which ends both now"
             )
         changes = {
             "sha256": _digest(key),
@@ -107,37 +103,15 @@ def revoke(path: str | Path, name: str) -> None:
 # Values.
 
 
-def expiry(text: str) -> object:
-    """A TOML date or date and time, or a span from now such as `"30d"` -> a value for the file. Raises FieldError."""
-    value: object = None
-    if (span := parse_duration(text)) is not None:
-        value = in_future(span)
-    elif text.isprintable():
-        with suppress(ValueError):
-            value = tomllib.loads(f"value = {text}")["value"]
-    if not isinstance(value, date):
-        raise FieldError("is not a time; write it as in 30d, 2027-01-01 or 2027-01-01T00:00:00Z")
-    if instant(value) <= clock.wall():
-        raise FieldError("is over already; name a time to come")
-    return value
-
-
-def in_future(span: timedelta) -> datetime:
-    """The time in so long, to the second. Raises FieldError."""
-    try:
-        return (datetime.fromtimestamp(clock.wall(), UTC) + span).replace(microsecond=0)
-    except OverflowError:
-        raise FieldError("is after the year 9999; name a nearer time") from None
-
-
-def _read(fields: Mapping[str, object]) -> dict[str, object]:
+def checked(fields: Mapping[str, object]) -> dict[str, object]:
     """The values as the file will hold them."""
     values = dict(fields)
-    if isinstance(when := values.get("expires"), str):
-        try:
-            values["expires"] = expiry(when)
-        except FieldError as fault:
-            raise KeysFileError([f"expires {fault}"]) from None
+    for name, value in fields.items():
+        if isinstance(value, str) and (field := FIELDS.get(name)) and field.short:
+            try:
+                values[name] = field.short(value)
+            except FieldError as fault:
+                raise KeysFileError([f"{name} {fault}"]) from None
     _, faults = keys_file.read_fields({field: value for field, value in values.items() if value is not None})
     if faults:
         raise KeysFileError(faults)

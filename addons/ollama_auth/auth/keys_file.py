@@ -153,7 +153,7 @@ def read_fields(table: Mapping[str, object]) -> tuple[dict[str, Any], list[str]]
             faults.append(_unknown(field, value, FIELDS))
             continue
         try:
-            values[field] = FIELDS[field](value)
+            values[field] = FIELDS[field].parse(value)
         except FieldError as fault:
             faults.append(f"{field} {fault}")
     return values, faults
@@ -186,7 +186,7 @@ def _taken(values: Mapping[str, Any], number: int, seen: dict[object, int]) -> I
 
 def _keys(values: Mapping[str, Any]) -> Iterator[Key]:
     """Yield the key of a valid table, and the one that it replaced."""
-    given = {name: values[name] for name in OF_PRINCIPAL if name in values}
+    given = {field.name: values[field.name] for field in OF_PRINCIPAL if field.name in values}
     principal = Principal(**{"scopes": DEFAULT_SCOPES} | given)
     yield Key(values.get("sha256"), principal, values.get("ssh_ed25519"))
     if "previous_sha256" in values:

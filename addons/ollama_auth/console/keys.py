@@ -6,14 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 from .. import clock
-from ..auth import keys_editor, keys_file
-from ..auth.key_fields import RESERVED, FieldError, key_name
-from ..auth.keys import Key, KeyRing, Principal, Scope
+from ..auth import keys_editor
+from ..auth.key_fields import CREDENTIALS, LIMITS, RESERVED, FieldError, describe, key_name, time_of
+from ..auth.keys import Principal
 from ..auth.keys_file import KeysFileError
 from ..auth.periods import Calendar
 from ..telemetry import usage_queries
@@ -37,33 +37,9 @@ class Figures:
     last_used: Mapping[str, float]
 
 
-def describe(principal: Principal, ring: KeyRing) -> dict[str, Any]:
+def facts(call: Call, who: Principal) -> dict[str, Any]:
     """What may be shown of a principal: nothing secret."""
-    keys, now = ring.keys_of(principal.name), clock.wall()
-    until = next((key.until for key in keys if key.until is not None and key.until > now), None)
-    return {
-        "name": principal.name,
-        "kind": _kind(principal, keys),
-        "admin": access.is_admin(principal),
-        "scopes": [scope for scope in Scope if scope in principal.scopes],
-        "models": principal.models,
-        **limits_of(principal),
-        "expires": time_of(principal.expires),
-        "expired": principal.expires is not None and principal.expires <= now,
-        "disabled": principal.disabled,
-        "note": principal.note,
-        "old_key_until": time_of(until),
-    }
-
-
-def limits_of(principal: Principal) -> dict[str, int | None]:
-    """The limits of a principal, as the keys file has them."""
-    return {
-        "requests_per_minute": principal.requests_per_minute,
-        "concurrent_requests": principal.concurrent_requests,
-        "tokens_per_day": principal.tokens_per_day,
-        "tokens_per_month": principal.tokens_per_month,
-    }
+    return describe(who, call.ring) | {"admin": access.is_admin(who)}
 
 
 async def shown(call: Call, principals: Iterable[Principal]) -> list[dict[str, Any]]:
@@ -81,13 +57,13 @@ async def shown(call: Call, principals: Iterable[Principal]) -> list[dict[str, A
     }
     ends = {"tokens_per_day": today.end, "tokens_per_month": month.end}
     return [
-        describe(one, call.ring)
+        facts(call, one)
         | {
             "limits": {
-                limit: {"limit": most, "used": (spent := used[limit](one.name)), "left": max(0, most - spent)}
-                | {"until": time_of(ends[limit]) if limit in ends else None}
-                for limit, most in limits_of(one).items()
-                if most is not None
+                limit.name: {"limit": most, "used": (spent := used[limit.name](one.name)), "left": max(0, most - spent)}
+                | {"until": time_of(ends.get(limit.name))}
+                for limit in LIMITS
+                if (most := limit.of(one)) is not None
             },
             "last_used": figures.last_used.get(one.name),
             "today": figures.today.get(one.name, NOTHING),
@@ -132,17 +108,6 @@ def _last_minute(now: float, connection: sqlite3.Connection) -> dict[str, int]:
     return dict(rows.fetchall())
 
 
-def _kind(principal: Principal, keys: list[Key]) -> str:
-    if principal.name in RESERVED:
-        return "environment"
-    return "ssh" if any(key.ssh_ed25519 for key in keys) else "key"
-
-
-def time_of(seconds: float | None) -> str | None:
-    """Seconds since 1970 in RFC 3339."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 async def list_all(call: Call) -> object:
     every = call.ring.principals.values() if call.admin else [call.signed_in]
     file = call.settings.keys_file if call.admin else None
@@ -174,14 +139,14 @@ async def add(call: Call) -> object:
         raise Problem(409, f"there is a key {name} already: choose another name, or rotate it")
     key = await _change(call, name, keys_editor.add, fields)
     call.logged = f"/console/keys/{name}"
-    return {"key": key, **describe(_known(call, name), call.ring)}
+    return {"key": key, **facts(call, _known(call, name))}
 
 
 async def edit(call: Call) -> object:
     name, fields = _in_file(call), _object(call)
     _check(fields)
     await _change(call, name, keys_editor.edit, fields)
-    return describe(_known(call), call.ring)
+    return facts(call, _known(call))
 
 
 async def revoke(call: Call) -> object:
@@ -191,12 +156,12 @@ async def revoke(call: Call) -> object:
 
 async def disable(call: Call) -> object:
     await _change(call, _in_file(call), keys_editor.disable)
-    return describe(_known(call), call.ring)
+    return facts(call, _known(call))
 
 
 async def enable(call: Call) -> object:
     await _change(call, _in_file(call), keys_editor.enable)
-    return describe(_known(call), call.ring)
+    return facts(call, _known(call))
 
 
 async def rotate(call: Call) -> object:
@@ -205,7 +170,7 @@ async def rotate(call: Call) -> object:
     if grace is None:
         raise Problem(400, "grace is not a span of time; write it as in 90m, 24h or 30d, or 0 for none")
     made: keys_editor.Rotated = await _change(call, name, keys_editor.rotate, grace)
-    return {"key": made.key, **describe(_known(call), call.ring)}
+    return {"key": made.key, **facts(call, _known(call))}
 
 
 def _object(call: Call) -> dict[str, Any]:
@@ -233,17 +198,12 @@ def _in_file(call: Call) -> str:
 
 def _check(fields: Mapping[str, Any]) -> None:
     """Raises Problem where the values are not those of fields of a key."""
-    if fixed := sorted(fields.keys() & keys_editor.SECRETS - {"ssh_ed25519"}):
+    if fixed := sorted(fields.keys() & CREDENTIALS - {"ssh_ed25519"}):
         raise Problem(400, f"{fixed[0]} can't be set here: the gate makes keys itself")
-    dates = {"expires"} if isinstance(fields.get("expires"), str) else set()
-    _, faults = keys_file.read_fields({f: v for f, v in fields.items() if v is not None and f not in dates})
-    if faults:
-        raise Problem(400, "; ".join(faults))
-    if dates:
-        try:
-            keys_editor.expiry(fields["expires"])
-        except FieldError as fault:
-            raise Problem(400, f"expires {fault}") from None
+    try:
+        keys_editor.checked(fields)
+    except KeysFileError as error:
+        raise Problem(400, "; ".join(error.faults)) from None
 
 
 async def _change(call: Call, name: str, editing: Any, *arguments: Any) -> Any:

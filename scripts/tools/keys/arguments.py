@@ -7,12 +7,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ollama_auth.auth import key_fields, keys_editor
-from ollama_auth.auth.keys import Scope
+from ollama_auth.auth import key_fields
 
 from ..terminal import shown
 from .commands import (
-    LIMITS,
     UNSET,
     Result,
     add,
@@ -28,7 +26,7 @@ from .commands import (
     rotate,
     show,
 )  # fmt: skip
-from .values import argument, duration, limit, public_key
+from .values import argument, duration, public_key, reader
 
 DESCRIPTION = """\
 Makes, lists and revokes the keys in a keys file, which the gate reads while it runs.
@@ -131,17 +129,9 @@ def add_options(parser: argparse.ArgumentParser, **default: Any) -> None:
 
 def add_options_of_fields(parser: argparse.ArgumentParser, otherwise: str) -> None:
     """Add the options for the fields of a key; `otherwise` comes before what holds without one."""
-    parser.add_argument("--scope", dest="scopes", metavar="S", nargs="+", action="extend",
-                        type=argument(key_fields.scope),
-                        help=f"what it may do, of {', '.join(Scope)}{otherwise}infer embed list")  # fmt: skip
-    parser.add_argument("--model", dest="models", metavar="M", nargs="+", action="extend",
-                        type=argument(key_fields.model_pattern),
-                        help=f"which models it may use, with * for any characters{otherwise}all")  # fmt: skip
-    parser.add_argument("--expires", metavar="WHEN", type=argument(keys_editor.expiry),
-                        help="30d, 2027-01-01 (the end of that day in UTC), 2027-01-01T00:00:00Z")  # fmt: skip
-    for one in LIMITS:
-        parser.add_argument(one.option, dest=one.field, metavar="N", type=argument(limit),
-                            help=f"{one.meaning}{otherwise}no limit")  # fmt: skip
-    parser.add_argument(
-        "--note", metavar="TEXT", type=argument(key_fields.note), help="whose it is, for people to read"
-    )
+    for field in key_fields.FIELDS.values():
+        if option := field.option:
+            default = f"{otherwise}{option.default}" if option.default else ""
+            several: dict[str, Any] = {"nargs": "+", "action": "extend"} if field.many else {}
+            parser.add_argument(f"--{option.name}", dest=field.name, metavar=option.value, type=argument(reader(field)),
+                                help=f"{option.meaning}{default}", **several)  # fmt: skip

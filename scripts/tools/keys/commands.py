@@ -8,41 +8,18 @@ import hashlib
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ollama_auth.auth import keys_editor, keys_file, policy
-from ollama_auth.auth.key_fields import normalized
-from ollama_auth.auth.keys import Key, Principal, Scope, new_key
-from ollama_auth.clock import utc
+from ollama_auth.auth.key_fields import FIELDS, LIMITS, describe, normalized, time_of
+from ollama_auth.auth.keys import KeyRing, Principal, new_key
 from ollama_auth.ollama_api.model_names import reference
 from ollama_auth.ollama_api.routes import route
 
 from ..terminal import ToolError
 
-
-class Limit(NamedTuple):
-    """A limit of a key: its field in the file, its option, and how it is shown."""
-
-    field: str
-    option: str
-    meaning: str
-    unit: str
-
-
-LIMITS = (
-    Limit("requests_per_minute", "--rpm", "requests a minute", "/min"),
-    Limit("concurrent_requests", "--concurrent", "requests at once", " at once"),
-    Limit("tokens_per_day", "--tokens-per-day", "tokens a day", " tokens/day"),
-    Limit("tokens_per_month", "--tokens-per-month", "tokens a month", " tokens/month"),
-)
-
-
-UNSET = {
-    "scope": "scopes", "model": "models", "expires": "expires", "note": "note",
-    **{limit.option.removeprefix("--"): limit.field for limit in LIMITS},
-}  # fmt: skip
+UNSET = {field.option.name: field.name for field in FIELDS.values() if field.option}
 """The fields of a key that options set, by the names of these options."""
 
 
@@ -60,11 +37,6 @@ def existing(file: Path) -> Path:
     if not file.exists():
         raise ToolError(f"there is no {file}: `scripts/keys add NAME` makes it, --file PATH names another")
     return file
-
-
-def time_of(seconds: float | None) -> str | None:
-    """Seconds since 1970 in RFC 3339."""
-    return None if seconds is None else utc(seconds, "seconds")
 
 
 def new(_: argparse.Namespace) -> Result:
@@ -147,43 +119,31 @@ def rotate(arguments: argparse.Namespace) -> Result:
 
 def list_keys(arguments: argparse.Namespace) -> Result:
     """List the names with their permissions."""
-    keys, warnings = keys_file.load(existing(arguments.file))
-    facts = [describe(list(group)) for _, group in groupby(keys, lambda key: key.principal.name)]
+    ring, warnings = loaded(arguments)
+    facts = [describe(who, ring) for who in ring.principals.values()]
     rows = [HEADINGS, *(row(fact) for fact in facts)]
     return Result(facts, aligned(rows) if facts else "", warnings)
 
 
 def show(arguments: argparse.Namespace) -> Result:
     """Show one name with its permissions, a line for each."""
-    keys, warnings = keys_file.load(existing(arguments.file))
-    fact = describe(named(arguments, keys))
+    ring, warnings = loaded(arguments)
+    fact = describe(named(arguments, ring), ring)
     lines = zip((heading.lower() for heading in HEADINGS), row(fact), strict=True)
     return Result(fact, aligned([line for line in lines if line[1]]), warnings)
 
 
-def named(arguments: argparse.Namespace, keys: Sequence[Key]) -> list[Key]:
-    """The keys of the name that is asked for. Raises KeysFileError."""
+def loaded(arguments: argparse.Namespace) -> tuple[KeyRing, Sequence[str]]:
+    """Read the file; return (its keys, warnings)."""
+    keys, warnings = keys_file.load(existing(arguments.file))
+    return KeyRing(keys), warnings
+
+
+def named(arguments: argparse.Namespace, ring: KeyRing) -> Principal:
+    """Whose name is asked for. Raises KeysFileError."""
     name = normalized(arguments.name)
-    keys_editor.check_known(arguments.file, name, keys_editor.owners(keys))
-    return [key for key in keys if key.principal.name == name]
-
-
-def describe(keys: Sequence[Key]) -> dict[str, Any]:
-    """The fields of a name that are not secret. `keys` are its current key and perhaps the previous one."""
-    key, who, now = keys[0], keys[0].principal, time.time()
-    until = next((key.until for key in keys if key.until is not None and key.until > now), None)
-    return {
-        "name": who.name,
-        "kind": "ssh" if key.ssh_ed25519 else "key",
-        "scopes": [scope for scope in Scope if scope in who.scopes],
-        "models": who.models,
-        **{limit.field: getattr(who, limit.field) for limit in LIMITS},
-        "expires": time_of(who.expires),
-        "expired": who.expires is not None and who.expires <= now,
-        "old_key_until": time_of(until),
-        "disabled": who.disabled,
-        "note": who.note,
-    }
+    keys_editor.check_known(arguments.file, name, list(ring.principals))
+    return ring.principals[name]
 
 
 HEADINGS = ("NAME", "KIND", "SCOPES", "MODELS", "LIMITS", "EXPIRES", "NOTE")
@@ -191,7 +151,7 @@ HEADINGS = ("NAME", "KIND", "SCOPES", "MODELS", "LIMITS", "EXPIRES", "NOTE")
 
 def row(fact: Mapping[str, Any]) -> tuple[str, ...]:
     """A row of the table of `list`."""
-    limits = [f"{fact[limit.field]}{limit.unit}" for limit in LIMITS if fact[limit.field]]
+    limits = [f"{fact[limit.name]}{limit.unit}" for limit in LIMITS if fact[limit.name]]
     return (
         fact["name"],
         fact["kind"]
@@ -225,12 +185,12 @@ def width(text: str) -> int:
 def check(arguments: argparse.Namespace) -> Result:
     """Check the file for faults, or a request against the permissions of a name."""
     file = arguments.file
-    keys, warnings = keys_file.load(existing(file))
+    ring, warnings = loaded(arguments)
     if arguments.name is None:
-        number = len(keys_editor.owners(keys))
+        number = len(ring.principals)
         facts = {"file": str(file), "keys": number, "warnings": warnings}
         return Result(facts, f"{file}: {number} key{'' if number == 1 else 's'}, no fault", warnings)
-    return check_request(arguments, named(arguments, keys)[0].principal)
+    return check_request(arguments, named(arguments, ring))
 
 
 def check_request(arguments: argparse.Namespace, who: Principal) -> Result:

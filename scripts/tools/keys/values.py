@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from ollama_auth.auth import key_fields
-from ollama_auth.auth.key_fields import FieldError
+from ollama_auth.auth.key_fields import Field, FieldError
 from ollama_auth.units import parse_duration
 
 from .. import PACKAGE  # noqa: F401, not a script: see there
@@ -43,6 +43,16 @@ def limit(text: str) -> object:
     if not NUMBER.fullmatch(text):
         raise FieldError("is not a whole number; write it as in 60")
     return key_fields.limit(int(text))
+
+
+def reader(field: Field) -> Callable[[str], object]:
+    """Make a function from an argument for a field to what the file holds. It raises FieldError."""
+
+    def checked(text: str) -> str:
+        field.read(text)
+        return text
+
+    return limit if field.unit else field.short or checked
 
 
 def public_key(text: str) -> str:

@@ -106,7 +106,7 @@ def test_what_the_last_key_has_lost_is_told_with_the_remedy(tmp_path: Path) -> N
     with pytest.raises(KeysFileError) as caught:
         load(path, KeyRing(parse(WHOLE.encode(), "it")))
     assert str(caught.value) == (
-        f"{path}: bob: the last key has lost concurrent_requests, expires, models, requests_per_minute, "
+        f"{path}: bob: the last key has lost models, expires, requests_per_minute, concurrent_requests, "
         "tokens_per_day, scopes, as in a file that was cut off; write it again, or, if you mean it, "
         "make `# end of the keys` the last line"
     )

@@ -180,7 +180,7 @@ VALUES = st.recursive(
 
 def fault(field: str, value: object) -> str:
     try:
-        FIELDS[field](value)
+        FIELDS[field].parse(value)
     except FieldError as error:
         return str(error)
     return ""
