@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ollama_auth.telemetry.readiness import tls_context
 from ollama_auth.telemetry.status_server import MAX_CONNECTIONS, MAX_HEAD
-from scripts.tools import usage
+from scripts.tools.usage import __main__ as usage
 from tests.harness.base import AUTH, BEARER, KEY, free_port, wait_until
 from tests.harness.certificates import certificate, serve_tls
 from tests.harness.gate import Gate

@@ -25,8 +25,9 @@ from ollama_auth.ollama_api.routes import RouteClass
 from ollama_auth.settings import SettingsError
 from ollama_auth.telemetry import access_log
 from ollama_auth.telemetry.metrics import Metrics
-from scripts.tools import checks, image, usage
+from scripts.tools import checks, image
 from scripts.tools.keys.arguments import parse as parse_keys
+from scripts.tools.usage.arguments import parse as parse_usage
 from tests.harness.base import KEY, ROOT, free_port, wait_until
 from tests.harness.gate import Gate
 from tests.harness.markdown import (
@@ -181,7 +182,7 @@ def test_options_that_are_named_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_within_sentences_can_be_given(page: str) -> None:
     """Each names a file in scripts/, and its argument parser accepts the arguments."""
-    parsers: dict[str, Callable[[list[str]], object]] = {"keys": parse_keys, "usage": usage.parse, "image": image.parse}
+    parsers: dict[str, Callable[[list[str]], object]] = {"keys": parse_keys, "usage": parse_usage, "image": image.parse}
     for name, arguments in re.findall(r"(?<!`)`scripts/([\w-]+)( [^`]*)?`", PAGES[page]):
         assert (ROOT / "scripts" / name).stat().st_mode & 0o111
         if name in parsers and arguments and "--help" not in arguments:

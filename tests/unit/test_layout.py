@@ -17,7 +17,7 @@ SUBJECTS = {
     "tools/test_keys_cli.py": "scripts/tools/keys",
     "tools/test_launcher.py": "scripts/tools/mitmdump.py",
     "tools/test_packaging.py": "pyproject.toml",
-    "tools/test_usage_report.py": "scripts/tools/usage.py",
+    "tools/test_usage_report.py": "scripts/tools/usage",
 }
 """The unit tests whose name does not say what they test, each with its subject."""
 FILES = sorted(TESTS.rglob("*.py"))

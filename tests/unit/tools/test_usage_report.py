@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 from ollama_auth.telemetry.ledger import Ledger
-from scripts.tools import usage as report
+from scripts.tools.usage import __main__ as cli
+from scripts.tools.usage import access_logs, progress
 from tests.harness.base import BEARER, ROOT, wait_until
 from tests.harness.gate import Gate
 from tests.harness.tools import CLEAN, TOOLS, call, execute
@@ -92,7 +93,7 @@ class Terminal:
 
     def run(self, *arguments: str, stdin: bytes = b"", status: int = 0) -> tuple[str, str]:
         """(output, words on standard error) of `scripts/usage ARGUMENTS`."""
-        said = call(report.main, *arguments, folder=self.folder, stdin=stdin)
+        said = call(cli.main, *arguments, folder=self.folder, stdin=stdin)
         assert said.status == status, said.err
         return said.out, said.err
 
@@ -344,7 +345,7 @@ def test_messages_are_no_requests(terminal: Terminal) -> None:
 def test_names_are_bounded(terminal: Terminal) -> None:
     terminal.log.write_text(text_of(entry(model="m" * 1000, key="k" * 1000)))
     (row,) = terminal.json("access.log")["rows"]
-    assert (len(row["model"]), len(row["key"])) == (report.MAX_NAME, report.MAX_NAME)
+    assert (len(row["model"]), len(row["key"])) == (access_logs.MAX_NAME, access_logs.MAX_NAME)
 
 
 def test_percentiles_are_those_of_all_rows_together(terminal: Terminal) -> None:
@@ -365,7 +366,7 @@ def ledger(terminal: Terminal) -> Path:
     file = terminal.folder / "usage.db"
     written = Ledger(str(file))
     for line in text_of(*LOG).splitlines():
-        if row := report.read(line.encode()):
+        if row := access_logs.read(line.encode()):
             written.add(row)
     written.close()
     return file
@@ -413,7 +414,7 @@ def test_where_the_ledger_is(terminal: Terminal, ledger: Path) -> None:
     ledger.rename(terminal.folder / "other.db")
     (terminal.folder / ".env.local").write_text("OLLAMA_USAGE_DB=other.db\n")
     assert terminal.json()["total"]["requests"] == 7
-    said = call(report.main, folder=terminal.folder, env=CLEAN | {"OLLAMA_USAGE_DB": "nowhere.db"})
+    said = call(cli.main, folder=terminal.folder, env=CLEAN | {"OLLAMA_USAGE_DB": "nowhere.db"})
     assert (said.status, said.out) == (1, "")
     assert "there is no nowhere.db" in said.err
 
@@ -506,30 +507,30 @@ def test_progress_is_a_share_ten_times_a_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr(report, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     sizes = {"one": 100, "two": 300}
     for name, length in sizes.items():
         (tmp_path / name).write_bytes(bytes(length))
-    progress = report.Progress([str(tmp_path / name) for name in sizes])
-    progress.tell(50, 1)
+    shown = progress.Progress([str(tmp_path / name) for name in sizes])
+    shown.tell(50, 1)
     clock[0] += 1
     for _ in range(5):
-        progress.tell(50, 1)
-    progress.next_file()
+        shown.tell(50, 1)
+    shown.next_file()
     clock[0] += 1
-    progress.tell(150, 2)
-    progress.tell(200, 2)
+    shown.tell(150, 2)
+    shown.tell(200, 2)
     clock[0] += 1
-    progress.tell(9999, 3)
-    progress.done()
+    shown.tell(9999, 3)
+    shown.done()
     assert capsys.readouterr().err == "\r12 %\r62 %\r99 %\r    \r"
 
 
 def test_no_progress_where_nobody_looks(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
-    progress = report.Progress([str(terminal.log)])
-    progress.tell(50, 1)
-    progress.done()
+    shown = progress.Progress([str(terminal.log)])
+    shown.tell(50, 1)
+    shown.done()
     assert capsys.readouterr().err == ""
 
 

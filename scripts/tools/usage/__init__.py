@@ -1,0 +1,3 @@
+"""scripts/usage: who used what."""
+
+from .. import PACKAGE  # noqa: F401, not a script: see there
