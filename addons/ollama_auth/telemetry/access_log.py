@@ -14,7 +14,8 @@ MAX_PATH, MAX_MODEL, MAX_NAME = 256, 128, 64
 """Characters of a path, of the name of a model and of that of a stripped header in a line."""
 MAX_NAMES = 32
 """Names of stripped headers in a line."""
-PLAIN = re.compile(rb"[!-\[\]-~]*")
+PLAIN, PLAIN_NAME = re.compile(rb"[!-\[\]-~]*"), re.compile(r"[!-\[\]-~]*")
+to_json = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps makes an encoder for each line.
 
 
 def record(exchange: Exchange) -> dict[str, object]:
@@ -63,29 +64,31 @@ def escape(raw: bytes) -> str:
 
 
 def as_json(exchange: Exchange) -> str:
-    return json.dumps(record(exchange), separators=(",", ":"))
+    return to_json(record(exchange))
 
 
 def as_text(exchange: Exchange) -> str:
     """A line of text: time, id, client, key, method, path, status, reason, bytes, times, tokens, stripped headers."""
-    fields = record(exchange)
-    words = [str(fields.get(name, "-")) for name in ("time", "id", "client", "key", "method", "path", "status")]
+    words = [utc(exchange.time), exchange.id, exchange.client, exchange.key or "-"]
+    method, status = escape_name(exchange.method[:MAX_METHOD]), exchange.status
+    words += [method or "-", path(exchange) or "-", "-" if status is None else str(status)]
     if exchange.reason:
         words.append(f"({exchange.reason})")
-    words.append(f"in={exchange.bytes_in} out={exchange.bytes_out} {fields['duration_ms']}ms")
-    if "ttft_ms" in fields:
-        words.append(f"first={fields['ttft_ms']}ms")
+    took = as_ms((exchange.ended or exchange.started) - exchange.started)
+    words.append(f"in={exchange.bytes_in} out={exchange.bytes_out} {took}ms")
+    if (ttft := exchange.ttft) is not None:
+        words.append(f"first={as_ms(ttft)}ms")
     if exchange.model:
         words.append("model=" + escape_name(exchange.model[:MAX_MODEL]))
     used = used_by(exchange)
     if used and used.completion_tokens is not None:  # ~ marks an estimate
-        words.append(f"tokens={fields.get('prompt_tokens', '?')}+{completion(used)}")
+        words.append(f"tokens={'?' if used.prompt_tokens is None else used.prompt_tokens}+{completion(used)}")
     if used and (speed := stream_speed(exchange)):
         words.append(f"speed={speed}/s")
     if used and not used.complete:
         words.append("incomplete")
     if exchange.stripped:
-        words.append("stripped=" + ",".join(map(escape_name, names(exchange.stripped))))
+        words.append("stripped=" + names_in_one(exchange.stripped))
     return " ".join(words)
 
 
@@ -94,9 +97,17 @@ def names(stripped: Sequence[str]) -> list[str]:
     return [name[:MAX_NAME] for name in stripped[:MAX_NAMES]] + (["..."] if len(stripped) > MAX_NAMES else [])
 
 
+def names_in_one(stripped: Sequence[str]) -> str:
+    """The same, escaped, with commas between them."""
+    all_ = ",".join(stripped)
+    if len(stripped) <= MAX_NAMES and len(all_) <= MAX_NAME and PLAIN_NAME.fullmatch(all_):
+        return all_
+    return ",".join(map(escape_name, names(stripped)))
+
+
 def escape_name(name: str) -> str:
     """Escape the name of a header or a method."""
-    return escape(name.encode("ascii", "replace"))
+    return name if PLAIN_NAME.fullmatch(name) else escape(name.encode("ascii", "replace"))
 
 
 def as_ms(seconds: float) -> float:

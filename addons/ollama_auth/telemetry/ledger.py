@@ -23,7 +23,7 @@ from ..exchange import Exchange
 from ..http.head import MAX_METHOD
 from ..ollama_api.model_names import short
 from . import usage_db
-from .access_log import MAX_MODEL, as_ms, escape_name, names, path
+from .access_log import MAX_MODEL, as_ms, escape_name, names_in_one, path
 from .figures import UNKNOWN_MODEL, used_by
 from .usage_db import HOUR, MAX_ROWS, QUARTER, Entry, UnusableError
 
@@ -346,7 +346,7 @@ def entry_of(exchange: Exchange) -> Entry:
         ttft,
         duration,
         (round(duration - ttft, 1) if exchange.stream and ttft else duration) if completion else None,
-        ",".join(map(escape_name, names(exchange.stripped))),
+        names_in_one(exchange.stripped),
         exchange.key if exchange.identified and exchange.key else known,
         shown_model(exchange.model) if exchange.model else UNKNOWN_MODEL if used else "",
         str(exchange.outcome),
