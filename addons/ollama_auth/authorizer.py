@@ -18,7 +18,7 @@ from .auth.policy import Denial
 from .auth.redaction import KeyLookup
 from .auth.throttle import WINDOW, ReplayCache, Throttle
 from .errors import RefusedError
-from .exchange import Exchange, Refusal, UpstreamRequest, new_id
+from .exchange import Exchange, Refusal, UpstreamRequest
 from .http import cors, responses
 from .http.head import Fields, Head, check_text, values
 from .http.request_rules import METHODS, Address, check_request, from_browser, origin_form, wants_websocket
@@ -62,21 +62,19 @@ class Authorizer:
         self.settings = settings
         self.abuse = abuse
 
-    def parse(self, head: Head, client: str, server: Address | None) -> Exchange:
-        """Begin the record of a request with what its head says, whatever will be decided.
+    def parse(self, head: Head, exchange: Exchange, server: Address | None) -> None:
+        """Put into the record of a request what its head says, whatever will be decided.
 
-        `client` is the address that it came from, `server` the address and port that it came to.
+        `server` is the address and port that it came to.
         """
         holds = self.settings.ring.holds
         target = origin_form(head.target, server) or head.target
-        exchange = Exchange(client, shown_method(head.method))
-        exchange.id = request_id(head.fields, holds)
+        exchange.id = sent_id(head.fields, holds) or exchange.id
         exchange.route = route(head.method, target)
         exchange.state.decoded_path = decoded_path(target)
         exchange.path = redaction.mask_path(exchange.state.decoded_path, holds)
         exchange.state.cors = cors.response_fields(head.fields, self.settings.cors_origins)
         exchange.state.offers_basic = not from_browser(head.fields)
-        return exchange
 
     def authorize(self, head: Head, exchange: Exchange, network: str, server: Address | None) -> Decision:
         """Decide by the head alone. Changes nothing of the exchange, and raises nothing that a client can cause.
@@ -210,12 +208,12 @@ def _raise(denial: Denial | None) -> None:
         raise RefusedError(denial.reason, denial.status, denial.message, *denial.fields)
 
 
-def request_id(fields: Fields, known: KeyLookup) -> str:
-    """Return the client's X-Request-Id, if it sent one that is well-formed and holds no key, or else a new one."""
+def sent_id(fields: Fields, known: KeyLookup) -> str | None:
+    """Return the client's X-Request-Id, if it sent one that is well-formed and holds no key."""
     sent = values(fields, b"x-request-id")
     if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]) and not redaction.may_hold_key(sent[0], known):
         return sent[0].decode("ascii")
-    return new_id()
+    return None
 
 
 def shown_method(method: bytes) -> str:

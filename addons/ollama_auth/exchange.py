@@ -112,8 +112,6 @@ class RequestState:
     """A 401 may ask for a password: the client is no browser."""
     limit_fields: Fields = ()
     """Fields of its response about limits."""
-    lease: str = field(default_factory=lambda: secrets.token_hex(16))
-    """The name of its place among the concurrent requests of its principal: unique, and not chosen by a client."""
     reserved: bool = False
     """The limits were asked, and refused nothing."""
     tokens_reserved: bool = False
@@ -125,6 +123,13 @@ class RequestState:
     """What of its body is in memory, if the body is inspected."""
     limiter: Limiter | None = None
     """The one that granted the lease; another one may be in force before the request ends."""
+    _lease: str = ""
+
+    @property
+    def lease(self) -> str:
+        """The name of its place among the concurrent requests of its principal: unique, and not chosen by a client."""
+        self._lease = self._lease or secrets.token_hex(16)
+        return self._lease
 
 
 @dataclass(slots=True)

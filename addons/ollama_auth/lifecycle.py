@@ -118,14 +118,13 @@ class RequestLifecycle:
 
     def authorize(self, head: Head, peer: Peer) -> tuple[Exchange, Verdict]:
         """Decide by the head. An UpstreamRequest waits for its lease, or its body, or both. An exception refuses."""
-        exchange, authorizer = Exchange(peer.address), self.config.authorizer
+        exchange, authorizer = Exchange(peer.address, shown_method(head.method)), self.config.authorizer
         try:
             exchange.client = self.settings.proxies.client_of(peer.address, head.fields)
             if authorizer is None or not self.ready():
-                exchange.method = shown_method(head.method)
                 verdict: Verdict = self._not_ready(exchange)
             else:
-                exchange = authorizer.parse(head, exchange.client, peer.sockname)
+                authorizer.parse(head, exchange, peer.sockname)
                 network = self._network(exchange.client, peer)
                 decision = authorizer.authorize(head, exchange, network, peer.sockname)
                 verdict = self._apply(decision, exchange, peer)

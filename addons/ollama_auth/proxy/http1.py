@@ -15,6 +15,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
+    RequestEndOfMessage,
     RequestHeaders,
     RequestProtocolError,
     ResponseEndOfMessage,
@@ -25,7 +26,7 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server, make_body_reader
 
 from ..exchange import Exchange, Refusal
-from ..http.head import CHUNKED, Head, HeadError, bare, late, parse_head, take_head
+from ..http.head import CHUNKED, Head, HeadError, bare, late, listed, parse_head, take_head
 from ..http.responses import Answer, error, render
 from .connections import ClientConnection, Drain, Expire, Resume
 from .events import MALFORMED_BODY, ClosedBeforeResponse, Commands, Failure, Lifecycle, ParsedRequestHeaders, Refuse
@@ -272,7 +273,7 @@ class BoundedHttp1Server(Body, Http1Server):
         close = self.closing or self.response_size == -1
         if not self.request_done:
             yield from self.end_connection()
-        elif close or http1.connection_close(self.response.http_version, self.response.headers):
+        elif close or closes(self.response):
             yield from self.end_connection(read_on=bool(self.buf))
         else:
             yield from self.next_request()
@@ -368,17 +369,50 @@ class BoundedHttp1Client(Body, Http1Client):
     """Informational responses to the request."""
     kept = False
     """The connection stays open after a request of HTTP/2, as it does after others."""
+    without_body = False
+    """The request has no body."""
+    size: int | None = None
+    """Bytes of the body of the response, as `expect_body` takes them."""
+
+    @property
+    def all_is_here(self) -> bool:
+        """Tell whether the body of the response, whose head has been read, has arrived."""
+        return self.size is not None and 0 <= self.size <= len(self.buf)
 
     def send(self, event: HttpEvent) -> Commands:
         if isinstance(event, RequestHeaders):
             self.informational = 0
+            self.without_body = event.end_stream
             headers = event.request.headers
             if not event.end_stream and "content-length" not in headers and "transfer-encoding" not in headers:
                 # An HTTP/2 client need not announce the length of a body; in HTTP/1 its end must be marked.
                 headers["Transfer-Encoding"] = "chunked"
             if self.kept and event.request.is_http2:
                 event = RequestHeaders(event.stream_id, as_http1(event.request), event.end_stream)
-        yield from super().send(event)
+        if isinstance(event, RequestEndOfMessage) and self.without_body:
+            yield from self.mark_done(request=True)
+        else:
+            yield from super().send(event)
+
+    def mark_done(self, *, request: bool = False, response: bool = False) -> Commands:
+        """Do as Http1Connection.mark_done, with the size of the response as it was read."""
+        self.request_done |= request
+        self.response_done |= response
+        if not (self.request_done and self.response_done):
+            return
+        assert self.request
+        assert self.response
+        multiplexed = self.request.is_http2 and not self.kept
+        if self.size == -1 or multiplexed or closes(self.request) or closes(self.response):
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+            return
+        self.request_done = self.response_done = False
+        self.request = self.response = None
+        self.stream_id = None  # type: ignore[assignment]
+        self.state = self.read_headers
+        if self.buf:
+            yield from self.state(events.DataReceived(self.conn, b""))
 
     def read_headers(self, event: events.ConnectionEvent) -> Commands:
         if isinstance(event, events.DataReceived) and self.request:
@@ -407,12 +441,12 @@ class BoundedHttp1Client(Body, Http1Client):
         assert self.request
         try:
             self.response = response_of([bytes(line) for line in lines])
-            size = http1.expected_http_body_size(self.request, self.response)
+            self.size = http1.expected_http_body_size(self.request, self.response)
         except ValueError:
             yield from self.broken_body(event)
             return
-        yield ReceiveHttp(ResponseHeaders(self.stream_id, self.response, size == 0))
-        self.expect_body(size)
+        yield ReceiveHttp(ResponseHeaders(self.stream_id, self.response, self.size == 0))
+        self.expect_body(self.size)
         yield from self.state(event)
 
     def skip_informational(self) -> None:
@@ -425,6 +459,14 @@ class BoundedHttp1Client(Body, Http1Client):
             self.informational += 1
             at = end + 4
         self.buf.maybe_extract_at_most(at)
+
+
+def closes(message: http.Message) -> bool:
+    """Tell whether the connection ends with a message (RFC 9112 section 9.3)."""
+    options = listed(message.headers.fields, b"connection")
+    if message.data.http_version in (b"HTTP/1.1", b"HTTP/2.0"):
+        return b"close" in options
+    return b"keep-alive" not in options or b"close" in options
 
 
 def as_http1(request: http.Request) -> http.Request:

@@ -154,13 +154,16 @@ class GateLayer(HttpLayer):
         """Let a body that begins to stream take the fast path, if possible."""
         if not stream.hooks_idle:  # An addon that sees a request may change it at any time.
             return
-        ends = [self.connections[self.context.client], self._http1_client(stream.context.server)]
+        upstream = self._http1_client(stream.context.server)
+        if message is stream.flow.response and upstream and upstream.all_is_here:
+            return
+        ends = [self.connections[self.context.client], upstream]
         source, target = ends if isinstance(message, http.Request) else reversed(ends)
         if found := find_fast_path(source, target, stream, message, on_data):
             self.fast_paths.start(found)
 
     def make_stream(self, stream_id: int) -> Commands:
-        self.streams[stream_id] = GateStream(self.context.fork(), stream_id, self)
+        self.streams[stream_id] = GateStream(fork(self.context), stream_id, self)
         yield from self.event_to_child(self.streams[stream_id], events.Start())
 
     def get_connection(self, event: GetHttpConnection, *, reuse: bool = True) -> Commands:
@@ -580,6 +583,14 @@ class Upstream(HttpClient):
             self._handle_event = self.child_layer.handle_event  # type: ignore[method-assign]
             yield from self._handle_event(event)
         yield RegisterHttpConnection(self.context.server, error)
+
+
+def fork(context: Context) -> Context:
+    """Do as Context.fork, which makes a Server and drops it."""
+    forked = Context.__new__(Context)
+    forked.client, forked.server, forked.options = context.client, context.server, context.options
+    forked.layers = context.layers.copy()
+    return forked
 
 
 def ignore_event(_: events.Event) -> Commands:

@@ -95,6 +95,9 @@ mitmproxy.proxy.layers.http._http2
     464eb8bb2fd7 parse_h2_request_headers                       layer.head_of
 mitmproxy.proxy.layers.http._http_h2
     f983b7220f47,c085c1abb1f4 BufferedH2Connection              http2.BoundedHttp2Server
+mitmproxy.proxy.context
+    cad9374a0689 Context.fork                                   layer.fork
+    7ee4176662ab Context.__init__                               layer.fork
 mitmproxy.proxy.layer
     e98dedd896fb Layer                                          layer.GateStream.handle_event
     3cbcbafad282 NextLayer                                      addon.Gate.next_layer
@@ -245,7 +248,6 @@ mitmproxy.tools.main
     bea9540bf91c run                                            addon.Gate.drain
 mitmproxy.net.http.http1.read
     bf258f07286c expected_http_body_size                        http1.BoundedHttp1Server.send
-    d53e49909657 connection_close                               http1.BoundedHttp1Server.mark_done
     7f1f014abc5e read_response_head                             http1.response_of
     00582e2a3719 _read_response_line                            http1.response_of
     66807318a8b7 _read_headers                                  http1.response_of
@@ -276,7 +278,7 @@ h2.frame_buffer
 ATTRIBUTES = """
 mitmproxy.connection:Client id peername sockname proxy_mode transport_protocol state error alpn alpn_offers sni tls
 mitmproxy.connection:Server id address state error via sni tls alpn connected transport_protocol
-mitmproxy.proxy.context:Context client server options layers fork
+mitmproxy.proxy.context:Context client server options layers
 mitmproxy.proxy.layer:Layer context _paused _paused_event_queue
 mitmproxy.proxy.layers.http:HttpLayer streams connections waiting_for_establishment command_sources
 mitmproxy.proxy.layers.http:HttpStream flow stream_id
