@@ -39,7 +39,7 @@ from .exchange import Exchange, new_id
 from .http.responses import error, render
 from .lifecycle import RequestLifecycle
 from .mitmweb.flows import COLUMNS, FlowViews
-from .ollama_api import json_scanner
+from .ollama_api import strict_json
 from .option_table import OPTIONS
 from .proxy.connections import ClientConnection, Connections
 from .proxy.events import Reservation
@@ -215,7 +215,7 @@ class Gate:
         await self.listener.take_over(servers)
         self._announce(servers)
         if self.lifecycle.settings.keys_file:  # Bodies will be read.
-            threading.Thread(target=json_scanner.prepare, name="gate patterns", daemon=True).start()
+            threading.Thread(target=strict_json.prepare, name="gate patterns", daemon=True).start()
         process.freeze_startup_objects()
         asyncio_utils.create_task(
             process.collect_when_idle(lambda: not self.under_way, lambda: len(self.connections)),

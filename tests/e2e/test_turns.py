@@ -88,13 +88,13 @@ def test_informational_responses_are_bounded(count: int, status: int) -> None:
 def test_a_held_body_is_read_as_it_comes(counting: Controlled, upstream: Upstream) -> None:
     """Nothing reads it whole at its end; what was read is what goes upstream."""
     counting.do("""
-        from ollama_auth.ollama_api import json_scanner
+        from ollama_auth.ollama_api import strict_json
         ctx.sizes = []
-        plain = json_scanner.StrictScanner.feed
+        plain = strict_json.StrictScanner.feed
         def feed(self, data):
             ctx.sizes.append(len(data))
             plain(self, data)
-        json_scanner.StrictScanner.feed = feed
+        strict_json.StrictScanner.feed = feed
     """)
     body = b'{"images": ["%s"], "x": [%s0], "model": "demo"}' % (b"A" * 600_000, b'{"a":1},' * 20_000)
     assert ask(counting.port, "POST", "/api/generate", bearer("held"), body=body).status == 200

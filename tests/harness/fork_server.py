@@ -126,7 +126,7 @@ def import_package() -> dict[str, Any]:
     for path in sorted(ADDONS.glob("ollama_auth/**/*.py")):
         importlib.import_module(".".join(path.relative_to(ADDONS).with_suffix("").parts).removesuffix(".__init__"))
     del sys.path[0]
-    sys.modules["ollama_auth.ollama_api.json_scanner"].prepare()
+    sys.modules["ollama_auth.ollama_api.strict_json"].prepare()
     return {name: sys.modules.pop(name) for name in list(sys.modules) if of_checkout(name)}
 
 

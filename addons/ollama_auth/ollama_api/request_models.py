@@ -13,8 +13,9 @@ from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
 from ..errors import RefusedError
-from .json_scanner import NotJsonError, Place, Reported, StrictScanner, Wanted
+from .json_scanner import Wanted
 from .model_names import WHITE_SPACE, canonical, is_cloud, reference
+from .strict_json import NotJsonError, Place, Reported, StrictScanner
 
 MAX_MARKS = 2_000_000
 """Brackets, braces, quotes, colons and commas in a JSON body: far more than real requests have. A body with more would

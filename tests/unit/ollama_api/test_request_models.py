@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth.ollama_api import json_scanner
+from ollama_auth.ollama_api import json_scanner, strict_json
 from ollama_auth.ollama_api.model_names import canonical, is_cloud, reference
 from ollama_auth.ollama_api.request_models import MAX_MARKS, MAX_PARTS, Asked, BodyError
 from ollama_auth.ollama_api.routes import _ROUTES, Route, RouteClass, route
@@ -455,14 +455,14 @@ def test_nesting_ends_where_it_ends_in_go(depth: int, piece: int, start: str, en
 def test_the_steps_for_a_piece_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """However it is built: most of it is skipped by a few matches of a pattern."""
     steps = 0
-    plain = json_scanner._end
+    plain = json_scanner.end_of
 
     def counted(*args: Any) -> int:
         nonlocal steps
         steps += 1
         return plain(*args)
 
-    monkeypatch.setattr(json_scanner, "_end", counted)
+    monkeypatch.setattr(strict_json, "end_of", counted)
     for item, most in {
         '{"a":1}': 50, '"a"': 50, "1": 50, "[[[[]]]]": 50, '{"a":{"b":[{"c":"d"}]}}': 50, "[" * 900 + "]" * 900: 2_000,
     }.items():  # fmt: skip
