@@ -12,6 +12,11 @@ def command(tool: str) -> str:
     return f"scripts/{tool}" if CHECKOUT else f"ollama-auth {tool}"
 
 
+def why_unreadable(error: Exception) -> str:
+    """Why a path can't be read, from the error of reading it; it may be no path."""
+    return (isinstance(error, OSError) and error.strerror) or "it is not a path"
+
+
 class OllamaAuthError(Exception):
     """Base class. Messages say where, what is wrong and what to do next, never a secret."""
 

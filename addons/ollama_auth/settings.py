@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 from .auth import keys, keys_file, weak_keys
 from .auth.client_ip import TrustedProxies
+from .errors import why_unreadable
 from .http.head import Bounds
 from .ollama_api.routes import RouteClass
 from .option_table import NAMES, OPTIONS, RENAMED, Options
@@ -317,11 +318,11 @@ def _read_key_file(path: str, name: str) -> str:
         with Path(path).expanduser().open("rb") as file:
             raw = file.read(MAX_KEY_FILE + 1)
     except (OSError, ValueError, RuntimeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a path"
         # It happens that the key itself is put here.
         shown = repr(path) if path.startswith(("~", ".")) or Path(path).is_absolute() else "the file"
         raise SettingsError(
-            f"{name}: can't read {shown} ({why}); name a file this process may read that holds the {_what(name)}"
+            f"{name}: can't read {shown} ({why_unreadable(error)}); name a file this process may read "
+            f"that holds the {_what(name)}"
         ) from None
     if len(raw) > MAX_KEY_FILE:
         what = _what(name)

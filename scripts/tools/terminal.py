@@ -1,6 +1,8 @@
 """Messages to the terminal, and the error that ends a tool with one."""
 
+import io
 import re
+import signal
 import sys
 
 from ollama_auth.errors import OllamaAuthError, command
@@ -20,3 +22,11 @@ def shown(text: str) -> str:
 def say(text: str) -> None:
     """Write one message to standard error."""
     print(f"ollama-auth: {shown(text)}", file=sys.stderr, flush=True)
+
+
+def prepare_output() -> None:
+    """Let a reader such as `head` stop in the middle, and show names that the terminal can't show."""
+    if sys.platform != "win32":
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..errors import OllamaAuthError, command
+from ..errors import OllamaAuthError, command, why_unreadable
 from .cut_off import END, check_end, has_end, lost_fields
 from .key_fields import DIGEST_WANTED, FIELDS, OF_PRINCIPAL, FieldError
 from .keys import DEFAULT_SCOPES, Key, KeyRing, Principal
@@ -70,8 +70,8 @@ def read(path: str | Path) -> tuple[bytes, int]:
             with file.open("rb") as opened:
                 data = opened.read(MAX_FILE + 1)
     except (OSError, ValueError) as error:
-        why = (isinstance(error, OSError) and error.strerror) or "it is not a path"
-        raise KeysFileError([f"{shown}: can't be read ({why}); name a keys file that this process may read"]) from None
+        remedy = "name a keys file that this process may read"
+        raise KeysFileError([f"{shown}: can't be read ({why_unreadable(error)}); {remedy}"]) from None
     if stat.S_ISREG(mode) and found.st_nlink == 0:
         raise KeysFileError([f"{shown}: {REPLACED}"])
     if not stat.S_ISREG(mode):

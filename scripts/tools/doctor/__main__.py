@@ -9,12 +9,11 @@ sends no key and changes nothing. Exit status: 0 if no finding is bad, 1 if one 
 """
 
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
-from ..terminal import ToolError, say, shown
+from ..terminal import ToolError, prepare_output, say, shown
 from .certificate import certificates
 from .credentials import credentials, files
 from .exposure import exposure
@@ -72,6 +71,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    if sys.platform != "win32":
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # A reader such as `head` may stop in the middle.
+    prepare_output()
     sys.exit(main(sys.argv[1:]))

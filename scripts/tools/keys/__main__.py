@@ -1,14 +1,12 @@
 """scripts/keys: see arguments.py."""
 
-import io
 import json
-import signal
 import sys
 from collections.abc import Sequence
 
 from ollama_auth.auth import keys_file
 
-from ..terminal import ToolError, say
+from ..terminal import ToolError, prepare_output, say
 from .arguments import parse
 from .commands import Result
 
@@ -43,8 +41,5 @@ def output(as_json: bool, facts: object, text: str, notes: Sequence[str]) -> Non
 
 
 if __name__ == "__main__":
-    if sys.platform != "win32":
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # A reader such as `head` may stop in the middle.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # For names that the terminal can't show.
+    prepare_output()
     sys.exit(main())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ollama_auth.auth import key_fields
 from ollama_auth.auth.key_fields import Field, FieldError
+from ollama_auth.errors import why_unreadable
 from ollama_auth.units import parse_duration
 
 from .. import PACKAGE  # noqa: F401, not a script: see there
@@ -63,7 +64,7 @@ def public_key(text: str) -> str:
             with Path(text).expanduser().open(encoding="utf-8", errors="replace") as file:
                 line = file.read(MAX_PUBLIC_KEY)
         except (OSError, ValueError) as error:
-            why = (isinstance(error, OSError) and error.strerror) or "it is not a path"
+            why = why_unreadable(error)
             raise FieldError(f"can't be read ({why}); name a file such as ~/.ollama/id_ed25519.pub") from None
     key_fields.ssh_key(line)
     return line.strip()

@@ -1,7 +1,5 @@
 """scripts/usage: see arguments.py."""
 
-import io
-import signal
 import sqlite3
 import sys
 from collections.abc import Sequence
@@ -10,7 +8,7 @@ from dataclasses import replace
 
 from ollama_auth.telemetry.usage_queries import sums
 
-from ..terminal import ToolError, shown
+from ..terminal import ToolError, prepare_output, shown
 from .access_logs import Counting, count
 from .arguments import chosen_by, parse
 from .files import is_ledger
@@ -38,8 +36,6 @@ def run(command_line: Sequence[str]) -> int:
         found = replace(report(connection, arguments.by, chosen_by(arguments), arguments.timezone), broken=broken)
         empty = not found.rows and not sums(connection, ())
     if not empty and found.rows:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")
         sys.stdout.write(FORMATS[arguments.format](found))
     for fault in faults:
         say(fault)
@@ -69,6 +65,5 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.platform != "win32":
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # As in a pipe to head.
+    prepare_output()
     sys.exit(main())
