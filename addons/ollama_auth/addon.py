@@ -309,7 +309,7 @@ class Gate:
     def is_direct(self) -> bool:
         """Tell whether mitmproxy is to have a connection before its first request: it is encrypted, or is shown."""
         self.hooks.set_log_level()
-        return bool(ctx.options.certs) or self.lifecycle.watched() or self.hooks.connections_shown()
+        return self.lifecycle.settings.tls or self.lifecycle.watched() or self.hooks.connections_shown()
 
     def most_connections(self) -> tuple[int, int]:
         """Return (client connections that there may be, those of one network or 0)."""

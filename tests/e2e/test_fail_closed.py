@@ -60,7 +60,7 @@ STAGES = {
     "the policy": ("ollama_auth.auth.policy", "check_route"),
     "the headers": ("ollama_auth.auth.forwarding", "split"),
     "the target": ("ollama_auth.auth.redaction", "clean_target"),
-    "the request id": ("ollama_auth.authorizer", "request_id"),
+    "the request id": ("ollama_auth.authorizer", "sent_id"),
     "the record of the request": ("ollama_auth.exchange", "Exchange.__init__"),
     "the admission": ("ollama_auth.exchange", "Admission.__init__"),
     "the verdict": ("ollama_auth.lifecycle", "RequestLifecycle.authorize"),

@@ -7,6 +7,7 @@ true up to the first address that is no trusted proxy: that is the client. What 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from ..errors import OllamaAuthError
@@ -86,6 +87,7 @@ def _network(text: str) -> Network:
     return found
 
 
+@lru_cache(maxsize=1024)
 def normal(address: str) -> str:
     """Return the one way to write an address: IPv6 in its short form, and IPv4 in IPv6 as IPv4. Raises ValueError."""
     parsed = ip_address(address)

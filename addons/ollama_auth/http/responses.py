@@ -21,6 +21,7 @@ DO_NOT_RETRY = (b"x-should-retry", b"false")
 USED_UP = "insufficient_quota"
 """OpenAI's code and type of an error that no waiting for Retry-After will mend; Codex waits for hours otherwise."""
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps makes an encoder for each answer.
 # OpenAI's and Anthropic's documented error types.
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _ANTHROPIC_TYPES = {**_OPENAI_TYPES, 413: "request_too_large", 503: "overloaded_error"}
@@ -60,7 +61,7 @@ def error(
     code: str | None = None,
 ) -> Answer:
     """An error in the format of `dialect`, with `extra` fields; `code` is OpenAI's short machine-readable reason."""
-    body = json.dumps(_shape(status, message, dialect, code), separators=(",", ":")).encode() + b"\n"
+    body = _to_json(_shape(status, message, dialect, code)).encode() + b"\n"
     fields = (
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),

@@ -123,11 +123,18 @@ class HookDispatcher:
     def _any_active(self, *names: str) -> bool:
         """Tell whether an addon would do something at one of these hooks."""
         found, options = self.listeners(*names), self.options
-        return any(not idle(addon, options) for addon, idle in found.builtin) or any(
-            type(one) not in IDLE_WHEN or not IDLE_WHEN[type(one)](one, options)
-            for one in traverse(found.others)
-            if one is not self.guarded and any(hasattr(one, name) for name in names)
-        )
+        for addon, idle in found.builtin:
+            if not idle(addon, options):
+                return True
+        for one in found.all_others():
+            if one is self.guarded:
+                continue
+            for name in names:
+                if hasattr(one, name):
+                    if type(one) not in IDLE_WHEN or not IDLE_WHEN[type(one)](one, options):
+                        return True
+                    break
+        return False
 
 
 class Listeners:
@@ -139,6 +146,20 @@ class Listeners:
         """Those whose methods do not change at run time, with their tests."""
         self.others = [one for one in self.all if not is_builtin(one)]
         """Scripts and addons with sub-addons, whose methods may change at run time."""
+        self._sub_addons: list[tuple[Any, list[Any]]] = []
+        self._all_others: list[Any] = []
+
+    def all_others(self) -> list[Any]:
+        """Return these with all their sub-addons, which are looked at again only if some have changed."""
+        for one, addons_then in self._sub_addons:
+            if one.addons != addons_then:
+                break
+        else:
+            if self._all_others:
+                return self._all_others
+        self._all_others = list(traverse(self.others))
+        self._sub_addons = [(one, list(one.addons)) for one in self._all_others if hasattr(one, "addons")]
+        return self._all_others
 
 
 def is_builtin(addon: Any) -> bool:
