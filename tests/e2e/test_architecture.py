@@ -19,7 +19,7 @@ KINDS = {
     ),
     "A field of a key": (
         r"\bexpires\b",
-        r"README|docs/(architecture|clients|console|troubleshooting)|console/static/(api|me)|demo_upstream|doctor/|auth/limits|keys/arguments",
+        r"README|docs/(architecture|clients|console|troubleshooting)|console/static/(api|me)|demo_upstream|doctor/|auth/limits|tools/keys/",
     ),
     "A scope": (r"Scope\.EMBED|\bEMBED = |^\| `embed`", r"ollama_api/routes|docs/options"),
     "A route": (r"/v1/embeddings", r"docs/"),
@@ -68,8 +68,11 @@ def test_a_field_of_a_key_is_everywhere() -> None:
         assert re.search(rf"\b{field.name}\b", modules), field.name
 
 
-def test_modules_that_are_named_exist() -> None:
-    """Every module that the page names is there."""
+def test_modules_and_tests_that_are_named_exist() -> None:
+    """Every module and test that the page names is there."""
     for name in re.findall(r"`((?:proxy|auth|http|ollama_api|telemetry)/\w+\.py|\w+\.py)`", PAGE):
         places = [ROOT / "addons", ROOT / "addons" / "ollama_auth"]
         assert any((place / name).is_file() for place in places), name
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", PAGE):
+        assert f"def {name}(" in tests, name

@@ -242,7 +242,7 @@ _SCOPE = Option("scope", "S", f"what it may do, of {', '.join(Scope)}", "infer e
 _MODEL = Option("model", "M", "which models it may use, with * for any characters", "all")
 _EXPIRES = Option("expires", "WHEN", "30d, 2027-01-01 (the end of that day in UTC), 2027-01-01T00:00:00Z")
 _NOTE = Option("note", "TEXT", "whose it is, for people to read")
-_ROWS = (
+ROWS = (
     Field("name", key_name, harmless=True),
     Field("sha256", _digest, credential=True),
     Field("ssh_ed25519", ssh_key, credential=True),
@@ -259,10 +259,10 @@ _ROWS = (
     Field("previous_sha256", _digest, credential=True),
     Field("previous_until", instant, credential=True),
 )
-FIELDS = {field.name: field for field in _ROWS}
-CREDENTIALS = {field.name for field in _ROWS if field.credential}
-OF_PRINCIPAL = [field for field in _ROWS if not field.credential]
-LIMITS = [field for field in _ROWS if field.unit]
+FIELDS = {field.name: field for field in ROWS}
+CREDENTIALS = {field.name for field in ROWS if field.credential}
+OF_PRINCIPAL = [field for field in ROWS if not field.credential]
+LIMITS = [field for field in ROWS if field.unit]
 
 
 def describe(who: Principal, ring: KeyRing) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ollama_auth.auth import keys_editor, keys_file, policy
-from ollama_auth.auth.key_fields import FIELDS, LIMITS, describe, normalized, time_of
+from ollama_auth.auth.key_fields import FIELDS, OF_PRINCIPAL, describe, normalized, time_of
 from ollama_auth.auth.keys import KeyRing, Principal, new_key
 from ollama_auth.ollama_api.model_names import reference
 from ollama_auth.ollama_api.routes import route
@@ -147,11 +147,17 @@ def named(arguments: argparse.Namespace, ring: KeyRing) -> Principal:
 
 
 HEADINGS = ("NAME", "KIND", "SCOPES", "MODELS", "LIMITS", "EXPIRES", "NOTE")
+OWN_COLUMNS = {"name", "scopes", "models", "expires", "disabled", "note"}
+"""Fields that are shown in a column of their own, or in that of the kind; all others are limits."""
 
 
 def row(fact: Mapping[str, Any]) -> tuple[str, ...]:
     """A row of the table of `list`."""
-    limits = [f"{fact[limit.name]}{limit.unit}" for limit in LIMITS if fact[limit.name]]
+    limits = [
+        f"{fact[field.name]}{field.unit}" if field.unit else f"{field.name} {fact[field.name]}"
+        for field in OF_PRINCIPAL
+        if field.name not in OWN_COLUMNS and fact[field.name]
+    ]
     return (
         fact["name"],
         fact["kind"]
