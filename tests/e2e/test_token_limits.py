@@ -108,6 +108,14 @@ def test_a_key_that_is_used_up(gate: Controlled, upstream: Upstream, folder: Pat
     answer = talk(gate)
     assert (answer.status, "tokens_per_month" in answer.body.decode()) == (429, True)
     assert answer.headers["ratelimit-policy"].startswith('"tokens-month";q=40;w=')
+    for month, status in ((1000, 200), (LIMITS["small"] + 1, 429)):  # An edit of the limit of the month alone.
+        write(folder / "keys.toml", tokens_per_month=month)
+        gate.signal(signal.SIGHUP)
+        said = f'"tokens-month";q={month};w='
+        answer = wait_until(
+            lambda said=said: (a := talk(gate)).headers["ratelimit-policy"].startswith(said) and a, said
+        )
+        assert answer.status == status
     time.sleep(1.2)  # The ledger is written by now.
     gate.signal(signal.SIGKILL)
     gate.wait()
