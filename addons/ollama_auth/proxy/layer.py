@@ -117,7 +117,7 @@ class GateLayer(HttpLayer):
         client, running = self.context.client, len(self.streams)
         if isinstance(event, events.Start):
             server = BoundedHttp2Server if client.alpn == b"h2" else BoundedHttp1Server
-            self.connections[client] = server(self.context.fork(), self.lifecycle, self.peer)
+            self.connections[client] = server(fork(self.context), self.lifecycle, self.peer)
             yield from self.event_to_child(self.connections[client], event)
         elif isinstance(event, (Expire, Drain, Resume)):
             yield from self.event_to_child(self.connections[client], event)
@@ -191,7 +191,7 @@ class GateLayer(HttpLayer):
                 stream = self.command_sources.pop(event)
                 yield from self.event_to_child(stream, GetHttpConnectionCompleted(event, (connection, None)))
                 return
-        context = self.context.fork()
+        context = fork(self.context)
         context.server = Server(address=event.address)
         stack = tunnel.LayerStack()
         if event.tls:
