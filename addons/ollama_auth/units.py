@@ -18,6 +18,8 @@ def parse_size(text: str) -> int | None:
 
 
 def parse_duration(text: str) -> timedelta | None:
-    """`"30d"` -> a duration; None for anything else than a number and a suffix m, h, d or w."""
+    """`"30d"` -> a duration; None for anything else than 0, or a number and a suffix m, h, d or w."""
+    if text == "0":
+        return timedelta()
     match = _DURATION.fullmatch(text)
     return timedelta(**{_SPANS[match[2]]: int(match[1])}) if match else None

@@ -145,9 +145,10 @@ def change(path: str | Path, name: str, edited: Callable[[str, Sequence[Key]], s
 def _change(file: Path, target: Path, name: str, edited: Callable[[str, Sequence[Key]], str], known: bool) -> None:
     data = keys_file.read(file)[0] if file.exists() else b""
     before = keys_file.parse(data, str(file)) if data.strip() else ()
+    ring = KeyRing(before)
     if known:
-        check_known(file, name, owners(before))
-    mine = [key for key in before if key.principal.name == name]
+        check_known(file, name, ring)
+    mine = ring.keys_of(name)
     others = [key for key in before if key.principal.name != name]
     text = edited(data.decode("utf-8-sig"), mine)
     try:
@@ -156,20 +157,15 @@ def _change(file: Path, target: Path, name: str, edited: Callable[[str, Sequence
         raise FieldError(f"was left alone, as it would become faulty: {error.faults[0]}") from None
     if others != [key for key in after if key.principal.name != name]:
         raise FieldError(f"was left alone, as others than {name} would change; edit it by hand")
-    if after and not cut_off.has_end(text.encode()) and cut_off.lost_fields(KeyRing(before), after[-1]):
+    if after and not cut_off.has_end(text.encode()) and cut_off.lost_fields(ring, after[-1]):
         text = keys_text.with_end(text)  # The gate would take it for a file that was cut off.
     _replace(target, (BOM_UTF8 if data.startswith(BOM_UTF8) else b"") + text.encode())
 
 
-def owners(keys: Sequence[Key]) -> list[str]:
-    """The names in the order of the file, each once."""
-    return list(dict.fromkeys(key.principal.name for key in keys))
-
-
-def check_known(file: Path, name: str, names: Sequence[str]) -> None:
+def check_known(file: Path, name: str, ring: KeyRing) -> None:
     """Raise KeysFileError, with the closest name, if it is none of the names in the file."""
-    if name not in names:
-        close = get_close_matches(name, names, n=1)
+    if name not in ring.principals:
+        close = get_close_matches(name, ring.principals, n=1)
         hint = f"did you mean {close[0]}?" if close else "`scripts/keys list` shows all"
         raise KeysFileError([f"{file} has no key {name}; {hint}"])
 

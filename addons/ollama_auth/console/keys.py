@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -166,7 +165,7 @@ async def enable(call: Call) -> object:
 
 async def rotate(call: Call) -> object:
     name, text = _in_file(call), (_object(call) if call.body is not None else {}).get("grace", GRACE)
-    grace = timedelta() if text == "0" else parse_duration(text) if isinstance(text, str) else None
+    grace = parse_duration(text) if isinstance(text, str) else None
     if grace is None:
         raise Problem(400, "grace is not a span of time; write it as in 90m, 24h or 30d, or 0 for none")
     made: keys_editor.Rotated = await _change(call, name, keys_editor.rotate, grace)

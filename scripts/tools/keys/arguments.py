@@ -10,22 +10,8 @@ from typing import Any
 from ollama_auth.auth import key_fields
 
 from ..terminal import shown
-from .commands import (
-    UNSET,
-    Result,
-    add,
-    changes,
-    check,
-    disable,
-    edit,
-    enable,
-    list_keys,
-    new,
-    note,
-    revoke,
-    rotate,
-    show,
-)  # fmt: skip
+from . import commands
+from .commands import UNSET, Result
 from .values import argument, duration, public_key, reader
 
 DESCRIPTION = """\
@@ -57,11 +43,11 @@ def parse(command_line: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments; `run` is the command. Exits with 2 if they are not valid."""
     parser = argparse.ArgumentParser(prog=shown("scripts/keys"), description=DESCRIPTION, **STYLE)
     add_options(parser)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(run: Callable[[argparse.Namespace], Result], name: str, text: str, more: str = "") -> Any:
         what = f"{text[0].upper()}{text[1:]}. {more}".strip()
-        added = commands.add_parser(name, help=text, description=what, **STYLE)
+        added = subparsers.add_parser(name, help=text, description=what, **STYLE)
         add_options(added, default=argparse.SUPPRESS)
         added.set_defaults(run=run, fault=added.error)
         return added
@@ -76,46 +62,46 @@ def parse(command_line: Sequence[str]) -> argparse.Namespace:
 
 def contradiction(arguments: argparse.Namespace) -> str | None:
     """What is wrong with arguments that are valid one by one."""
-    if arguments.run is check and arguments.name is not None and not (arguments.path or "").startswith("/"):
+    if arguments.run is commands.check and arguments.name is not None and not (arguments.path or "").startswith("/"):
         return "give NAME, METHOD, a PATH that begins with / and perhaps a MODEL, or none of them"
-    if arguments.run is edit:
+    if arguments.run is commands.edit:
         if both := [option for option in arguments.unset if getattr(arguments, UNSET[option]) is not None]:
             return f"--{both[0]} is to be set and unset: give one of them"
-        if not changes(arguments):
+        if not commands.changes(arguments):
             return "name what to change, such as --rpm 60 or --unset expires"
     return None
 
 
 def add_commands(command: Callable[..., Any]) -> None:
     """Add all commands, by a function that adds one."""
-    command(new, "new", "print a new key, and change no file")
-    adding = command(add, "add", "make a key, print it this once and keep its digest")
+    command(commands.new, "new", "print a new key, and change no file")
+    adding = command(commands.add, "add", "make a key, print it this once and keep its digest")
     adding.add_argument("name", metavar="NAME", type=argument(key_fields.key_name), help="whom or what the key is for")
     add_options_of_fields(adding, "; default: ")
     adding.add_argument("--ssh", metavar="FILE|LINE", type=argument(public_key),
                         help="let the stock ollama command line in by its public key; no key is made")  # fmt: skip
-    editing = command(edit, "edit", "change what a key may do; it stays the same key")
+    editing = command(commands.edit, "edit", "change what a key may do; it stays the same key")
     editing.add_argument("name", metavar="NAME")
     add_options_of_fields(editing, "; when unset: ")
     editing.add_argument("--unset", metavar="OPTION", nargs="+", action="extend", default=[], choices=list(UNSET),
                          help=f"remove what was set: {', '.join(UNSET)}")  # fmt: skip
-    command(list_keys, "list", "show who has a key and what they may do, never a key")
+    command(commands.list_keys, "list", "show who has a key and what they may do, never a key")
     for run, text in (
-        (show, "show all about one key, but not the key"),
-        (disable, "refuse a key until it is enabled"),
-        (enable, "let in again who was disabled"),
-        (revoke, "remove a key: its next request is denied"),
+        (commands.show, "show all about one key, but not the key"),
+        (commands.disable, "refuse a key until it is enabled"),
+        (commands.enable, "let in again who was disabled"),
+        (commands.revoke, "remove a key: its next request is denied"),
     ):
         command(run, run.__name__, text).add_argument("name", metavar="NAME")
-    noting = command(note, "note", "write down whose a key is", "Without TEXT, removes that.")
+    noting = command(commands.note, "note", "write down whose a key is", "Without TEXT, removes that.")
     noting.add_argument("name", metavar="NAME")
     noting.add_argument("note", metavar="TEXT", nargs="?", type=argument(key_fields.note))
-    rotating = command(rotate, "rotate", "make a new key for a name and print it this once",
+    rotating = command(commands.rotate, "rotate", "make a new key for a name and print it this once",
                        "The old one works a little longer; until its end there is no second rotation.")  # fmt: skip
     rotating.add_argument("name", metavar="NAME")
     rotating.add_argument("--grace", metavar="SPAN", type=argument(duration), default=timedelta(hours=24),
                           help="how long the old key works: 90m, 24h, 7d; 0 ends all now; default: 24h")  # fmt: skip
-    checking = command(check, "check", "look for faults in the file, or say what a request would get and why",
+    checking = command(commands.check, "check", "look for faults in the file, or say what a request would get and why",
                        "Without arguments, checks the file. Changes nothing.")  # fmt: skip
     for name in ("name", "method", "path", "model"):
         checking.add_argument(name, metavar=name.upper(), nargs="?")

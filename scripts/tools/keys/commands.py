@@ -142,7 +142,7 @@ def loaded(arguments: argparse.Namespace) -> tuple[KeyRing, Sequence[str]]:
 def named(arguments: argparse.Namespace, ring: KeyRing) -> Principal:
     """Whose name is asked for. Raises KeysFileError."""
     name = normalized(arguments.name)
-    keys_editor.check_known(arguments.file, name, list(ring.principals))
+    keys_editor.check_known(arguments.file, name, ring)
     return ring.principals[name]
 
 

@@ -32,8 +32,6 @@ def argument(read: Callable[[str], object]) -> Callable[[str], object]:
 
 def duration(text: str) -> timedelta:
     """`"90m"`, `"24h"`, `"30d"`, `"8w"`, `"0"` -> a span of time. Raises FieldError."""
-    if text == "0":
-        return timedelta()
     if (span := parse_duration(text)) is None:
         raise FieldError("is not a span of time; write it as in 90m, 24h, 30d or 8w")
     return span
