@@ -2,6 +2,7 @@
 
 import re
 import time
+from copy import copy
 
 import h11
 from h11._readers import ChunkedReader
@@ -474,14 +475,17 @@ def as_http1(request: http.Request) -> http.Request:
 
     mitmproxy would do it later, and close the connection after the response.
     """
-    request = request.copy()
-    request.http_version = "HTTP/1.1"
-    if "Host" not in request.headers and request.authority:
-        request.headers.insert(0, "Host", request.authority)
-    request.authority = ""
-    if len(cookies := request.headers.get_all("Cookie")) > 1:
-        request.headers["Cookie"] = "; ".join(cookies)
-    return request
+    data = copy(request.data)  # Request.copy checks the type of each field.
+    data.headers = headers = request.headers.copy()
+    data.http_version = b"HTTP/1.1"
+    if "Host" not in headers and request.authority:
+        headers.insert(0, "Host", request.authority)
+    data.authority = b""
+    if len(cookies := headers.get_all("Cookie")) > 1:
+        headers["Cookie"] = "; ".join(cookies)
+    made = http.Request.__new__(http.Request)
+    made.data = data
+    return made
 
 
 def request_of(head: Head) -> http.Request:

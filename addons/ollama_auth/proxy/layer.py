@@ -133,9 +133,9 @@ class GateLayer(HttpLayer):
             yield from super()._handle_event(event)
         if client.alpn == b"h2":
             yield from self.event_to_child(self.connections[client], EventHandled())
-            if len(self.streams) < running:
+            most = min(MAX_FREE, self.lifecycle.most_free)
+            if len(self.streams) < running and len(self.connections) > most:
                 taken = self._taken()
-                most = min(MAX_FREE, self.lifecycle.most_free)
                 for connection in [one for one in self.connections if self._is_free(one, taken)][most:]:
                     yield commands.CloseConnection(connection)
 
@@ -213,9 +213,10 @@ class GateLayer(HttpLayer):
 
     def _is_free(self, connection: Connection, taken: set[int]) -> bool:
         """Tell whether a connection of HTTP/1 has answered its last request, and no stream is to send it another."""
+        if id(connection) in taken or not connection.connected or connection in self.peer.read_holds:
+            return False
         client = self._http1_client(connection)
-        free = client is not None and client.stream_id is None and id(connection) not in taken
-        return free and connection.connected and connection not in self.peer.read_holds
+        return client is not None and client.stream_id is None
 
 
 class GateStream(HttpStream):
