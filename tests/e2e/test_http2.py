@@ -647,6 +647,24 @@ def test_breaking(broken: Gate, script: Scripted, cert: Path, data: bytes, statu
     assert lines[0]["reason"] == "upstream broken"
 
 
+def test_a_body_that_only_the_end_ends_is_cut_off_by_a_reset(broken: Gate, script: Scripted, cert: Path) -> None:
+    more = threading.Event()
+
+    def play(peer: Line) -> None:
+        peer.head()
+        peer.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        more.wait(PATIENCE)
+        peer.reset()
+
+    with script.plays(play), logged(broken) as lines, H2(broken.port, cert) as client:
+        stream = client.request("GET", "/api/tags")
+        assert client.until(h2.events.DataReceived, stream).data == b"hello"
+        more.set()
+        client.until(h2.events.StreamReset, stream)
+        assert not client.has(h2.events.StreamEnded, stream)
+    assert (lines[0]["status"], lines[0]["reason"]) == (200, "upstream broken")
+
+
 LAST = [
     OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
     OK.replace(b"\r\n\r\n", b"\r\nConnection: x, Close\r\n\r\n"),

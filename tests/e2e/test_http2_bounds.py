@@ -1,5 +1,6 @@
 """HTTP/2: what follows a refusal, what a few bytes may cost, answers that nobody reads, and leaving."""
 
+import asyncio
 import socket
 import ssl
 import time
@@ -13,10 +14,11 @@ import pytest
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
-from ollama_auth.proxy.http2 import MAX_UNSENT
+from ollama_auth.proxy.http2 import MAX_HEADS, MAX_UNSENT
 from ollama_auth.proxy.http2_frames import DATA, SETTINGS, WINDOW_UPDATE, frame
 from tests.harness.base import BEARER, PATIENCE, SECONDS, wait_until
 from tests.harness.certificates import trusting
+from tests.harness.credentials import entry, secret
 from tests.harness.gate import Controlled, Gate, assert_sound, log_lines, logged
 from tests.harness.http2 import H2
 from tests.harness.upstream import Upstream
@@ -31,9 +33,11 @@ HELD = b'"done":false}'
 
 
 @pytest.fixture(scope="module")
-def tls(shared_upstream: Upstream, cert: Path) -> Iterator[Controlled]:
+def tls(shared_upstream: Upstream, cert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controlled]:
     """A gate with a certificate, in which answers may wait for a second."""
-    options = ("--certs", str(cert), "--set", "ollama_idle_timeout=1")
+    (keys := tmp_path_factory.mktemp("keys") / "keys.toml").write_text(entry("lister", scopes=["list"]))
+    keys.chmod(0o600)
+    options = ("--certs", str(cert), "--set", "ollama_idle_timeout=1", "--set", f"ollama_keys_file={keys}")
     with Controlled(shared_upstream.url, *JSON_LOG, *options) as gate:
         yield gate
         assert_sound(gate, shared_upstream)
@@ -109,6 +113,48 @@ def test_a_hundred_requests_of_a_stranger_cost_little(tls: Gate, upstream: Upstr
 def spent(gate: Gate) -> int:
     """Nanoseconds of the processor."""
     return int(Path(f"/proc/{gate.process.pid}/schedstat").read_text().split()[0])
+
+
+def test_eight_requests_with_a_wrong_key_at_once(tls: Gate, upstream: Upstream, cert: Path) -> None:
+    """Each of httpx reads the answer, and one was looked at."""
+
+    async def ask() -> list[int]:
+        url = f"https://localhost:{tls.port}"
+        async with httpx.AsyncClient(http2=True, verify=trusting(cert), trust_env=False, base_url=url) as client:
+            answers = await asyncio.gather(*(client.get("/api/tags", headers=[WRONG]) for _ in range(8)))
+        return [answer.status_code for answer in answers]
+
+    with upstream.untouched(), logged(tls):
+        assert asyncio.run(ask()) == [401] * 8
+
+
+COUNTING = """
+    import asyncio
+    from ollama_auth import lifecycle
+    plain = lifecycle.RequestLifecycle.authorize
+    ctx.turns = [0]
+    def authorize(self, head, peer):
+        if not ctx.turns[-1]:
+            asyncio.get_running_loop().call_soon(ctx.turns.append, 0)
+        ctx.turns[-1] += 1
+        return plain(self, head, peer)
+    lifecycle.RequestLifecycle.authorize = authorize
+"""
+
+
+def test_requests_that_come_together_are_looked_at_in_turns(tls: Controlled, upstream: Upstream, cert: Path) -> None:
+    """However many fit into a read: here those that a key may not do, which wait for nothing."""
+    tls.do(COUNTING)
+    with upstream.untouched(), logged(tls, 300), H2(tls.port, cert) as client:
+        client.h2.increment_flow_control_window(1 << 20)
+        pseudo = [(":method", "DELETE"), (":scheme", "https"), (":authority", "x"), (":path", "/api/delete")]
+        for stream in range(1, 601, 2):
+            client.h2.send_headers(stream, [*pseudo, ("authorization", f"Bearer {secret('lister')}")], end_stream=True)
+        client.flush()
+        assert {client.status(stream) for stream in range(1, 601, 2)} == {403}
+    turns = eval(tls.do("result = ctx.turns"))  # noqa: S307
+    assert sum(turns) == 300
+    assert max(turns) <= 2 * MAX_HEADS
 
 
 @pytest.mark.slow
@@ -199,6 +245,26 @@ def test_bodies_in_frames_of_one_byte(tls: Gate, upstream: Upstream, cert: Path)
         for stream in streams:
             assert client.body(stream) == b'{"bytes":20000}'
     assert sorted(seen.body for seen in upstream.requests) == sorted(bodies)
+
+
+def test_windows_of_one_byte(tls: Gate, upstream: Upstream, cert: Path) -> None:
+    """Each costs a frame of the response: some are taken, a thousand at once are not."""
+    with logged(tls), H2(tls.port, cert, window=0) as client:
+        stream = client.request("GET", "/demo/bytes/5000")
+        assert client.status(stream) == 200
+        for count in (100, 2000):
+            for _ in range(count):
+                client.h2.increment_flow_control_window(1, stream)
+            with suppress(ConnectionError, ssl.SSLError):
+                client.flush()
+            while received(client) < 100:
+                client.read()
+        assert client.until(h2.events.ConnectionTerminated).error_code == ErrorCodes.ENHANCE_YOUR_CALM
+        assert received(client) < 3000
+
+
+def received(client: H2) -> int:
+    return sum(len(event.data) for event in client.events if isinstance(event, h2.events.DataReceived))
 
 
 def inside(gate: Controlled, attribute: str) -> str:

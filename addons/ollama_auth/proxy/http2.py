@@ -12,6 +12,7 @@ send it again on another connection (section 8.7). The connection ends when the 
 import math
 import time
 from collections import defaultdict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import h2.events
@@ -34,7 +35,7 @@ from mitmproxy.proxy.layers.http._http_h2 import SendH2Data
 
 from ..http.head import Fields
 from ..http.responses import Answer
-from .connections import ClientConnection, Drain, Expire
+from .connections import ClientConnection, Drain, Expire, Resume
 from .events import Commands, Failure, Lifecycle, Refuse
 from .http1 import LINGER_BYTES, LINGER_SECONDS
 from .http2_frames import (
@@ -73,6 +74,8 @@ MAX_DISCARDED = 32 << 20
 """Bytes to drop of a request that is answered already."""
 QUIET_SECONDS = 0.1
 """Time in which requests that a client sends together arrive."""
+MAX_HEADS = 8
+"""Requests of a connection that are looked at before others have their turn: each takes about a millisecond."""
 PING_SECONDS = 0.5
 """Time to wait for the answer to a PING, which shows that the client has read what was sent before it."""
 
@@ -128,6 +131,10 @@ class BoundedHttp2Server(Http2Server):
         self.lifecycle = lifecycle
         self.peer = peer
         self.frames = FrameReader(lifecycle.settings.bounds.head)
+        self.pending: Iterator[Frame] | None = None
+        """Frames that have arrived, of which others have their turn; a Resume event is on its way."""
+        self.arrived = b""
+        """What came after these."""
         self.linger_budget = LINGER_BYTES
         self.resets, self.reset_at = 0.0, time.monotonic()
         self.head: Fields = ()
@@ -188,6 +195,8 @@ class BoundedHttp2Server(Http2Server):
             yield from super()._handle_event(event)
         elif isinstance(event, Drain):
             yield from self.drain()
+        elif isinstance(event, Resume):
+            yield from self.resume()
         elif isinstance(event, Expire):
             yield from self.expire()
         elif isinstance(event, events.Wakeup):
@@ -206,10 +215,29 @@ class BoundedHttp2Server(Http2Server):
     # What the client sends.
 
     def receive(self, data: bytes) -> Commands:
-        """Give h2 what has arrived: up to the head of a request, then what follows it."""
-        batch, answers = [], b""
+        """Read what has arrived."""
+        if self.pending:
+            self.arrived += data
+        else:
+            self.pending = self.frames.feed(data)
+            yield from self.read_frames(self.pending)
+
+    def resume(self) -> Commands:
+        """Read what was left for a later turn."""
+        if self.pending:
+            yield from self.read_frames(self.pending)
+        if self.arrived and not self.pending:
+            data, self.arrived = self.arrived, b""
+            yield from self.receive(data)
+        if not self.pending:
+            self.peer.release_reading(self.peer.client, self)
+
+    def read_frames(self, frames: Iterator[Frame]) -> Commands:
+        """Give h2 frames: up to the head of a request, then what follows it. Leave the rest for a later turn."""
+        batch, answers, heads = [], b"", 0
+        self.pending = None
         try:
-            for received in self.frames.feed(data):
+            for received in frames:
                 if received.stream > self.last_stream:
                     answers += self.turn_away(received)
                     continue
@@ -219,8 +247,14 @@ class BoundedHttp2Server(Http2Server):
                 if received.kind == HEADERS:
                     yield from self.hand_on(batch)
                     batch = []
+                    heads += 1
                     if self.ended:
                         return
+                if heads == MAX_HEADS:
+                    self.pending = frames
+                    self.peer.hold_reading(self.peer.client, self)
+                    self.peer.send_event(Resume())
+                    break
         except FrameError as error:
             yield from self.protocol_error(str(error), error.code)
             return
