@@ -297,10 +297,10 @@ def open_still(connection: socket.socket) -> bool:
     return False
 
 
-def table(rows: list[Row]) -> str:
-    """Rows as Markdown."""
+def table(rows: list[Row], first: str = "flood") -> str:
+    """Rows as Markdown; `first` is the head of the first column."""
     names = list(dict.fromkeys(name for row in rows for name in row.cells))
-    lines = [["flood", "target", *names]]
+    lines = [[first, "target", *names]]
     lines += [[row.flood, row.target, *(row.cells.get(name, "") for name in names)] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
