@@ -65,7 +65,8 @@ def test_a_field_of_a_key_is_everywhere() -> None:
     modules = "".join(path.read_text() for path in (ROOT / "addons/ollama_auth/console/static").glob("*.js"))
     for field in OF_PRINCIPAL:
         assert field.option or field.name in ("name", "disabled"), "there are commands for that"
-        assert re.search(rf"\b{field.name}\b", modules), field.name
+        label = rf'^  {field.name}: \["[^"]+", "{field.unit}"\],$' if field.unit else rf"\b{field.name}\b"
+        assert re.search(label, modules, re.MULTILINE), field.name
 
 
 def test_modules_and_tests_that_are_named_exist() -> None:
