@@ -15,11 +15,11 @@ PAGE = PAGES["scripts/docs/architecture.md"]
 KINDS = {
     "A reason of a refusal": (
         r"""["`]expired["`]|\bexpired: """,
-        r"docs/architecture|console/static/keys|auth/key_fields|tools/doctor/|tools/keys/commands",
+        r"docs/architecture|console/static/(keys|types)|auth/key_fields|tools/doctor/|tools/keys/commands",
     ),
     "A field of a key": (
         r"\bexpires\b",
-        r"README|docs/(architecture|clients|console|troubleshooting)|console/static/(api|me)|demo_upstream|doctor/|auth/limits|tools/keys/",
+        r"README|docs/(architecture|clients|console|troubleshooting)|console/static/(types|me)|demo_upstream|doctor/|auth/limits|tools/keys/",
     ),
     "A scope": (r"Scope\.EMBED|\bEMBED = |^\| `embed`", r"ollama_api/routes|docs/options"),
     "A route": (r"/v1/embeddings", r"docs/"),

@@ -1,6 +1,8 @@
 """The console's JSON on the status listener: who may see and change what, and how its requests are logged."""
 
+import base64
 import csv
+import hashlib
 import io
 import json
 import os
@@ -86,6 +88,24 @@ def test_no_answer_is_for_other_origins(gate: Ready) -> None:
     assert preflight.status == 405
     assert not [name for name in preflight.headers if name.startswith("access-control-")]
     assert ask(gate.watch, "GET", "/console/me", "Host: evil.example", PLAIN).status == 421
+
+
+def test_the_page_comes_with_its_style_and_its_files_may_be_kept(gate: Ready) -> None:
+    page = ask(gate.watch, "GET", "/", HOST)
+    style = re.search(b"<style>(.*)</style>", page.body, re.S)
+    assert style
+    digest = base64.b64encode(hashlib.sha256(style[1]).digest()).decode()
+    policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
+    assert policy["style-src"] == f"'sha256-{digest}'"
+    assert (policy["default-src"], policy["script-src"]) == ("'none'", "'self'")
+    assert (b"stylesheet" in page.body, b"style=" in page.body) == (False, False)
+    for path in ("/", "/static/app.js"):
+        first = ask(gate.watch, "GET", path, HOST)
+        assert first.headers["cache-control"] == "no-cache"
+        assert ask(gate.watch, "GET", path, HOST, f"If-None-Match: {first.headers['etag']}").status == 304
+    for path in ("/static/types.d.ts", "/static/../router.py", "/static/%2e%2e/router.py", "/static/"):
+        assert ask(gate.watch, "GET", path, HOST).status == 404
+    assert see(gate, "overview").headers["cache-control"] == "no-store"
 
 
 def test_refusals_and_nothing_else_are_logged(gate: Ready) -> None:

@@ -1,11 +1,13 @@
 """The console's page in a real chromium: with answers made up in tests/harness/console.py, and with a real gate."""
 
 import asyncio
+import csv
 import os
 import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,6 +137,7 @@ def test_its_types_are_right(pytestconfig: pytest.Config) -> None:
     node = tool("node")
     assert tool("npm")
     typescript, modules = package(pytestconfig, "typescript@5.9.3"), sorted(map(str, STATIC.glob("*.js")))
+    types = str(STATIC / "types.d.ts")
     if typescript is None:
         for module in modules:
             subprocess.run([node, "--check", module], check=True, timeout=PATIENCE)
@@ -143,7 +146,9 @@ def test_its_types_are_right(pytestconfig: pytest.Config) -> None:
     options += ["--skipLibCheck", "--incremental", "--tsBuildInfoFile", str(typescript / "checked")]
     libraries = ["--lib", "es2023,dom,dom.iterable,dom.asynciterable", "--moduleResolution", "bundler"]
     compiler = [node, str(typescript / "bin" / "tsc")]
-    said = subprocess.run([*compiler, *options, *libraries, *modules], capture_output=True, text=True, check=False)
+    said = subprocess.run(
+        [*compiler, *options, *libraries, *modules, types], capture_output=True, text=True, check=False
+    )
     assert (said.returncode, said.stdout) == (0, "")
 
 
@@ -160,6 +165,20 @@ def test_every_reason_of_the_log_is_put_in_words() -> None:
 
 
 # The overview.
+
+
+async def test_it_is_painted_before_anything_was_answered(stand: Stand, browser: str) -> None:
+    """Its frame needs the page alone: no file that comes after it holds the first paint up."""
+    stand.speaks.clear()
+    async with tab(browser) as page:
+        await page.open(stand.url)
+        await page.until("performance.getEntriesByName('first-contentful-paint').length")
+        assert await page.evaluate("document.querySelectorAll('nav a').length") == 6
+        blocking = "performance.getEntriesByType('resource').filter(r => r.renderBlockingStatus === 'blocking').length"
+        assert await page.evaluate(blocking) == 0
+        stand.speaks.set()
+        await page.until(SHOWN)
+        assert not page.complaints
 
 
 async def test_it_shows_what_the_gate_says(page: Page, stand: Stand) -> None:
@@ -206,6 +225,65 @@ async def test_its_plots_have_one_unit_a_scale_for_outliers_and_a_table(page: Pa
     await page.until("document.querySelector('figure tbody').rows.length === 60")
     cells = "[...document.querySelectorAll('figure tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
     assert (await page.evaluate(cells))[30][2] == "9"
+
+
+async def test_every_table_is_a_file_too(page: Page, stand: Stand, tmp_path: Path) -> None:
+    """Raw figures, times in UTC, and no text that a spreadsheet would run."""
+    stand.answers["requests"] = {"requests": [ended() | {"model": "a;=1+1", "key": "-1", "completion_tokens": 1234}]}
+    stand.answers["models"] = {"now": state()["now"], "asked": state()["now"], "models": [loaded()]}
+    stand.answers["usage"] = {"rows": [key("")["today"] | {"day": "2025-11-25", "model": "llama3.2", "speed": 28.1}]}
+    stand.answers["me"] = keys()[1] | {"admin": True, "gate": {"scheme": "http", "port": 8081}}
+    await sign_in(page, stand.url, "sk-ollama-test")
+    without = (
+        "[...document.querySelectorAll('table')].filter(t => ![...t.closest('section').querySelectorAll('button')]"
+    )
+    without += ".some(b => b.ariaLabel?.startsWith('CSV of '))).length"
+    for view, count in (("overview", 11), ("keys", 1), ("requests", 1), ("models", 1), ("me", 1)):
+        await go(page, view)
+        await page.until(f"document.querySelectorAll('table').length === {count}")
+        assert await page.evaluate(without) == 0, view
+    await go(page, "overview")
+    await page.until(SHOWN)
+    await page.evaluate("document.querySelector('figure details').open = true")
+    await page.until("document.querySelector('figure tbody').rows.length === 60")
+    minutes = await downloaded(page, tmp_path, "requests-per-minute.csv", "CSV", "figure:first-child")
+    assert minutes[0] == ["Time", "answered", "refused", "failed", "broken off"]
+    assert minutes[31] == ["2025-11-25T09:11:00.000Z", "0", "9", "0", "0"]
+    waiting = await downloaded(page, tmp_path, "under-way.csv", "CSV", "[data-table=flight]")
+    assert waiting[1][:6] == ["alice", "llama3.2", "streams", "73.4", "1893", "26.1"]
+    await go(page, "keys")
+    await page.until("document.querySelectorAll('main tbody tr').length === 6")
+    people = await downloaded(page, tmp_path, "keys.csv", "CSV")
+    assert people[3][:7] == [
+        "ci-runner", "active", "infer embed list", "qwen*", "concurrent_requests=2", "79450", "2026-03-01T00:00:00Z",
+    ]  # fmt: skip
+    await go(page, "requests")
+    await page.until("!!document.querySelector('.link')")
+    stand.answers["requests"] = {"requests": []}  # There are no older ones.
+    listed = await downloaded(page, tmp_path, "requests.csv", "CSV")
+    assert listed[1][:6] == ["2025-11-25T09:40:00.000Z", "'-1", "a;'=1+1", "200 answered", "5", "1234"]
+    await page.evaluate("document.querySelector('.link').click()")
+    assert await page.evaluate("location.hash") == "#/requests?number=1", "it has an address"
+    alone = await downloaded(page, tmp_path, "request-1.csv", "CSV", "dialog")
+    assert dict(zip(*alone, strict=True)).items() >= {"id": "a" * 16, "key": "'-1", "stripped": "authorization"}.items()
+    assert not page.complaints
+
+
+def ended() -> dict[str, Any]:
+    """A request that has ended."""
+    request = {"number": 1, "time": state()["now"], "ended": state()["now"], "id": "a" * 16, "client": "192.0.2.1"}
+    request |= {"method": "POST", "path": "/api/chat", "class": "infer", "status": 200, "key": "alice", "model": "m"}
+    request |= {"stripped": "authorization", "outcome": "answered", "reason": "", "estimated": False}
+    request |= {"prompt_tokens": 5, "completion_tokens": 31, "ttft_ms": 200, "duration_ms": 3000}
+    return request | {"generation_ms": 2800, "bytes_in": 80, "bytes_out": 4000}
+
+
+def loaded() -> dict[str, Any]:
+    """A model in memory."""
+    model = {"name": "llama3.2:latest", "size": 2 * 10**9, "loaded": True, "memory": 3 * 10**9, "memory_gpu": 10**9}
+    return model | {
+        "until": "2025-11-25T09:45:00Z", "cloud": False, "requests": 3, "failed": 1, "ttft_ms": [212, 900], "speed": 28,
+    }  # fmt: skip
 
 
 async def test_pointing_at_a_minute_tells_it_in_all_plots(page: Page) -> None:
@@ -273,7 +351,7 @@ async def test_it_says_that_there_is_nothing(page: Page, stand: Stand) -> None:
         ((sentence,),) = await rows(page, table)
         assert sentence.endswith(".")
     drawn = await page.evaluate("[...document.querySelectorAll('.plot')].map(s => s.textContent)")
-    assert drawn[0] == "No requests in this time."
+    assert drawn[0] == "Nothing in this time."
     assert not page.complaints
 
 
@@ -407,28 +485,8 @@ def axe(pytestconfig: pytest.Config) -> str:
 async def test_nothing_stands_in_the_way_of_anybody(page: Page, stand: Stand, axe: str) -> None:
     """No finding of axe in any view, and in what opens above it; light and dark, on a phone and on a desk."""
     run = "axe.run({resultTypes: ['violations']}).then(r => r.violations.map(v => [v.id, v.nodes[0].html]))"
-    request = {"number": 1, "time": state()["now"], "ended": state()["now"], "id": "a" * 16, "client": "192.0.2.1"}
-    request |= {"method": "POST", "path": "/api/chat", "class": "infer", "status": 200, "key": "alice", "model": "m"}
-    request |= {
-        "stripped": "authorization",
-        "outcome": "answered",
-        "reason": "",
-        "estimated": False,
-        "prompt_tokens": 5,
-        "completion_tokens": 31,
-    }
-    request |= {"ttft_ms": 200, "duration_ms": 3000, "generation_ms": 2800, "bytes_in": 80, "bytes_out": 4000}
-    stand.answers["requests"] = {"requests": [request]}
-    model = {"name": "llama3.2:latest", "size": 2 * 10**9, "loaded": True, "memory": 3 * 10**9, "memory_gpu": 10**9}
-    model |= {
-        "until": "2025-11-25T09:45:00Z",
-        "cloud": False,
-        "requests": 3,
-        "failed": 1,
-        "ttft_ms": [212, 900],
-        "speed": 28,
-    }
-    stand.answers["models"] = {"now": state()["now"], "asked": state()["now"], "models": [model]}
+    stand.answers["requests"] = {"requests": [ended()]}
+    stand.answers["models"] = {"now": state()["now"], "asked": state()["now"], "models": [loaded()]}
     used = key("")["today"] | {"day": "2025-11-25", "model": "llama3.2", "speed": 28.1}
     stand.answers["usage"] = {"rows": [used]}
     stand.answers["me"] = keys()[1] | {"admin": True, "gate": {"scheme": "http", "port": 8081}}
@@ -497,13 +555,31 @@ async def test_the_key_stays_in_the_tab(page: Page, stand: Stand, browser: str) 
 async def test_views_have_addresses_and_a_plain_key_has_its_own(page: Page, stand: Stand) -> None:
     stand.answers["me"] = key("alice", gate={"scheme": "http", "port": 8081})
     await sign_in(page, stand.url, "sk-ollama-plain", "me")
-    offered = "[...document.querySelectorAll('nav a')].map(a => a.textContent)"
+    offered = "[...document.querySelectorAll('nav a:not([hidden])')].map(a => a.textContent)"
     assert await page.evaluate(offered) == ["Requests", "Models", "Try it", "My key"]
     await page.until("document.querySelector('.me').textContent.includes('alice')")
     await page.evaluate("location.hash = '#/keys'")
     await page.until("location.hash === '#/me'")
     await go(page, "requests?outcome=failed")
     assert await page.evaluate("document.querySelector('[name=outcome]').value") == "failed"
+    stand.answers["requests"] = {"requests": [ended()]}
+    await go(page, "requests?outcome=failed&number=1")
+    await page.until("document.querySelector('dialog')?.textContent.includes('A request')")
+    assert "a" * 16 in await text(page, "dialog")
+    await press(page, "Close", "dialog")
+    await page.until("location.hash === '#/requests?outcome=failed'")
+
+
+async def test_an_administrator_who_is_none_any_more(page: Page, stand: Stand) -> None:
+    """The page asks who it is, and shows what is left."""
+    await sign_in(page, stand.url, "sk-ollama-test", "keys")
+    stand.answers |= {"keys": 403, "me": key("alice", scopes=["list"], gate={"scheme": "http", "port": 8081})}
+    await again(page)
+    await page.until("location.hash === '#/me'")
+    await page.until("document.querySelector('.me').textContent.includes('alice')")
+    offered = "[...document.querySelectorAll('nav a:not([hidden])')].map(a => a.textContent)"
+    assert await page.evaluate(offered) == ["Requests", "Models", "My key"]
+    assert await page.evaluate("document.querySelector('#problem').hidden")
 
 
 # With a real gate.
@@ -559,15 +635,29 @@ async def test_a_persons_walk(browser: str, upstream: Upstream, tmp_path: Path) 
             )
             assert "Tokens/s" in await text(page, ".figures")
             assert "Why is the sky" not in await text(page, ".code")
-            month = await page.evaluate(
-                f"fetch('console/usage?by=month,key&format=csv', {{headers: {{Authorization: 'Bearer {KEY}'}}}})"
-                ".then(answer => answer.text())"
-            )
-            lines = month.splitlines()
-            assert lines[0].startswith("month,key,requests,answered,refused")
-            assert [line.split(",")[1:5] for line in lines if "bert" in line] == [["bert", "2", "1", "1"]]
+            await go(page, "keys")
+            await press(page, "Usage as CSV")
+            month = str(await page.evaluate("document.querySelector('dialog [name=of]').value"))
+            assert re.fullmatch(r"20\d\d-\d\d", month), "this month is chosen"
+            await page.evaluate("document.querySelector('dialog [value=model]').click()")
+            usage = await downloaded(page, tmp_path, f"usage-{month}.csv", "Download")
+            assert usage[0][:6] == ["day", "key", "requests", "answered", "refused", "failed"]
+            assert [row[1:5] for row in usage if row[1] == "bert"] == [["bert", "2", "1", "1"]]
+            assert {row[0][:7] for row in usage[1:]} == {month}
+            assert {"anna", "bert", "cora", "dora", "emil"} <= {row[1] for row in usage}, "also who was revoked"
             assert not [one for one in page.complaints if "429" not in one and "401" not in one]
     assert file.read_text().startswith("# People of the lab.\n")
+
+
+async def downloaded(page: Page, folder: Path, name: str, button: str, inside: str = "body") -> list[list[str]]:
+    """Press a button that saves a table, and read the file."""
+    await page.send("Page.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+    await press(page, button, inside)
+    for _ in range(int(PATIENCE / 0.02)):
+        if (file := folder / name).exists():
+            return list(csv.reader(file.read_text("utf-8-sig").splitlines()))
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"there is no {name}")
 
 
 async def act(page: Page, name: str, choice: str, verb: str) -> None:

@@ -1,5 +1,6 @@
 """A stand-in for the gate's status listener: the real files of the page, and answers made up here."""
 
+import asyncio
 import json
 import math
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 from tornado.web import Application, RequestHandler
 
-from ollama_auth.console.router import static_files
+from ollama_auth.console.router import page, static_files
 from ollama_auth.telemetry.status_server import POLICY
 from tests.harness.base import free_port
 
@@ -168,7 +169,10 @@ def keys() -> list[dict[str, Any]]:
 
 
 class Stand:
-    """Serves the page and `answers`, by path under /console/; with `raw` and `status` in their place if it is set."""
+    """Serves the page and `answers`, by path under /console/; with `raw` and `status` in their place if it is set.
+
+    An answer that is a number is the status of a refusal. Nothing is answered while `speaks` is not set.
+    """
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {
@@ -180,6 +184,8 @@ class Stand:
             "requests": {"requests": []},
             "usage": {"rows": []},
         }
+        self.speaks = asyncio.Event()
+        self.speaks.set()
         self.raw: bytes | None = None
         self.status = 200
         self.sent: list[tuple[str, str, str, Any]] = []
@@ -187,17 +193,22 @@ class Stand:
         stand = self
 
         class Page(RequestHandler):
-            def get(self, name: str = "index.html") -> None:
-                self.set_header("Content-Security-Policy", POLICY)
-                self.set_header("Content-Type", static_files()[name][0])
-                self.finish(static_files()[name][1])
+            def get(self, name: str = "") -> None:
+                media_type, content = static_files()[name or "index.html"]
+                self.set_header("Content-Security-Policy", POLICY if name else page()[1])
+                self.set_header("Content-Type", media_type)
+                self.finish(content if name else page()[0])
 
         class Json(RequestHandler):
-            def get(self, path: str) -> None:
+            async def get(self, path: str) -> None:
                 body = json.loads(self.request.body) if self.request.body else None
                 stand.sent.append((str(self.request.method), path, self.request.headers.get("Authorization", ""), body))
-                self.set_status(stand.status)
-                self.finish(json.dumps(stand.answers.get(path, {})) if stand.raw is None else stand.raw)
+                await stand.speaks.wait()
+                answer = stand.answers.get(path, {})
+                refused = isinstance(answer, int)
+                self.set_status(answer if refused else stand.status)
+                text = json.dumps({"error": "this key may not"} if refused else answer)
+                self.finish(text if stand.raw is None else stand.raw)
 
             post = patch = delete = get
 

@@ -7,12 +7,14 @@ in the table does not exist. The page's own files hold nothing of anybody and ne
 import asyncio
 import json
 import sqlite3
+from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from enum import Enum, auto
 from functools import cache, cached_property, partial
+from hashlib import sha256
 from pathlib import Path
 from re import fullmatch
 from typing import Any, Protocol
@@ -28,13 +30,14 @@ from ..runtime import ActiveConfig
 from ..settings import Settings
 from ..telemetry.ledger import Ledger
 from ..telemetry.monitor import Monitor
-from ..telemetry.status_server import Handler, Problem
+from ..telemetry.status_server import POLICY, Handler, Problem
 from . import access
 from .cache import Cache
 
 MAX_BODY = 4 * 1024 * 1024
 """Bytes of a request, once somebody has signed in."""
 STATIC = Path(__file__).with_name("static")
+STYLE_LINK = b'<link rel="stylesheet" href="static/style.css">'
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
@@ -185,12 +188,26 @@ def static_files() -> dict[str, tuple[str, bytes]]:
     return {path.name: (TYPES[path.suffix], path.read_bytes()) for path in STATIC.iterdir() if path.suffix in TYPES}
 
 
+@cache
+def page() -> tuple[bytes, str]:
+    """The page with its style in it, so that it is painted without another request, and the policy that allows it."""
+    style = static_files()["style.css"][1]
+    digest = b64encode(sha256(style).digest()).decode()
+    content = static_files()["index.html"][1].replace(STYLE_LINK, b"<style>%b</style>" % style)
+    return content, POLICY.replace("style-src 'self'", f"style-src 'sha256-{digest}'")
+
+
 class StaticHandler(Handler):
+    """These files may be kept, and are asked for again each time: their Etag says whether they have changed."""
+
     async def get(self, *names: str) -> None:
-        name = names[0] if names else "index.html"
-        if name not in static_files():
+        media_type, content = static_files().get(names[0] if names else "index.html", ("", b""))
+        if not media_type:
             raise HTTPError(404)
-        media_type, content = static_files()[name]
+        if not names:
+            content, policy = page()
+            self.set_header("Content-Security-Policy", policy)
+        self.set_header("Cache-Control", "no-cache")
         self.set_header("Content-Type", f"{media_type}; charset=utf-8")
         self.finish(content)
 

@@ -2,18 +2,6 @@
 
 const KEY = "gate-key", TIMEOUT = 10000;
 
-/**
- * @typedef {object} Key What the gate tells of a key.
- * @property {string} name @property {"key" | "ssh" | "environment"} kind @property {boolean} admin
- * @property {string[]} scopes @property {string[] | null} models @property {Record<string, Limit>} limits
- * @property {string | null} expires @property {boolean} expired @property {boolean} disabled
- * @property {string | null} note @property {string | null} old_key_until
- * @property {number | null} [last_used] @property {Totals} [today] @property {Totals} [month]
- */
-/** @typedef {{limit: number, used: number | null, left: number | null, until: string | null}} Limit */
-/** @typedef {{requests: number, refused: number, failed: number, prompt_tokens: number, completion_tokens: number}} Totals */
-/** @typedef {Key & {gate: {scheme: string, port: number}}} Me */
-
 /** An answer of the gate that is an error. */
 export class Refused extends Error {
   /** @param {number} status @param {string} message @param {string | null} key The one that was sent. */
@@ -27,6 +15,9 @@ export class Refused extends Error {
 /** @type {{me: Me | null}} */
 export const session = { me: null };
 
+/** Whether who is signed in has a scope. @param {string} scope */
+export const may = scope => !!session.me?.scopes.some(held => held === scope || held === "all");
+
 export const held = () => sessionStorage.getItem(KEY);
 export const signedIn = () => held() !== null;
 
@@ -39,17 +30,6 @@ export function signOut() {
 export async function signIn(key) {
   session.me = await get("me", {}, key.trim());
   sessionStorage.setItem(KEY, key.trim());
-}
-
-/** Sign in with the key that this tab has. */
-export async function resume() {
-  if (!signedIn()) return;
-  try {
-    session.me = await get("me");
-  } catch (error) {
-    if (error instanceof Refused && error.status === 401) signOut();
-    else throw error;
-  }
 }
 
 /** @param {string} path @param {RequestInit} [options] */
@@ -70,20 +50,25 @@ async function ask(path, options = {}, key = held()) {
   throw new Refused(answer.status, message, key);
 }
 
-/** @param {string} path @param {Record<string, string | number | undefined>} [query] @returns {Promise<any>} */
+/** @param {string} path @param {Query} query */
+const asked = (path, query, key = held()) => ask(`${path}${search(query)}`, { signal: AbortSignal.timeout(TIMEOUT) }, key);
+
+/** @param {string} path @param {Query} [query] @returns {Promise<any>} */
 export async function get(path, query = {}, key = held()) {
-  const answer = await ask(`${path}${search(query)}`, { signal: AbortSignal.timeout(TIMEOUT) }, key);
-  return answer.json().catch(() => {
+  return (await asked(path, query, key)).json().catch(() => {
     throw new Error("The answer is not valid JSON: does another program listen on this address?");
   });
 }
+
+/** A file. @param {string} path @param {Query} query */
+export const download = async (path, query) => (await asked(path, query)).text();
 
 /** @param {"POST" | "PATCH" | "DELETE"} method @param {string} path @param {unknown} [body] @returns {Promise<any>} */
 export async function send(method, path, body) {
   return (await ask(path, { method, body: body === undefined ? undefined : JSON.stringify(body) })).json();
 }
 
-/** @param {Record<string, string | number | undefined>} query */
+/** @param {Query} query */
 export function search(query) {
   const given = Object.entries(query).filter(([, value]) => value !== undefined && value !== "");
   return given.length ? `?${new URLSearchParams(given.map(([name, value]) => [name, String(value)]))}` : "";

@@ -1,7 +1,7 @@
 // The frame: who is signed in, which view is shown, and whether the gate answers.
 
-import { get, held, Refused, resume, session, signedIn, signIn, signOut } from "./api.js";
-import { announce, byId, h, put } from "./dom.js";
+import { get, held, may, Refused, session, signedIn, signIn, signOut } from "./api.js";
+import { announce, button, byId, field, form, h, put, said } from "./dom.js";
 import { clockSeconds, date, span, utc, ZONE } from "./format.js";
 import * as keys from "./keys.js";
 import * as me from "./me.js";
@@ -11,22 +11,15 @@ import * as requests from "./requests.js";
 import * as chat from "./try.js";
 import { STATES, UPSTREAM } from "./words.js";
 
-/**
- * A view makes its content, fills it again every PERIOD, and cleans up when another one is shown.
- * @typedef {object} View
- * @property {HTMLElement} node @property {() => Promise<void>} [update] @property {() => void} [close]
- */
-/** @typedef {{view: (query: URLSearchParams) => View, name: string, for: "all" | "admin" | "plain" | "open"}} Place */
-
 const PERIOD = 2000;
-/** @type {Record<string, Place>} */
+/** The views by their address, each with who gets it. @type {Record<string, [(query: URLSearchParams) => View, () => unknown]>} */
 const PLACES = {
-  overview: { name: "Overview", for: "open", view: overview.view },
-  keys: { name: "Keys", for: "admin", view: keys.view },
-  requests: { name: "Requests", for: "all", view: requests.view },
-  models: { name: "Models", for: "all", view: models.view },
-  try: { name: "Try it", for: "all", view: chat.view },
-  me: { name: "My key", for: "all", view: me.view },
+  overview: [overview.view, () => (session.me ? session.me.admin : !signedIn())],
+  keys: [keys.view, () => session.me?.admin],
+  requests: [requests.view, () => session.me],
+  models: [models.view, () => session.me?.admin || may("list")],
+  try: [chat.view, () => may("infer")],
+  me: [me.view, () => session.me],
 };
 
 /** @type {View | null} */
@@ -35,92 +28,88 @@ let place = "", busy = false, due = false, updated = Date.now(), stale = false;
 /** @type {any} What the gate said of itself last. */
 let facts = null;
 
-/** Which views there are for who is signed in. @param {Place} one */
-function isOffered(one) {
-  if (session.me) return session.me.admin || one.for !== "admin" && one.for !== "open";
-  return !signedIn() && one.for === "open";
-}
+/** @param {string} id */
+const isOffered = id => !!PLACES[id][1]();
+/** @param {string} id */
+const name = id => LINKS[id].textContent;
+/** @type {Record<string, HTMLAnchorElement>} */
+const LINKS = Object.fromEntries([...byId("nav").querySelectorAll("a")].map(link => [link.hash.slice(2), link]));
 
 function navigate() {
   const [path, search] = location.hash.replace(/^#\/?/, "").split("?");
-  const wanted = Object.hasOwn(PLACES, path) ? path : "";
-  const first = session.me && !session.me.admin ? "me" : "overview";
-  const target = wanted && (isOffered(PLACES[wanted]) || !session.me) ? wanted : first;
-  if (target !== path) history.replaceState(null, "", `#/${target}`);
-  shown?.close?.();
-  place = target;
-  draw();
-  const open = isOffered(PLACES[target]);
-  shown = open ? PLACES[target].view(new URLSearchParams(search)) : gateKeeper();
-  byId("main").replaceChildren(shown.node);
+  const known = Object.hasOwn(PLACES, path) && (isOffered(path) || !session.me);
+  place = known ? path : session.me && !session.me.admin ? "me" : "overview";
+  if (place !== path) history.replaceState(null, "", `#/${place}`);
+  show(isOffered(place) ? PLACES[place][0](new URLSearchParams(search)) : signedIn() ? { node: h("p", {}) } : gateKeeper());
   document.title = title();
-  announce(PLACES[target].name);
+  announce(name(place));
   void poll();
+}
+
+/** @param {View} view */
+function show(view) {
+  shown?.close?.();
+  shown = view;
+  draw();
+  byId("main").replaceChildren(view.node);
 }
 
 /** What is shown in place of a view that needs a key. @returns {View} */
 function gateKeeper() {
-  const input = h("input", { type: "password", name: "key", required: true, autocomplete: "off", spellcheck: "false", id: "key", "aria-describedby": "key-note" });
-  const problem = h("p", { class: "problem", role: "alert" });
-  const button = h("button", { class: "primary" }, "Sign in");
-  const form = h("form", { class: "card sign-in", onsubmit: async (/** @type {Event} */ event) => {
-    event.preventDefault();
-    button.disabled = true;
-    try {
-      await signIn(input.value);
-      navigate();
-    } catch (error) {
-      put(problem, error instanceof Error ? error.message : String(error));
-      input.select();
-    }
-    button.disabled = false;
-  } }, h("h2", {}, "Sign in with a key"), h("label", { for: "key" }, "Key"), input,
-  h("p", { class: "soft", id: "key-note" }, "The key that you use for Ollama, such as sk-ollama-…. It stays in this tab and is forgotten when you close it. A key with the scope admin sees and changes everything here; any other key sees itself."),
-  problem, button);
+  const input = h("input", { type: "password", required: true, autocomplete: "off", spellcheck: "false", id: "key", "aria-describedby": "key-note" });
   queueMicrotask(() => input.focus());
-  return { node: form };
+  return { node: form({ class: "card sign-in" }, [
+    h("h2", {}, "Sign in with a key"), field("Key", input),
+    h("p", { class: "soft", id: "key-note" }, "The key that you use for Ollama, such as sk-ollama-…. It stays in this tab and is forgotten when you close it. A key with the scope admin sees and changes everything here; any other key sees itself."),
+  ], "Sign in", async () => {
+    input.select();
+    await signIn(input.value);
+    navigate();
+  }) };
 }
 
 function draw() {
-  const links = Object.entries(PLACES).filter(([, one]) => isOffered(one) || (!session.me && !signedIn()));
-  byId("nav").replaceChildren(...links.map(([id, one]) => h("a", { href: `#/${id}`, "aria-current": id === place ? "page" : null }, one.name)));
   const { me } = session;
+  for (const [id, link] of Object.entries(LINKS)) {
+    link.hidden = !!me && !isOffered(id);
+    link.ariaCurrent = id === place ? "page" : null;
+  }
   byId("who").replaceChildren(...(me
-    ? [h("span", {}, me.name), h("button", { class: "quiet", onclick: () => { signOut(); navigate(); } }, "Sign out")]
+    ? [h("span", {}, me.name), button("Sign out", () => { signOut(); navigate(); })]
     : [h("a", { class: "button", href: "#/me" }, "Sign in")]));
 }
 
-const title = () => `${facts?.in_flight_total ? `(${facts.in_flight_total}) ` : ""}${PLACES[place].name} · Ollama gate${stale ? " – no answer" : facts && (facts.state !== "open" || facts.ready === false) ? " – problem" : ""}`;
+const title = () => `${facts?.in_flight_total ? `(${facts.in_flight_total}) ` : ""}${name(place)} · Ollama gate${stale ? " – no answer" : facts && (facts.state !== "open" || facts.ready === false) ? " – problem" : ""}`;
 
-/** @param {Element} node @param {[string, string]} words @param {number | null} since */
+/** @param {HTMLElement} node @param {[string, string]} words @param {number | null} since */
 function chip(node, [text, style], since) {
   put(node, since === null ? text : `${text} since ${clockSeconds(since)}`);
   node.className = `chip ${style}`;
-  /** @type {HTMLElement} */ (node).hidden = false;
+  node.hidden = false;
 }
 
-/** Show what the gate says of itself. @param {any} said */
-export function state(said) {
-  if (facts && facts.version !== said.version) location.reload(); // Another gate, perhaps with another page.
-  facts = said;
-  chip(byId("gate"), STATES[said.state] ?? [said.state, "warn"], said.state === "open" ? null : said.state_since);
-  const problem = said.ready === false ? said.ready_since : null;
-  chip(byId("ollama"), UPSTREAM[String(said.ready)], problem);
-  byId("ollama").title = said.ready === false ? `Look whether Ollama runs at ${said.upstream}: ollama serve, or systemctl status ollama` : "";
-  const zone = h("span", { title: utc(said.now) }, ZONE === "UTC" ? "times are UTC, as in the log" : `times are those of ${ZONE}, the log's are UTC`);
-  byId("about").replaceChildren(`${said.upstream ?? "Ollama"} · up ${span(Math.floor(said.now - said.started))}, since ${date(said.started)} · version ${said.version} · `, zone);
+/** Show what the gate says of itself. @param {any} now */
+export function state(now) {
+  if (facts && facts.version !== now.version) location.reload(); // Another gate, perhaps with another page.
+  facts = now;
+  chip(byId("gate"), STATES[now.state] ?? [now.state, "warn"], now.state === "open" ? null : now.state_since);
+  const down = now.ready === false;
+  chip(byId("ollama"), UPSTREAM[String(now.ready)], down ? now.ready_since : null);
+  byId("ollama").title = down ? `Look whether Ollama runs at ${now.upstream}: ollama serve, or systemctl status ollama` : "";
+  const zone = h("span", { title: utc(now.now) }, ZONE === "UTC" ? "times are UTC, as in the log" : `times are those of ${ZONE}, the log's are UTC`);
+  byId("about").replaceChildren(`${now.upstream ?? "Ollama"} · up ${span(Math.floor(now.now - now.started))}, since ${date(now.started)} · version ${now.version} · `, zone);
   document.title = title();
 }
 
-/** @param {string | null} why */
-function problem(why) {
+/** Say what is wrong, until nothing is. @param {string | null} why @param {boolean} [answered] Whether it is the gate that says so. */
+function problem(why, answered = false) {
   const box = byId("problem"), [head, rest] = [...box.children];
-  stale = why !== null;
-  box.hidden = !stale;
+  stale = why !== null && !answered;
+  box.hidden = why === null;
   document.body.classList.toggle("stale", stale);
   put(head, why ?? "");
+  put(rest, `${stale && facts ? `The figures below are ${span(Math.floor((Date.now() - updated) / 1000))} old. ` : ""}Trying again every ${PERIOD / 1000} seconds.`);
   if (!stale) return;
-  put(rest, `${facts ? `The figures below are ${span(Math.floor((Date.now() - updated) / 1000))} old. ` : ""}Trying again every ${PERIOD / 1000} seconds.`);
   chip(byId("gate"), ["No answer", "bad"], null);
   byId("ollama").hidden = true;
   document.title = title();
@@ -132,7 +121,7 @@ async function poll() {
   busy = true;
   try {
     if (signedIn() && !session.me) {
-      await resume();
+      session.me = await get("me");
       navigate();
     }
     const asked = shown;
@@ -141,28 +130,19 @@ async function poll() {
     updated = Date.now();
     problem(null);
   } catch (error) {
-    if (error instanceof Refused && error.status === 401) {
-      if (error.key === held()) {
+    const refused = error instanceof Refused ? error : null;
+    if (refused?.status === 401) {
+      if (refused.key !== held()) due = true; // Somebody has signed in meanwhile.
+      else if (refused.key) {
         signOut();
-        show(gateKeeper());
-      } else due = true; // Somebody has signed in meanwhile.
+        navigate();
+      } else show(gateKeeper());
       problem(null);
-    } else problem(words(error));
+    } else if (refused?.status === 403 && session.me?.admin) session.me = null; // It may do less than it did: which views?
+    else problem(refused || Object(error).constructor === Error ? said(error) : "This page does not understand what the gate says. Reload it.", !!refused && refused.status < 500);
   }
   busy = false;
   if (due) void poll();
-}
-
-/** What went wrong: in the gate, on the way, or in this page. @param {any} error */
-const words = error => (error.constructor === Error || error instanceof Refused ? error.message : "This page does not understand what the gate says. Reload it.");
-
-/** @param {View} view */
-function show(view) {
-  if (byId("main").querySelector(".sign-in")) return;
-  shown?.close?.();
-  shown = view;
-  draw();
-  byId("main").replaceChildren(view.node);
 }
 
 addEventListener("hashchange", navigate);

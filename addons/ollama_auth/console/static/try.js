@@ -1,29 +1,29 @@
 // A chat with a model through the gate, and the same request for programs.
 
-import { get, lines, session, signedIn } from "./api.js";
-import { announce, copyable, h, put } from "./dom.js";
-import { count, known, ms, NONE, speed } from "./format.js";
+import { get, lines, search, session } from "./api.js";
+import { alert, announce, button, copyable, field, h, put, said } from "./dom.js";
+import { count, known, ms, speed } from "./format.js";
 import { snippets } from "./snippets.js";
 
 /** @typedef {{role: string, content: string}} Message */
 
-/** @param {URLSearchParams} query @returns {import("./app.js").View} */
+/** @param {URLSearchParams} query @returns {View} */
 export function view(query) {
   /** @type {Message[]} */
   let messages = [];
   /** @type {AbortController | null} */
   let running = null;
   let asked = false;
-  const model = h("input", { name: "model", list: "models", required: true, value: query.get("model") ?? "", autocomplete: "off", placeholder: "llama3.2", onchange: () => show() });
-  const known_models = h("datalist", { id: "models" });
+  const model = h("input", { name: "model", list: "models", required: true, value: query.get("model") ?? "", autocomplete: "off", placeholder: "llama3.2", onchange: () => { history.replaceState(null, "", `#/try${search({ model: model.value })}`); show(); } });
+  const choices = h("datalist", { id: "models" });
   const prompt = h("textarea", { name: "prompt", rows: 3, required: true, placeholder: "Why is the sky blue?", "aria-label": "Message" });
   const log = h("div", { class: "chat", role: "log", "aria-label": "Chat", tabindex: 0 });
   const figures = h("dl", { class: "figures" });
-  const problem = h("p", { class: "problem", role: "alert" });
-  const button = h("button", { class: "primary" }, "Send");
-  const fresh = h("button", { type: "button", class: "quiet", onclick: () => { messages = []; log.replaceChildren(); measure(null, null, null, null); } }, "New chat");
+  const problem = alert();
+  const send = h("button", { class: "primary" }, "Send");
+  const fresh = button("New chat", () => { messages = []; log.replaceChildren(); measure(); });
   const form = h("form", { class: "card prompt", onsubmit: (/** @type {Event} */ event) => { event.preventDefault(); void (running ? running.abort() : chat()); } },
-    h("label", {}, h("span", {}, "Model"), model, known_models), log, prompt, problem, h("p", { class: "actions" }, figures, fresh, button));
+    field("Model", model, choices), log, prompt, problem, h("p", { class: "actions" }, figures, fresh, send));
   prompt.addEventListener("keydown", event => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
@@ -36,24 +36,23 @@ export function view(query) {
   let chosen = "curl";
 
   function show() {
-    const found = snippets(session.me?.gate ?? null, model.value || "llama3.2", messages.find(message => message.role === "user")?.content || "Why is the sky blue?");
-    tabs.replaceChildren(...Object.keys(found).map(name => h("button", { type: "button", "aria-pressed": String(name === chosen), onclick: () => { chosen = name; show(); } }, name)));
+    const found = snippets(session.me?.gate ?? { scheme: "http", port: 8081 }, model.value || "llama3.2", messages.find(message => message.role === "user")?.content || "Why is the sky blue?");
+    tabs.replaceChildren(...Object.keys(found).map(name => button(name, () => { chosen = name; show(); }, { class: null, "aria-pressed": String(name === chosen) })));
     code.replaceChildren(copyable(found[chosen].code), h("p", { class: "soft" }, found[chosen].note));
   }
 
-  /** @param {number | null} first @param {number | null} pace @param {number | null} tokens @param {number | null} read */
+  /** @param {Known} [first] @param {Known} [pace] @param {Known} [tokens] @param {Known} [read] */
   function measure(first, pace, tokens, read) {
-    /** @type {[string, string][]} */
-    const facts = [["First token", ms(first)], ["Tokens/s", speed(pace)], ["Tokens", tokens === null ? NONE : `${known(read, count)} in, ${count(tokens)} out`]];
-    figures.replaceChildren(...facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    const shown = [["First token", ms(first)], ["Tokens/s", speed(pace)], ["Tokens", known(tokens, made => `${known(read, count)} in, ${count(made)} out`)]];
+    figures.replaceChildren(...shown.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
   }
 
   /** @param {string} role @param {string} text */
   function bubble(role, text) {
-    const said = h("p", { class: "text" }, text), thought = h("p", { class: "thought soft" });
-    log.append(h("div", { class: `bubble ${role}` }, h("b", { class: "unseen" }, role === "user" ? "You: " : "Model: "), thought, said));
+    const words = h("p", {}, text), thought = h("p", { class: "thought soft" });
+    log.append(h("div", { class: `bubble ${role}` }, h("b", { class: "unseen" }, role === "user" ? "You: " : "Model: "), thought, words));
     log.scrollTop = log.scrollHeight;
-    return { said, thought };
+    return { words, thought };
   }
 
   async function chat() {
@@ -64,9 +63,9 @@ export function view(query) {
     messages.push({ role: "user", content: text });
     bubble("user", text);
     show();
-    const { said, thought } = bubble("assistant", "");
+    const { words, thought } = bubble("assistant", "");
     running = new AbortController();
-    put(button, "Stop");
+    put(send, "Stop");
     const begun = performance.now();
     let first = /** @type {number | null} */ (null), tokens = 0, answer = "";
     try {
@@ -79,38 +78,38 @@ export function view(query) {
           tokens++;
           first ??= performance.now() - begun;
           answer += content;
-          put(said, answer);
+          put(words, answer);
           if (thinking) put(thought, (thought.textContent ?? "") + thinking);
           if (log.scrollHeight - log.scrollTop - log.clientHeight < 120) log.scrollTop = log.scrollHeight;
         }
         const took = first === null ? 0 : performance.now() - begun - first;
-        measure(first, took > 0 && tokens > 1 ? (1000 * (tokens - 1)) / took : null, event.done ? event.eval_count ?? tokens : tokens, event.prompt_eval_count ?? null);
+        measure(first, took > 0 && tokens > 1 ? (1000 * (tokens - 1)) / took : null, event.done ? event.eval_count ?? tokens : tokens, event.prompt_eval_count);
       }
       messages.push({ role: "assistant", content: answer });
       announce(answer);
     } catch (error) {
       if (!answer) messages.pop();
-      if (!running.signal.aborted) put(problem, error instanceof Error ? error.message : String(error));
-      else put(said, `${answer} (stopped)`);
+      if (!running.signal.aborted) put(problem, said(error));
+      else put(words, `${answer} (stopped)`);
     }
     running = null;
-    put(button, "Send");
+    put(send, "Send");
     prompt.focus();
   }
 
   async function update() {
-    if (asked || !signedIn()) return;
+    if (asked) return;
     asked = true;
-    show();
     try {
-      const { models } = await get("models");
-      known_models.replaceChildren(...models.map((/** @type {any} */ m) => h("option", { value: m.name })));
-      const best = models.find((/** @type {any} */ m) => m.loaded) ?? models[0];
+      /** @type {any[]} */
+      const models = (await get("models")).models;
+      choices.replaceChildren(...models.map(m => h("option", { value: m.name })));
+      const best = models.find(m => m.loaded) ?? models[0];
       if (!model.value && best) model.value = best.name;
     } catch { /* A key that may not list models may still name one. */ }
     show();
   }
-  measure(null, null, null, null);
+  measure();
   show();
   return { node, update, close: () => running?.abort() };
 }

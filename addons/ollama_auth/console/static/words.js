@@ -69,7 +69,7 @@ export const SCOPES = {
 
 /** Names that stand for something else. @type {Record<string, string>} */
 export const FOLDED = {
-  "(none)": "requests without a known key", "-": "requests without a known key", "(other)": "all further names together", "(unknown)": "answers that named no model",
+  "(none)": "requests without a known key", "(other)": "all further names together", "(unknown)": "keys that are not known, answers that named no model",
 };
 
 /** @type {Record<string, [string, string]>} A limit: its label, and its unit behind a number. */
