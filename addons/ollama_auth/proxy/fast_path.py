@@ -24,7 +24,8 @@ from mitmproxy.proxy.layer import Layer
 from mitmproxy.proxy.layers.http import HttpStream
 
 from .connections import ClientConnection
-from .http1 import BoundedHttp1Client, BoundedHttp1Server
+from .http1_client import BoundedHttp1Client
+from .http1_server import BoundedHttp1Server
 from .transport import BulkProtocol, BulkReader, transport_of
 
 CHUNK = re.compile(rb"([1-9a-f][0-9a-f]{0,6})\r\n")

@@ -37,7 +37,7 @@ from ..http.head import Fields
 from ..http.responses import Answer
 from .connections import ClientConnection, Drain, Expire, Resume
 from .events import Commands, Failure, Lifecycle, Refuse
-from .http1 import LINGER_BYTES, LINGER_SECONDS
+from .http1_server import LINGER_BYTES, LINGER_SECONDS
 from .http2_frames import (
     DATA,
     END_HEADERS,

@@ -68,7 +68,8 @@ from .events import (
 )
 from .fast_path import FastPaths, find_fast_path
 from .hook_dispatch import FLOW_HOOKS, FlowHook, HookDispatcher
-from .http1 import BoundedHttp1Client, BoundedHttp1Server
+from .http1_client import BoundedHttp1Client
+from .http1_server import BoundedHttp1Server
 from .http2 import BoundedHttp2Server, EventHandled
 from .transport import hung_up
 

@@ -24,7 +24,18 @@ from typing import Any, NamedTuple
 import pytest
 
 import ollama_auth
-from ollama_auth.proxy import connections, events, http1, http2, layer, proxy_protocol, tls, transport
+from ollama_auth.proxy import (
+    connections,
+    events,
+    http1_client,
+    http1_messages,
+    http1_server,
+    http2,
+    layer,
+    proxy_protocol,
+    tls,
+    transport,
+)
 from tests.harness.cases import each_of
 
 TABLE = """
@@ -58,7 +69,7 @@ mitmproxy.proxy.layers.http
     e7cec257ce91 validate_request                               head.parse_head
 mitmproxy.proxy.layers.http._base
     50ea73c6dc3e HttpEvent                                      events.Refuse
-    52857cce0a83 ReceiveHttp                                    http1.BoundedHttp1Server
+    52857cce0a83 ReceiveHttp                                    http1_server.BoundedHttp1Server
 mitmproxy.proxy.layers.http._events
     0275818f0142 RequestHeaders                                 events.ParsedRequestHeaders
     1345b2457dd6 ResponseProtocolError                          events.Failure
@@ -66,19 +77,19 @@ mitmproxy.proxy.layers.http._events
 mitmproxy.proxy.layers.http._http1
     cc218a1337c0 Http1Server.send                               fast_path.LayerFastPath
     35d961e20d48 Http1Client.send                               fast_path.LayerFastPath
-    2ac8db3e43ae Http1Connection._handle_event                  http1.BoundedHttp1Server._handle_event
-    888ce4138382 Http1Connection.start                          http1.BoundedHttp1Server._handle_event
-    aece271029af Http1Connection.read_body                      http1.Body.read_body
-    c99d0494a840 Http1Connection.wait                           http1.BoundedHttp1Server._handle_event
-    7c8d996749eb Http1Connection.done                           http1.BoundedHttp1Server.done
-    dc5ed395ce4f Http1Connection.mark_done                      http1.BoundedHttp1Server.mark_done
-    508efbb58d5d Http1Server.__init__                           http1.BoundedHttp1Server
-    cc218a1337c0 Http1Server.send                               http1.BoundedHttp1Server.send
-    3fe0945216bc Http1Server.read_headers                       http1.BoundedHttp1Server.read_headers
-    94fd7ea388c8 Http1Server.mark_done                          http1.BoundedHttp1Server.mark_done
-    35d961e20d48 Http1Client.send                               http1.BoundedHttp1Client.send
-    415454c5fa8b Http1Client.read_headers                       http1.BoundedHttp1Client.read_head
-    9b076acda459 make_body_reader                               http1.BoundedHttp1Server.handle_head
+    2ac8db3e43ae Http1Connection._handle_event                  http1_server.BoundedHttp1Server._handle_event
+    888ce4138382 Http1Connection.start                          http1_server.BoundedHttp1Server._handle_event
+    aece271029af Http1Connection.read_body                      http1_messages.Body.read_body
+    c99d0494a840 Http1Connection.wait                           http1_server.BoundedHttp1Server._handle_event
+    7c8d996749eb Http1Connection.done                           http1_server.BoundedHttp1Server.done
+    dc5ed395ce4f Http1Connection.mark_done                      http1_server.BoundedHttp1Server.mark_done
+    508efbb58d5d Http1Server.__init__                           http1_server.BoundedHttp1Server
+    cc218a1337c0 Http1Server.send                               http1_server.BoundedHttp1Server.send
+    3fe0945216bc Http1Server.read_headers                       http1_server.BoundedHttp1Server.read_headers
+    94fd7ea388c8 Http1Server.mark_done                          http1_server.BoundedHttp1Server.mark_done
+    35d961e20d48 Http1Client.send                               http1_client.BoundedHttp1Client.send
+    415454c5fa8b Http1Client.read_headers                       http1_client.BoundedHttp1Client.read_head
+    9b076acda459 make_body_reader                               http1_server.BoundedHttp1Server.handle_head
 mitmproxy.proxy.layers.http._http2
     1614b5711609 Http2Connection.__init__                       http2.BoundedHttp2Server
     26e8192aca68 Http2Connection.is_closed                      http2.BoundedHttp2Server.stop_reading
@@ -247,28 +258,28 @@ mitmproxy.master
 mitmproxy.tools.main
     bea9540bf91c run                                            addon.Gate.drain
 mitmproxy.net.http.http1.read
-    bf258f07286c expected_http_body_size                        http1.BoundedHttp1Server.send
-    7f1f014abc5e read_response_head                             http1.response_of
-    00582e2a3719 _read_response_line                            http1.response_of
-    66807318a8b7 _read_headers                                  http1.response_of
+    bf258f07286c expected_http_body_size                        http1_server.BoundedHttp1Server.send
+    7f1f014abc5e read_response_head                             http1_messages.response_of
+    00582e2a3719 _read_response_line                            http1_messages.response_of
+    66807318a8b7 _read_headers                                  http1_messages.response_of
 mitmproxy.http
-    bad2ea9a351a MessageData                                    http1.RequestData
-    4371ac6b2dfb RequestData                                    http1.RequestData
-    d616b2451588 ResponseData                                   http1.ResponseData
-    a049b5aa3267 Request.__init__                               http1.request_of
-    c6aa2ee439b5 Response.__init__                              http1.response_of
+    bad2ea9a351a MessageData                                    http1_messages.RequestData
+    4371ac6b2dfb RequestData                                    http1_messages.RequestData
+    d616b2451588 ResponseData                                   http1_messages.ResponseData
+    a049b5aa3267 Request.__init__                               http1_messages.request_of
+    c6aa2ee439b5 Response.__init__                              http1_messages.response_of
 mitmproxy.net.http.http1.assemble
-    e034304c8d89 assemble_request_head                          http1.BoundedHttp1Client.send
-    ce2b0b0a77f3 assemble_response_head                         http1.BoundedHttp1Server.send_head
+    e034304c8d89 assemble_request_head                          http1_client.BoundedHttp1Client.send
+    ce2b0b0a77f3 assemble_response_head                         http1_server.BoundedHttp1Server.send_head
 mitmproxy.net.http.validate
     e7647a947043 validate_headers                               layer.GateStream.check_invalid
 h11._readers
     4d2629eeaaf3 ChunkedReader                                  fast_path.LayerFastPath.take
     fdf438f5ca7e ContentLengthReader                            fast_path.LayerFastPath.take
-    4d2629eeaaf3 ChunkedReader                                  http1.Body.read_body
-    fdf438f5ca7e ContentLengthReader                            http1.Body.read_body
+    4d2629eeaaf3 ChunkedReader                                  http1_messages.Body.read_body
+    fdf438f5ca7e ContentLengthReader                            http1_messages.Body.read_body
 h11._receivebuffer
-    108c4355eb3b ReceiveBuffer                                  http1.BoundedHttp1Server
+    108c4355eb3b ReceiveBuffer                                  http1_server.BoundedHttp1Server
     108c4355eb3b ReceiveBuffer                                  listener.NewConnection
 h2.frame_buffer
     22fe5e16e85f,660a8b118b91 FrameBuffer                       http2_frames.FrameReader
@@ -406,9 +417,21 @@ def test_each_option_was_thought_of(program: str, tmp_path: Path) -> None:
     assert {*re.findall(r"^(\w+):", told, re.MULTILINE)} <= {*OPTIONS.split()}
 
 
+ALL_OURS = (
+    connections,
+    events,
+    http1_client,
+    http1_messages,
+    http1_server,
+    http2,
+    layer,
+    proxy_protocol,
+    tls,
+    transport,
+)
 OURS = [
     member
-    for module in (connections, events, http1, http2, layer, proxy_protocol, tls, transport)
+    for module in ALL_OURS
     for member in vars(module).values()
     if isinstance(member, type) and member.__module__ == module.__name__
 ]

@@ -8,7 +8,7 @@ from h11._receivebuffer import ReceiveBuffer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_auth.proxy.http1 import JoiningReader
+from ollama_auth.proxy.http1_messages import JoiningReader
 from tests.harness.cases import each_of
 
 HEADERS = [
