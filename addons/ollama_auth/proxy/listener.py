@@ -132,7 +132,8 @@ class NewConnection(asyncio.Protocol):
     def hand_over(self, arrived: bytes = b"") -> None:
         """Let mitmproxy serve the connection, as asyncio.start_server would have."""
         loop = asyncio.get_running_loop()
-        protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), self.serve, loop=loop)
+        serve = partial(serve_until_cancelled, self.serve)
+        protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), serve, loop=loop)
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
         if arrived:
@@ -150,6 +151,12 @@ class NewConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.listener.connections.remove_new(self.transport)
+
+
+async def serve_until_cancelled(serve: Serve, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Serve a connection in a task that never ends as cancelled: asyncio of Python 3.12.1 logs a traceback then."""
+    with suppress(asyncio.CancelledError):
+        await serve(reader, writer)
 
 
 def too_many() -> bytes:
