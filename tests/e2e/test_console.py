@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ollama_auth.console.api import ROWS
-from ollama_auth.console.router import MAX_BODY, Need
+from ollama_auth.console.router import MAX_BODY, STATIC, Need
 from ollama_auth.exchange import Exchange
 from ollama_auth.telemetry import usage_db, usage_periods
 from ollama_auth.telemetry.pace import Pace
@@ -98,6 +98,8 @@ def test_the_page_comes_with_its_style_and_its_files_may_be_kept(gate: Ready) ->
     policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
     assert policy["style-src"] == f"'sha256-{digest}'"
     assert (policy["default-src"], policy["script-src"]) == ("'none'", "'self'")
+    modules = {path.name for path in STATIC.glob("*.js")}
+    assert set(re.findall("<static/([a-z]+\\.js)>; rel=modulepreload", page.headers["link"])) == modules
     assert (b"stylesheet" in page.body, b"style=" in page.body) == (False, False)
     for path in ("/", "/static/app.js"):
         first = ask(gate.watch, "GET", path, HOST)
@@ -455,6 +457,15 @@ def test_models(used: Ready, upstream: Upstream) -> None:
     assert json.loads(upstream.last.body) == {"model": "demo", "stream": False, "keep_alive": 0}
     assert see(used, "models/load", PLAIN, method="POST", body=b'{"model": "demo"}').status == 200
     assert see(used, "models/load", PLAIN, method="POST", body=b"{}").status == 400
+    narrow = see(used, "keys", ADMIN, method="POST", body=b'{"name": "narrow", "models": ["tiny"]}').json["key"]
+    field = f"Authorization: Bearer {narrow}"
+    assert [model["name"] for model in see(used, "models", field).json["models"]] == ["tiny:latest"]
+    with upstream.untouched():
+        for path in ("chat", "models/load", "models/unload"):
+            assert see(used, path, field, method="POST", body=chat()).status == 403, path
+    assert see(used, "keys/narrow", ADMIN, method="PATCH", body=b'{"scopes": ["embed"]}').status == 200
+    assert see(used, "models", field).status == 403
+    assert see(used, "keys/narrow", ADMIN, method="DELETE").status == 200
 
 
 def test_what_is_under_way_and_what_stands_still(upstream: Upstream) -> None:

@@ -328,6 +328,31 @@ async def test_hostile_names_are_text(page: Page, stand: Stand) -> None:
     assert not page.complaints
 
 
+async def test_hostile_names_are_text_in_all_views(page: Page, stand: Stand) -> None:
+    hostile = dict.fromkeys(("key", "model", "client", "path", "method", "class", "reason", "stripped"), HOSTILE)
+    stand.answers["requests"] = {"requests": [ended() | hostile]}
+    models = [loaded() | {"name": HOSTILE, "parameters": HOSTILE, "quantization": HOSTILE}]
+    stand.answers["models"] = {"now": state()["now"], "asked": state()["now"], "models": models}
+    stand.answers["usage"] = {"rows": [key("")["today"] | {"day": HOSTILE, "model": HOSTILE, "speed": 28.1}]}
+    named = {"name": HOSTILE, "note": HOSTILE, "models": [HOSTILE]}
+    stand.answers["me"] = keys()[0] | named | {"gate": {"scheme": "http", "port": 8081}}
+    stand.answers["keys"]["keys"] = [key("") | named]
+    stand.answers["keys"]["file"] = HOSTILE
+    await sign_in(page, stand.url, "sk-ollama-test")
+    for view in ("keys", "requests", "models", "try", "me"):
+        await go(page, view)
+        await page.until(f"document.querySelector('main').textContent.includes({HOSTILE!r})")
+        if view == "keys":
+            await press(page, "Revoke")
+        if view == "requests":
+            await page.evaluate("document.querySelector('.link').click()")
+        if view in ("keys", "requests"):
+            assert HOSTILE in await text(page, "dialog")
+            await page.evaluate("document.querySelector('dialog').close()")
+        assert await page.evaluate("document.querySelectorAll('img, [onerror]').length") == 0, view
+    assert not page.complaints
+
+
 async def test_it_updates_itself(page: Page, stand: Stand) -> None:
     await page.evaluate("globalThis.row = document.querySelector('[data-table=keys] tbody').rows[0]")
     stand.answers["overview"] = overview(state="draining", ready=False, in_flight=[], in_flight_total=0)
@@ -465,6 +490,7 @@ async def test_numbers_follow_the_browser(stand: Stand, browser: str) -> None:
             await page.until(SHOWN)
             assert (await rows(page, "keys"))[0][1] == figure
             assert (await rows(page, "flight"))[0][4] == long
+            assert "0,1 s" in await text(page, "figure:nth-of-type(4) .plot")
 
 
 async def test_forced_colours_leave_the_legend(page: Page) -> None:
@@ -616,6 +642,13 @@ async def test_a_persons_walk(browser: str, upstream: Upstream, tmp_path: Path) 
             assert (await asyncio.to_thread(ask, gate.port, "GET", "/api/tags", paused)).status == 401
             await act(page, "dora", "Revoke", "Revoke")
             await page.until("document.querySelectorAll('[data-table=keys] tbody tr').length === 5")
+            await act(page, "cora", "Resume")
+            await page.until("!document.body.innerText.includes('paused')")
+            assert (await asyncio.to_thread(ask, gate.port, "GET", "/api/tags", paused)).status == 200
+            await act(page, "anna", "Edit")
+            await fill(page, tokens_per_day="250000", expires="90d")
+            await press(page, "Save", "dialog[open]")
+            await page.until("document.body.innerText.includes('250K tokens/day')")
             await act(page, "emil", "Rotate", "Rotate")
             newer = str(await page.until("document.querySelector('dialog[open] pre')?.textContent"))
             assert newer != made["emil"]
@@ -627,6 +660,8 @@ async def test_a_persons_walk(browser: str, upstream: Upstream, tmp_path: Path) 
             assert sorted(row[3] for row in await rows(page, "requests")) == ["200 answered", "429 requests_per_minute"]
             await go(page, "models")
             await page.until("document.body.innerText.includes('demo:latest')")
+            await page.evaluate("document.querySelector('[aria-label=\"Unload demo:latest\"]').click()")
+            await asyncio.to_thread(gate.find, '"path":"/api/generate"')
             await go(page, "try?model=demo")
             await page.evaluate("document.querySelector('textarea').value = 'hello there'")
             await page.evaluate("document.querySelector('.prompt').requestSubmit()")
@@ -645,6 +680,14 @@ async def test_a_persons_walk(browser: str, upstream: Upstream, tmp_path: Path) 
             assert [row[1:5] for row in usage if row[1] == "bert"] == [["bert", "2", "1", "1"]]
             assert {row[0][:7] for row in usage[1:]} == {month}
             assert {"anna", "bert", "cora", "dora", "emil"} <= {row[1] for row in usage}, "also who was revoked"
+            await press(page, "Sign out")
+            await sign_in(page, url, made["anna"], "me")
+            await page.until("document.querySelectorAll('[data-table=mine] tbody tr:not(.empty)').length")
+            await press(page, "Usage as CSV")
+            await page.evaluate("document.querySelector('dialog [name=of]').value = ''")
+            own = await downloaded(page, tmp_path, "usage-30-days.csv", "Download")
+            assert own[0][:4] == ["day", "model", "requests", "answered"]
+            assert [row[1:4] for row in own[1:]] == [["demo", "1", "1"]]
             assert not [one for one in page.complaints if "429" not in one and "401" not in one]
     assert file.read_text().startswith("# People of the lab.\n")
 
@@ -660,11 +703,13 @@ async def downloaded(page: Page, folder: Path, name: str, button: str, inside: s
     raise AssertionError(f"there is no {name}")
 
 
-async def act(page: Page, name: str, choice: str, verb: str) -> None:
-    """Choose from the menu of a key, and confirm it."""
+async def act(page: Page, name: str, choice: str, verb: str = "") -> None:
+    """Choose from the menu of a key, and confirm it if there is a word for that."""
     menu = f"[...document.querySelectorAll('.menu')].find(m => m.querySelector('summary').ariaLabel.endsWith({name!r}))"
     await page.until(f"!!{menu}")
     await page.evaluate(f"[...{menu}.querySelectorAll('button')].find(b => b.textContent === {choice!r}).click()")
+    if not verb:
+        return
     await fill(page)
     await press(page, verb, "dialog[open]")
     await page.until("!document.querySelector('dialog[open] form .primary:disabled, dialog[open] .danger')")
