@@ -143,18 +143,23 @@ COUNTING = """
 
 
 def test_requests_that_come_together_are_looked_at_in_turns(tls: Controlled, upstream: Upstream, cert: Path) -> None:
-    """However many fit into a read: here those that a key may not do, which wait for nothing."""
+    """However many fit into a read: here those that a key may not do, which wait for nothing, and long ones."""
     tls.do(COUNTING)
-    with upstream.untouched(), logged(tls, 300), H2(tls.port, cert) as client:
+    with upstream.untouched(), logged(tls, 320), H2(tls.port, cert) as client:
         client.h2.increment_flow_control_window(1 << 20)
         pseudo = [(":method", "DELETE"), (":scheme", "https"), (":authority", "x"), (":path", "/api/delete")]
         for stream in range(1, 601, 2):
             client.h2.send_headers(stream, [*pseudo, ("authorization", f"Bearer {secret('lister')}")], end_stream=True)
         client.flush()
         assert {client.status(stream) for stream in range(1, 601, 2)} == {403}
+        for stream in range(601, 641, 2):
+            client.h2.send_headers(stream, [*pseudo, *[("a", "b")] * 500], end_stream=True)
+        client.flush()
+        assert {client.status(stream) for stream in range(601, 641, 2)} == {431}
     turns = eval(tls.do("result = ctx.turns"))  # noqa: S307
-    assert sum(turns) == 300
+    assert sum(turns) == 320
     assert max(turns) <= 2 * MAX_HEADS
+    assert max(turns[-10:]) <= 2
 
 
 @pytest.mark.slow

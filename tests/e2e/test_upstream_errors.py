@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from tests.harness.base import BEARER, PATIENCE, wait_until
 from tests.harness.credentials import bearer, entry
 from tests.harness.gate import Controlled, Gate, assert_sound, logged
+from tests.harness.http2 import H2
 from tests.harness.upstream import Script, Scripted
 from tests.harness.wire import Line, Response, Wire, ask, chat, head, parse
 
@@ -415,6 +417,24 @@ def test_a_length_that_is_sent_more_than_once(gate: Gate, upstream: Scripted, wh
     if status == 200:
         assert answer.raw.lower().count(b"content-length") == 1
         assert (answer.headers["content-length"], answer.body) == ("2", b"ok")
+
+
+UNSAFE = (
+    b"HTTP/1.1 200 O\rK\r\nX-Folded: a\r\n  b\r\n\tc\r\nX-Null: a\0b\r\nX-Return: a\rb\r\nContent-Length: 2\r\n\r\nok"
+)
+
+
+def test_what_no_field_may_hold_is_a_space(gate: Gate, upstream: Scripted, cert: Path) -> None:
+    """HTTP/2 clients would end the connection with all its streams; to others it might be the end of a line."""
+    with upstream.plays(answers(UNSAFE)), logged(gate):
+        answer = get(gate)
+    assert answer.raw.startswith(b"HTTP/1.1 200 O K\r\n")
+    assert [answer.headers[name] for name in ("x-folded", "x-null", "x-return")] == ["a b c", "a b", "a b"]
+    assert not set(b"\r\0") & set(answer.raw.replace(b"\r\n", b""))
+    with Gate(upstream.url, "--certs", str(cert)) as tls, H2(tls.port, cert) as client, upstream.plays(answers(UNSAFE)):
+        stream = client.request("GET", "/api/tags")
+        assert client.body(stream) == b"ok"
+        assert client.headers(stream)["x-folded"] == "a b c"
 
 
 # The operator's account.

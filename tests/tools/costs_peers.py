@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import cast
 
 HOST = "127.0.0.1"
-EVERY = 0.015
+EVERY = 0.04
 """Seconds between an answer and the next request of the probe."""
 PATIENCE = 15.0
 CHUNK = b"5\r\ntoken\r\n"

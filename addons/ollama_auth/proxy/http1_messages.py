@@ -22,6 +22,11 @@ MAX_LINE = 16 * 1024
 WHOLE_CHUNK = re.compile(rb"([0-9a-fA-F]{1,20})(?:;(?:[^\r\n]|\r(?!\n))*+|[ \t]*+)\r\n")
 """The header of a chunk, with what h11 takes for an extension (RFC 9112 section 7.1.1)."""
 
+UNSAFE = re.compile(rb"\r\n[ \t]|[\r\n\0]")
+"""What no field may hold: each is replaced by a space (RFC 9110 section 5.5, RFC 9112 section 5.2)."""
+SUSPECT = re.compile(rb"\n[ \t]|[\r\0]")
+"""The same in a head whose lines end in LF."""
+
 
 class Unchecked:
     """Omits the type check of each field, which took a tenth of the time of a request (cProfile)."""
@@ -62,6 +67,9 @@ def response_of(lines: list[bytes]) -> http.Response:
     """Return mitmproxy's Response for the lines of a head. Raises ValueError."""
     version, status, reason = _read_response_line(lines[0])
     headers = _read_headers(lines[1:])
+    if SUSPECT.search(b"\n".join(lines)):
+        reason = UNSAFE.sub(b" ", reason)
+        headers.fields = tuple((name, UNSAFE.sub(b" ", value)) for name, value in headers.fields)
     lengths = headers.get("Content-Length", "").split(",")
     if len(lengths) > 1 and len(same := {length.strip(" \t") for length in lengths}) == 1:
         headers["Content-Length"] = same.pop()  # One length, sent more than once: RFC 9112 section 6.3.
