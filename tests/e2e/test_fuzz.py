@@ -27,10 +27,11 @@ def test_http2(upstream: Upstream, tmp_path: Path) -> None:
         run_http2(gate, upstream, 60, start=20261123)
 
 
-@pytest.mark.parametrize("fast_path", [True, False], ids=["fast path", "no fast path"])
-def test_answers(fast_path: bool) -> None:
-    with fuzz_responses.fuzzed_gate(fast_path=fast_path) as (gate, ollama):
-        fuzz_responses.run(gate, ollama, 80, start=20261126)
+@pytest.mark.parametrize("way", ["fast path", "no fast path", "http2"])
+def test_answers(way: str, cert: Path) -> None:
+    used = cert if way == "http2" else None
+    with fuzz_responses.fuzzed_gate(fast_path=way != "no fast path", cert=used) as (gate, ollama):
+        fuzz_responses.run(gate, ollama, 80, start=20261126, cert=used)
 
 
 def test_the_sums_after_a_mixed_load() -> None:

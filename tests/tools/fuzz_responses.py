@@ -3,7 +3,8 @@
     PYTHONPATH=addons:. .venv/bin/python -m tests.tools.fuzz_responses --answers 20000 --seed 1
 
 Each example is one client connection with some requests on it, pipelined or one after the other, and the answer to each
-of them, with the number of its request all through its body. What must hold:
+of them, with the number of its request all through its body. In HTTP/2 the requests of a connection are made at once or
+one after the other, and some are cancelled. What must hold:
 
 - no client gets a byte of the answer to another request,
 - a whole and well-formed answer arrives as it is,
@@ -16,18 +17,23 @@ import re
 import secrets
 import socket
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import pairwise
+from pathlib import Path
 
+import h2.events
 from hypothesis import Phase, given, seed
 from hypothesis import strategies as st
 
 from tests.harness.base import BEARER
+from tests.harness.certificates import certificate
 from tests.harness.gate import NO_FAST_PATH, Gate
+from tests.harness.http2 import H2
 from tests.harness.upstream import Scripted
 from tests.harness.wire import Line
 from tests.tools.fuzz import fuzzing
@@ -260,11 +266,46 @@ def goes_on(got: bytes, sent: int) -> bool:
     return len(responses) == sent and all(response.clean for response in responses) and not ends
 
 
-def check(first: int, example: Example, raw: bytes, reset: bool) -> None:
-    """Compare what came with what was answered. Raises AssertionError."""
-    responses = list(read_responses(raw, reset))
+def converse_http2(
+    port: int, cert: Path, first: int, example: Example, cancelled: Collection[int]
+) -> dict[int, Received]:
+    """Ask in HTTP/2; return what came, by the place of its request. Raises AssertionError if it does not end."""
+    with H2(port, cert) as client:
+        client.h2.decoder.max_header_list_size = 1 << 20
+        client.wire.socket.settimeout(SECONDS)
+        places = {}
+
+        def end(*streams: int) -> None:
+            while not all(
+                client.has(h2.events.StreamEnded, one) or client.has(h2.events.StreamReset, one) for one in streams
+            ):
+                assert not client.closed, "the connection ended"
+                client.read()
+
+        for at in range(len(example.replies)):
+            stream = client.request("GET", f"/demo/{first + at:06}")
+            if at in cancelled:
+                client.h2.reset_stream(stream)
+                client.flush()
+                continue
+            places[stream] = at
+            if not example.pipelined:
+                end(stream)
+        end(*places)
+        return {at: received(client, stream) for stream, at in places.items()}
+
+
+def received(client: H2, stream: int) -> Received:
+    parts = [e.data for e in client.events if isinstance(e, h2.events.DataReceived) and e.stream_id == stream]
+    begun = client.has(h2.events.ResponseReceived, stream)
+    return Received(client.status(stream) if begun else 0, b"".join(parts), client.has(h2.events.StreamEnded, stream))
+
+
+def check(first: int, example: Example, responses: Mapping[int, Received]) -> None:
+    """Compare what came, by the place of its request, with what was answered. Raises AssertionError."""
     assert len(responses) <= len(example.replies), responses
-    for at, (response, reply) in enumerate(zip(responses, example.replies, strict=False)):
+    for at, response in responses.items():
+        reply = example.replies[at]
         body = reply.numbered(first + at)[1]
         own = response.status in (502, 503) and response.body.startswith(b"{")
         foreign = {int(number) for number in re.findall(rb"<(\d{6})>", response.body)} - {first + at}
@@ -277,10 +318,11 @@ def check(first: int, example: Example, raw: bytes, reset: bool) -> None:
 
 
 @contextmanager
-def fuzzed_gate(*, fast_path: bool) -> Iterator[tuple[Gate, Ollama]]:
-    """A gate in front of an Ollama that answers anything; its log is checked at the end."""
+def fuzzed_gate(*, fast_path: bool, cert: Path | None = None) -> Iterator[tuple[Gate, Ollama]]:
+    """A gate in front of an Ollama that answers anything; its log is checked at the end. `cert`: it has TLS."""
     ollama = Ollama()
-    with Gate(ollama.server.url, *(() if fast_path else ("-s", str(NO_FAST_PATH)))) as gate:
+    options = (*(() if fast_path else ("-s", str(NO_FAST_PATH))), *(("--certs", str(cert)) if cert else ()))
+    with Gate(ollama.server.url, *options) as gate:
         yield gate, ollama
         assert gate.process.poll() is None, gate.output[-2000:]
         for word in ("Traceback", "crashed", "Addon error", "Unhandled", "the request was denied"):
@@ -289,19 +331,28 @@ def fuzzed_gate(*, fast_path: bool) -> Iterator[tuple[Gate, Ollama]]:
 
 
 def run(
-    gate: Gate, ollama: Ollama, examples: int, start: int, on_example: Callable[[Example], None] | None = None
+    gate: Gate,
+    ollama: Ollama,
+    examples: int,
+    start: int,
+    on_example: Callable[[Example], None] | None = None,
+    cert: Path | None = None,
 ) -> None:
-    """That many connections. Raises AssertionError with the smallest example that breaks a property."""
-    number = 0
+    """That many connections, in HTTP/2 with a `cert`. Raises AssertionError with the smallest example that fails."""
+    number = 10
 
     @seed(start)
     @fuzzing(examples, Phase.generate, Phase.shrink)
-    @given(EXAMPLES)
-    def example(one: Example) -> None:
+    @given(EXAMPLES, st.sets(st.integers(0, 9), max_size=2))
+    def example(one: Example, cancelled: set[int]) -> None:
         nonlocal number
         first = number = number % 900_000 + 10
-        ollama.replies = {first + at: reply for at, reply in enumerate(one.replies)}
-        check(first, one, *converse(gate.port, first, one))
+        late = {n: reply for n, reply in ollama.replies.items() if n > first - 100}  # Cancelled ones may come late.
+        ollama.replies = late | {first + at: reply for at, reply in enumerate(one.replies)}
+        if cert:
+            check(first, one, converse_http2(gate.port, cert, first, one, cancelled))
+        else:
+            check(first, one, dict(enumerate(read_responses(*converse(gate.port, first, one)))))
         if on_example:
             on_example(one)
 
@@ -310,24 +361,31 @@ def run(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fuzz the answers of Ollama; see the top of this file.")
-    parser.add_argument("--answers", type=int, default=20_000, help="answers in all, half of them on the fast path")
+    parser.add_argument("--answers", type=int, default=20_000, help="answers in all, a third of them in HTTP/2")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="what makes a run repeatable")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
-    for fast_path in (True, False):
+    folder = tempfile.TemporaryDirectory()
+    made = certificate(Path(folder.name))
+    for fast_path, cert, what in (
+        (True, None, "in HTTP/1.1"),
+        (False, None, "in HTTP/1.1, without the fast path"),
+        (True, made, "in HTTP/2"),
+    ):
         answered, rounds, began = 0, 0, time.monotonic()
 
         def count(one: Example) -> None:
             nonlocal answered
             answered += len(one.replies)
 
-        with fuzzed_gate(fast_path=fast_path) as (gate, ollama):
-            while answered < arguments.answers // 2:
-                run(gate, ollama, 1_000, arguments.seed + rounds, count)
+        with fuzzed_gate(fast_path=fast_path, cert=cert) as (gate, ollama):
+            while answered < arguments.answers // 3:
+                run(gate, ollama, 1_000, arguments.seed + rounds, count, cert)
                 rounds += 1
                 rate = answered / (time.monotonic() - began)
                 print(f"{answered:>9,} answers, {rate:,.0f} a second", file=sys.stderr, flush=True)
-        print(f"{answered:,} answers with{'' if fast_path else 'out'} the fast path: all properties hold")
+        print(f"{answered:,} answers {what}: all properties hold")
+    folder.cleanup()
     return 0
 
 
