@@ -69,7 +69,7 @@ def browse(url: str, profile: Path) -> dict[str, list[object]]:
     if not browser:
         pytest.skip("there is no chromium here; on Debian: apt-get install chromium")
     flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--virtual-time-budget=5000")
-    done = subprocess.run([browser, *flags, "--dump-dom", url], capture_output=True, text=True, timeout=50, check=True)
+    done = subprocess.run([browser, *flags, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True)
     found = re.search(r"<pre id=\"?out\"?>(.*?)</pre>", done.stdout, re.S)
     assert found, done.stdout + done.stderr
     said = json.loads(unescape(found[1]))

@@ -202,7 +202,7 @@ def test_the_second_command(tmp_path: Path) -> None:
             env={"PATH": os.environ["PATH"]},
             capture_output=True,
             check=True,
-            timeout=30,
+            timeout=90,
         )
     assert b'"done":true' in done.stdout.splitlines()[-1]
     assert len(done.stdout.splitlines()) > 3
@@ -286,7 +286,7 @@ def test_keys_for_everyone(upstream: Upstream, tmp_path: Path) -> None:
                 capture_output=True,
                 text=True,
                 check=True,
-                timeout=30,
+                timeout=90,
             )
             made = made or done.stdout
     found = re.search(r"sk-ollama-[0-9a-f]+", made)

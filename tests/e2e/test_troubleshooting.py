@@ -161,7 +161,7 @@ def starts(seen: Seen, upstream: Upstream, folder: Path) -> None:
     nothing = {"PATH": str(folder / "bin"), "HOME": str(folder), "PYENV_ROOT": str(folder)}
     command = ["/bin/sh", str(folder / "scripts" / "python.sh"), "requirements.txt", "serve.py"]
     (folder / "bin" / "cat").symlink_to("/bin/cat")
-    done = subprocess.run(command, env=nothing, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, env=nothing, capture_output=True, text=True, check=False, timeout=90)
     seen.said(done.stderr)
 
 

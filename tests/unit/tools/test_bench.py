@@ -80,7 +80,7 @@ def test_it_runs(tmp_path: Path) -> None:
     """One row of it, with what is always there."""
     command = [sys.executable, str(ROOT / "scripts" / "tools"), "bench", "--quick", "--only", "requests"]
     command += ["--without", "caddy", "--without", "nginx", "--json", str(file := tmp_path / "figures.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "ours     requests/s, against bare's" in done.stdout
     row = json.loads(file.read_text())["rows"]["requests/s"]

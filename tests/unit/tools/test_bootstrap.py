@@ -184,7 +184,7 @@ def test_an_interrupt_while_it_is_made_is_one_line(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", main], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         pid = int(str(wait_until(lambda: begun.exists() and begun.read_text(), "the child to begin")))
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=90)
     assert (process.returncode, said) == (130, "ollama-auth: interrupted\n")
     wait_until(lambda: not running(pid), "the child to end")
 
