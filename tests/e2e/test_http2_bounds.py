@@ -142,14 +142,19 @@ COUNTING = """
 """
 
 
+DELETE = [
+    *((":method", "DELETE"), (":scheme", "https"), (":authority", "x"), (":path", "/api/delete")),
+    ("authorization", f"Bearer {secret('lister')}"),
+]
+
+
 def test_requests_that_come_together_are_looked_at_in_turns(tls: Controlled, upstream: Upstream, cert: Path) -> None:
     """However many fit into a read: here those that a key may not do, which wait for nothing, and long ones."""
     tls.do(COUNTING)
     with upstream.untouched(), logged(tls, 320), H2(tls.port, cert) as client:
         client.h2.increment_flow_control_window(1 << 20)
-        pseudo = [(":method", "DELETE"), (":scheme", "https"), (":authority", "x"), (":path", "/api/delete")]
         for stream in range(1, 601, 2):
-            client.h2.send_headers(stream, [*pseudo, ("authorization", f"Bearer {secret('lister')}")], end_stream=True)
+            client.h2.send_headers(stream, DELETE, end_stream=True)
         client.flush()
         assert {client.status(stream) for stream in range(1, 601, 2)} == {403}
         for stream in range(601, 641, 2):
@@ -160,6 +165,17 @@ def test_requests_that_come_together_are_looked_at_in_turns(tls: Controlled, ups
     assert sum(turns) == 320
     assert max(turns) <= 2 * MAX_HEADS
     assert max(turns[-10:]) <= 2
+
+
+LEFT = "import time; result = [peer.deadline - time.monotonic() for peer in gate.connections]"
+
+
+def test_a_request_that_is_answered_at_once_moves_the_deadline(tls: Controlled, upstream: Upstream, cert: Path) -> None:
+    """What is left is a second of idling, and not the time for a first head; or it is over by now."""
+    with upstream.untouched(), logged(tls), H2(tls.port, cert) as client:
+        stream = client.request("DELETE", "/api/delete", ("authorization", f"Bearer {secret('lister')}"), key=False)
+        assert client.status(stream) == 403
+        assert all(left <= 1 for left in eval(tls.do(f"gate = ctx.master.addons.get('ollama_gate'); {LEFT}")))  # noqa: S307
 
 
 @pytest.mark.slow

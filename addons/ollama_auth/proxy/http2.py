@@ -250,6 +250,7 @@ class BoundedHttp2Server(Http2Server):
                     heads += 1 + len(self.head) // 32  # Long ones take their time.
                     if self.ended:
                         return
+                    self.peer.deadline = None  # Also if it was answered at once; after_event sets the next one.
                 if heads >= MAX_HEADS:
                     self.pending = frames
                     self.peer.hold_reading(self.peer.client, self)
@@ -506,7 +507,7 @@ class BoundedHttp2Server(Http2Server):
         elif self.taken_at is not None:
             self.peer.deadline = self.taken_at + self.lifecycle.settings.idle_timeout
             self.peer.expiry_sent = False
-        elif self.peer.exchanges:
+        elif self.peer.exchanges or self.pending:
             self.peer.deadline, self.peer.expiry_sent = None, False
         elif self.closing:
             self.h2_conn.close_connection(ErrorCodes.NO_ERROR)
