@@ -158,7 +158,7 @@ def test_requests_that_come_together_are_looked_at_in_turns(tls: Controlled, ups
         client.flush()
         assert {client.status(stream) for stream in range(1, 601, 2)} == {403}
         for stream in range(601, 641, 2):
-            client.h2.send_headers(stream, [*pseudo, *[("a", "b")] * 500], end_stream=True)
+            client.h2.send_headers(stream, [*DELETE, *[("a", "b")] * 500], end_stream=True)
         client.flush()
         assert {client.status(stream) for stream in range(601, 641, 2)} == {431}
     turns = eval(tls.do("result = ctx.turns"))  # noqa: S307
