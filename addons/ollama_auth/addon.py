@@ -416,9 +416,9 @@ class Gate:
         if peer and peer.handler.transports.get(data.server):
             close_sockets(peer.handler, data.server)
             peer.handler.transports.pop(data.server)
-            if data.server.state is not ConnectionState.CLOSED:
-                data.server.state = ConnectionState.CLOSED
-                peer.send_event(events.ConnectionClosed(data.server))
+            # Its task was cancelled while it waited to tell the layers, as by another one that found it broken.
+            data.server.state = ConnectionState.CLOSED
+            peer.send_event(events.ConnectionClosed(data.server))
 
     # Shutdown.
 

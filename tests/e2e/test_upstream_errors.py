@@ -419,6 +419,26 @@ def test_a_length_that_is_sent_more_than_once(gate: Gate, upstream: Scripted, wh
         assert (answer.headers["content-length"], answer.body) == ("2", b"ok")
 
 
+def test_a_connection_whose_task_is_cancelled_twice(upstream: Scripted) -> None:
+    """By two others that find it broken when they write: its request must not wait for ever."""
+    with Controlled(upstream.url) as gate, upstream.plays(lambda peer: peer.head() and peer.read_all()):
+        with Wire(gate.port, head("GET", "/api/tags", BEARER)) as wire:
+            wait_until(lambda: upstream.busy, "the request upstream")
+            gate.do("""
+                import asyncio
+                [peer] = ctx.master.addons.get("ollama_gate").connections
+                [task] = [io.handler for server, io in peer.handler.transports.items() if server is not peer.client]
+                async def cancel():
+                    async with peer.handler._server_event_lock:
+                        for _ in range(2):
+                            task.cancel("Error sending data")
+                            await asyncio.sleep(0.01)
+                ctx.task = asyncio.create_task(cancel())
+            """)
+            assert_ours(wire.read_response(), 502)
+        assert_sound(gate)
+
+
 UNSAFE = (
     b"HTTP/1.1 200 O\rK\r\nX-Folded: a\r\n  b\r\n\tc\r\nX-Null: a\0b\r\nX-Return: a\rb\r\nContent-Length: 2\r\n\r\nok"
 )
