@@ -30,17 +30,30 @@ JSON_LOG = ("--set", "ollama_access_log=-")
 KEY = ("authorization", BEARER.partition(": ")[2])
 WRONG = ("authorization", "Bearer sk-ollama-fedcba9876543210fedcba9876543210")
 HELD = b'"done":false}'
+IDLE = 2
 
 
 @pytest.fixture(scope="module")
 def tls(shared_upstream: Upstream, cert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controlled]:
-    """A gate with a certificate, in which answers may wait for a second."""
-    (keys := tmp_path_factory.mktemp("keys") / "keys.toml").write_text(entry("lister", scopes=["list"]))
+    """A gate with a certificate."""
+    yield from with_certificate(shared_upstream, cert, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def impatient(shared_upstream: Upstream, cert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controlled]:
+    """One in which answers may wait for IDLE seconds."""
+    yield from with_certificate(shared_upstream, cert, tmp_path_factory, "--set", f"ollama_idle_timeout={IDLE}")
+
+
+def with_certificate(
+    upstream: Upstream, cert: Path, folders: pytest.TempPathFactory, *options: str
+) -> Iterator[Controlled]:
+    (keys := folders.mktemp("keys") / "keys.toml").write_text(entry("lister", scopes=["list"]))
     keys.chmod(0o600)
-    options = ("--certs", str(cert), "--set", "ollama_idle_timeout=1", "--set", f"ollama_keys_file={keys}")
-    with Controlled(shared_upstream.url, *JSON_LOG, *options) as gate:
+    more = ("--certs", str(cert), "--set", f"ollama_keys_file={keys}", *options)
+    with Controlled(upstream.url, *JSON_LOG, *more) as gate:
         yield gate
-        assert_sound(gate, shared_upstream)
+        assert_sound(gate, upstream)
 
 
 def quick_client(gate: Gate, cert: Path) -> httpx.Client:
@@ -105,9 +118,9 @@ def test_a_hundred_requests_of_a_stranger_cost_little(tls: Gate, upstream: Upstr
                 assert client.status(2 * requests - 1) == 401
         return spent(tls) - before
 
-    with upstream.untouched(), logged(tls, 15):
+    with upstream.untouched(), logged(tls, 35):
         cost(1)
-        assert cost(100) < 5 * cost(1)
+        assert min(cost(100) for _ in range(3)) < 5 * min(cost(1) for _ in range(3))
 
 
 def spent(gate: Gate) -> int:
@@ -170,12 +183,14 @@ def test_requests_that_come_together_are_looked_at_in_turns(tls: Controlled, ups
 LEFT = "import time; result = [peer.deadline - time.monotonic() for peer in gate.connections]"
 
 
-def test_a_request_that_is_answered_at_once_moves_the_deadline(tls: Controlled, upstream: Upstream, cert: Path) -> None:
-    """What is left is a second of idling, and not the time for a first head; or it is over by now."""
-    with upstream.untouched(), logged(tls), H2(tls.port, cert) as client:
+def test_a_request_that_is_answered_at_once_moves_the_deadline(
+    impatient: Controlled, upstream: Upstream, cert: Path
+) -> None:
+    """What is left is the time to idle, and not the time for a first head; or it is over by now."""
+    with upstream.untouched(), logged(impatient), H2(impatient.port, cert) as client:
         stream = client.request("DELETE", "/api/delete", ("authorization", f"Bearer {secret('lister')}"), key=False)
         assert client.status(stream) == 403
-        assert all(left <= 1 for left in eval(tls.do(f"gate = ctx.master.addons.get('ollama_gate'); {LEFT}")))  # noqa: S307
+        assert all(left <= IDLE for left in eval(impatient.do(f"gate = ctx.master.addons.get('ollama_gate'); {LEFT}")))  # noqa: S307
 
 
 @pytest.mark.slow
@@ -235,7 +250,9 @@ def test_frames_that_bring_nothing(tls: Gate, upstream: Upstream, cert: Path, wh
         wait_until(lambda: upstream.requests, "the request upstream")
         with suppress(ConnectionError, ssl.SSLError):
             client.wire.send(data * (1000 if len(data) < 100 else 1))
-        assert client.until(h2.events.ConnectionTerminated).error_code == code
+        client.until_closed()
+    said = [event.error_code for event in client.events if isinstance(event, h2.events.ConnectionTerminated)]
+    assert said == [code] or (not said and code == ErrorCodes.ENHANCE_YOUR_CALM)  # Who floods gets no time to read it.
     assert not upstream.last.complete
 
 
@@ -336,9 +353,9 @@ def test_unread_answers_have_a_bound_for_all_streams(tls: Gate, upstream: Upstre
         assert tls.rss - before < 30 << 20
 
 
-def test_who_takes_nothing_is_ended(tls: Gate, upstream: Upstream, cert: Path) -> None:
+def test_who_takes_nothing_is_ended(impatient: Gate, upstream: Upstream, cert: Path) -> None:
     """Whatever else it sends; also if its answers are complete."""
-    with logged(tls, 2), H2(tls.port, cert, window=0) as large, H2(tls.port, cert, window=0) as small:
+    with logged(impatient, 2), H2(impatient.port, cert, window=0) as large, H2(impatient.port, cert, window=0) as small:
         for client, size in ((large, 5_000_000), (small, 10)):
             assert client.status(client.request("GET", f"/demo/bytes/{size}")) == 200
         for client in (large, small):
@@ -355,13 +372,13 @@ def test_who_takes_nothing_is_ended(tls: Gate, upstream: Upstream, cert: Path) -
 
 
 @pytest.mark.slow
-def test_a_slow_reader_is_not_ended(tls: Gate, upstream: Upstream, cert: Path) -> None:
+def test_a_slow_reader_is_not_ended(impatient: Gate, upstream: Upstream, cert: Path) -> None:
     """It takes a hundred bytes now and then, for three times as long as answers may wait."""
-    with logged(tls), H2(tls.port, cert, window=0) as client:
+    with logged(impatient), H2(impatient.port, cert, window=0) as client:
         stream = client.request("GET", "/demo/bytes/3000")
         assert client.status(stream) == 200
-        for _ in range(10):
-            time.sleep(0.3)
+        for _ in range(12):
+            time.sleep(IDLE / 4)
             client.h2.increment_flow_control_window(100, stream)
             client.flush()
         client.h2.increment_flow_control_window(3000, stream)
@@ -370,13 +387,13 @@ def test_a_slow_reader_is_not_ended(tls: Gate, upstream: Upstream, cert: Path) -
 
 
 @pytest.mark.slow
-def test_a_stream_that_is_not_read_beside_others(tls: Gate, upstream: Upstream, cert: Path) -> None:
+def test_a_stream_that_is_not_read_beside_others(impatient: Gate, upstream: Upstream, cert: Path) -> None:
     """A client that takes what other streams have takes something."""
-    with logged(tls, 11), H2(tls.port, cert, window=0) as client:
+    with logged(impatient, 13), H2(impatient.port, cert, window=0) as client:
         unread = client.request("GET", "/demo/bytes/3000")
         assert client.status(unread) == 200
-        for _ in range(10):
-            time.sleep(0.3)
+        for _ in range(12):
+            time.sleep(IDLE / 4)
             other = client.request("GET", "/demo/bytes/10")
             client.h2.increment_flow_control_window(1000, other)
             client.flush()
