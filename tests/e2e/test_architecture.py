@@ -19,7 +19,7 @@ KINDS = {
     ),
     "A field of a key": (
         r"\bexpires\b",
-        r"README|docs/(architecture|clients|console|troubleshooting)|console/static/(types|me)|demo_upstream|doctor/|auth/limits|tools/keys/",
+        r"README|docs/(architecture|clients|console|troubleshooting)|console/static/me|demo_upstream|doctor/|auth/limits|tools/keys/",
     ),
     "A scope": (r"Scope\.EMBED|\bEMBED = |^\| `embed`", r"ollama_api/routes|docs/options"),
     "A route": (r"/v1/embeddings", r"docs/"),
@@ -32,7 +32,7 @@ def listed(kind: str) -> set[str]:
     """The files that the list of a kind names."""
     match = re.search(rf"^\*\*{re.escape(kind)}\*\*.*?(?=^\*\*|^For each of)", PAGE, re.MULTILINE | re.DOTALL)
     assert match, kind
-    return set(re.findall(r"^- `((?:addons|scripts)/[\w/-]+\.\w+)`", match[0], re.MULTILINE))
+    return set(re.findall(r"^- `((?:addons|scripts)/[\w/.-]+)`", match[0], re.MULTILINE))
 
 
 @pytest.mark.parametrize("kind", KINDS)
