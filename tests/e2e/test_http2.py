@@ -726,6 +726,14 @@ def test_a_request_whose_connection_is_dead_is_sent_again_on_a_new_one(
         assert script.accepted == 4
 
 
+def test_connections_that_are_reset_at_once(broken: Gate, script: Scripted, cert: Path) -> None:
+    """As by what listens in front of an Ollama that is away: each request is answered, and none waits for ever."""
+    with script.plays(Line.reset), logged(broken, 60), H2(broken.port, cert) as client:
+        for _ in range(3):
+            streams = [client.request("POST", "/api/chat", body=chat()) for _ in range(20)]
+            assert {client.status(stream) for stream in streams} <= {502, 503}
+
+
 def test_an_answer_that_is_replaced_by_ours_leaves_its_connection_to_the_next(
     script: Scripted, cert: Path, tmp_path: Path
 ) -> None:

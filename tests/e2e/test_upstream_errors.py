@@ -419,8 +419,18 @@ def test_a_length_that_is_sent_more_than_once(gate: Gate, upstream: Scripted, wh
         assert (answer.headers["content-length"], answer.body) == ("2", b"ok")
 
 
-def test_a_connection_whose_task_is_cancelled_twice(upstream: Scripted) -> None:
-    """By two others that find it broken when they write: its request must not wait for ever."""
+CANCELLED_BEFORE_IT_TELLS = """
+    import asyncio
+    class Cancel:
+        async def server_connected(self, data):
+            asyncio.current_task().cancel("Error sending data")
+            await asyncio.sleep(0)
+    ctx.master.addons.add(Cancel())
+"""
+
+
+def test_a_connection_whose_task_is_cancelled(upstream: Scripted) -> None:
+    """By others that find it broken when they write, before it has told of its end, or its begin: no request waits."""
     with Controlled(upstream.url) as gate, upstream.plays(lambda peer: peer.head() and peer.read_all()):
         with Wire(gate.port, head("GET", "/api/tags", BEARER)) as wire:
             wait_until(lambda: upstream.busy, "the request upstream")
@@ -436,6 +446,9 @@ def test_a_connection_whose_task_is_cancelled_twice(upstream: Scripted) -> None:
                 ctx.task = asyncio.create_task(cancel())
             """)
             assert_ours(wire.read_response(), 502)
+        gate.do(CANCELLED_BEFORE_IT_TELLS)
+        assert_ours(get(gate), 503)
+        wait_until(lambda: not upstream.busy, "the connection upstream to end")
         assert_sound(gate)
 
 

@@ -6,6 +6,7 @@ of an attempt to connect to the upstream. The sweep also ends clients that take 
 
 import asyncio
 import logging
+import math
 import socket
 import struct
 import time
@@ -53,6 +54,13 @@ class BodyTimeout(events.Event):
     """Tells the layer that serves the client that a body that is awaited has paused for too long."""
 
     stream_id: int
+
+
+@dataclass
+class ConnectLost(events.Event):
+    """Tells the layer that serves the client that an attempt to connect to the upstream has ended."""
+
+    server: Server
 
 
 class Resume(events.Event):
@@ -148,7 +156,8 @@ class ClientConnection:
     read_holds: dict[Connection, set[object]] = field(default_factory=dict)
     """The objects that have paused reading from the client or a server of it."""
     connecting: dict[Server, float] = field(default_factory=dict)
-    """When to give up connecting to the upstream, by `time.monotonic`. The TLS handshake is part of it."""
+    """When to give up connecting to the upstream, by `time.monotonic`, until its layer is told of the result. The TLS
+    handshake is part of it."""
     body_deadlines: dict[int, float] = field(default_factory=dict)
     """When to give up waiting for more of a body that is inspected, by `time.monotonic`, by stream."""
     outflow: Outflow = field(init=False)
@@ -209,12 +218,20 @@ class ClientConnection:
         self.cancel(self.client, "closed by the gate")
 
     def check_connects(self, now: float) -> None:
-        """Give up attempts to connect to the upstream that take too long."""
+        """Give up attempts to connect to the upstream that take too long, or of which the layers would never hear.
+
+        A task ends without a word if another one, which finds its connection broken, cancels it before it has told.
+        """
         for server, deadline in list(self.connecting.items()):
-            if server.timestamp_tls_setup if server.tls else server.timestamp_tcp_setup:
+            io = self.handler.transports.get(server)
+            if io is None or io.handler is None or io.handler.done():
                 del self.connecting[server]
+                self.handler.transports.pop(server, None)
+                if io and io.writer:
+                    io.writer.close()
+                self.send_event(ConnectLost(server))
             elif now > deadline:
-                del self.connecting[server]
+                self.connecting[server] = math.inf
                 self.cancel(server, CONNECT_TIMEOUT)
 
     def check_bodies(self, now: float) -> None:

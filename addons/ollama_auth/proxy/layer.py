@@ -20,7 +20,7 @@ from time import monotonic
 from typing import Any
 
 from mitmproxy import http
-from mitmproxy.connection import Connection, Server
+from mitmproxy.connection import Connection, ConnectionState, Server
 from mitmproxy.net.http import url
 from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import commands, events, layer, tunnel
@@ -54,7 +54,7 @@ from mitmproxy.proxy.layers.http._http2 import Http2Client
 from ..exchange import Admission, Exchange, Refusal, UpstreamRequest, Verdict
 from ..http.head import CHUNKED, Head, listed
 from ..mitmweb.flows import address_request, refused_flow
-from .connections import CONNECT_TIMEOUT, BodyTimeout, ClientConnection, Drain, Expire, Resume
+from .connections import CONNECT_TIMEOUT, BodyTimeout, ClientConnection, ConnectLost, Drain, Expire, Resume
 from .events import (
     MALFORMED_BODY,
     ClosedBeforeResponse,
@@ -125,6 +125,11 @@ class GateLayer(HttpLayer):
         elif isinstance(event, BodyTimeout):
             if stream := self.streams.get(event.stream_id):
                 yield from self.event_to_child(stream, event)
+        elif isinstance(event, ConnectLost):
+            opening = [c for c in self.command_sources if isinstance(c, commands.OpenConnection)]
+            for command in [one for one in opening if one.connection is event.server]:
+                event.server.state = ConnectionState.CLOSED
+                yield from super()._handle_event(events.OpenConnectionCompleted(command, "the connection was lost"))
         elif isinstance(event, events.ConnectionEvent) and event.connection not in self.connections:
             # get_connection has already forgotten this connection, because it was closed or half-closed.
             if isinstance(event, events.ConnectionClosed):
@@ -193,7 +198,7 @@ class GateLayer(HttpLayer):
                 yield from self.event_to_child(stream, GetHttpConnectionCompleted(event, (connection, None)))
                 return
         context = fork(self.context)
-        context.server = Server(address=event.address)
+        context.server = OllamaServer(address=event.address)
         stack = tunnel.LayerStack()
         if event.tls:
             context.server.sni = self.context.server.sni or event.address[0]
@@ -202,6 +207,10 @@ class GateLayer(HttpLayer):
         self.connections[context.server] = stack[0]
         self.waiting_for_establishment[context.server].append(event)
         yield from self.event_to_child(stack[0], events.Start())
+
+    def register_connection(self, command: RegisterHttpConnection) -> Commands:
+        self.peer.connecting.pop(command.connection, None)  # type: ignore[call-overload]
+        yield from super().register_connection(command)
 
     def _http1_client(self, connection: Connection) -> "BoundedHttp1Client | None":
         """Return the layer that speaks HTTP/1 with the upstream; None with TLS, where it is within another."""
@@ -563,6 +572,15 @@ class GateStream(HttpStream):
         if (yield from self.make_server_connection()):
             yield SendHttp(RequestHeaders(self.stream_id, self.flow.request, end_stream=True), self.context.server)
             yield SendHttp(RequestEndOfMessage(self.stream_id), self.context.server)
+
+
+class OllamaServer(Server):
+    """mitmproxy's Server, which has an address also where its peer can't be asked: the connection was reset at once."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "peername" and value is None and vars(self).get("state") is ConnectionState.OPEN:
+            value = self.address
+        super().__setattr__(name, value)  # type: ignore[no-untyped-call]
 
 
 class Upstream(HttpClient):

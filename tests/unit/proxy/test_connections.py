@@ -1,6 +1,7 @@
 """The registry of client connections: limits, eviction, deadlines, pauses, and rate-limited warnings."""
 
 import asyncio
+import math
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,6 +21,7 @@ from ollama_auth.proxy.connections import (
     WARNING_INTERVAL,
     ClientConnection,
     Connections,
+    ConnectLost,
     Expire,
 )
 from ollama_auth.settings import UNCONFIGURED
@@ -74,6 +76,9 @@ class FakeTask:
     def __init__(self) -> None:
         self.cancelled: list[str] = []
         self.error: Exception | None = None
+
+    def done(self) -> bool:
+        return False
 
     def cancel(self, why: str) -> None:
         self.cancelled.append(why)
@@ -354,21 +359,19 @@ async def test_a_connection_that_can_not_be_ended_does_not_save_the_others(
 
 @pytest.mark.parametrize("tls", [False, True])
 async def test_an_attempt_to_connect_ends_at_its_deadline(clock: Clock, tls: bool) -> None:
-    """Unless it has succeeded; with TLS that is at the end of the handshake."""
+    """Unless it has ended before; the layers are told so where its task did not."""
     found = filled(peer := peer_from(deadline=clock.now))
     slow, ready, closed = (Server(address=("127.0.0.1", port), tls=tls) for port in (1, 2, 3))
     for server in (slow, ready):
         fake(peer).socket_of(server).handler = FakeTask()
-    peer.connecting = dict.fromkeys((slow, ready, closed), clock.now + 1)
-    ready.timestamp_tcp_setup = 1.0
-    ready.timestamp_tls_setup = 1.0 if tls else None
-    slow.timestamp_tcp_setup = 1.0 if tls else None
+    peer.connecting = dict.fromkeys((slow, closed), clock.now + 1)
     await swept(found)
-    assert [*peer.connecting] == [slow, closed]
+    assert [*peer.connecting] == [slow]
+    assert [event.server for event in fake(peer).sent if isinstance(event, ConnectLost)] == [closed]
     clock.now += 1.1
     peer.deadline = None
     await swept(found)
-    assert peer.connecting == {}
+    assert peer.connecting == {slow: math.inf}
     assert [fake(peer).transports[one].handler.cancelled for one in (slow, ready)] == [[CONNECT_TIMEOUT], []]
 
 

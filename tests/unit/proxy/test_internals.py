@@ -144,6 +144,9 @@ mitmproxy.proxy.server
     5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.ClientConnection.check_connects
     95c3f93e9824 ConnectionHandler.handle_connection            transport.close_sockets
     6b5743460456 ConnectionHandler.drain_writers                connections.ClientConnection.hold_reading
+    6b5743460456 ConnectionHandler.drain_writers                connections.ClientConnection.check_connects
+    6b5743460456 ConnectionHandler.drain_writers                addon.Gate.server_disconnected
+    5e0b3cbaf7a4 ConnectionHandler.open_connection              layer.OllamaServer
     6b5743460456 ConnectionHandler.drain_writers                transport.BulkReader
     0d1e6b0aa6e4 ConnectionHandler.on_timeout                   connections.ClientConnection.close_now
     9ac797016052 ConnectionHandler.hook_task                    transport.close_sockets
