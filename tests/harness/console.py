@@ -195,8 +195,7 @@ class Stand:
         class Page(RequestHandler):
             def get(self, name: str = "") -> None:
                 media_type, content = static_files()[name or "index.html"]
-                for field, value in ({"Content-Security-Policy": POLICY} if name else page()[1]).items():
-                    self.set_header(field, value)
+                self.set_header("Content-Security-Policy", POLICY if name else page()[1])
                 self.set_header("Content-Type", media_type)
                 self.finish(content if name else page()[0])
 

@@ -65,12 +65,12 @@ export const download = async (path, query) => (await asked(path, query)).text()
 
 /** @param {"POST" | "PATCH" | "DELETE"} method @param {string} path @param {unknown} [body] @returns {Promise<any>} */
 export async function send(method, path, body) {
-  return (await ask(path, { method, body: body === undefined ? undefined : JSON.stringify(body) })).json();
+  return (await ask(path, { method, body: JSON.stringify(body) })).json();
 }
 
 /** @param {Query} query */
 export function search(query) {
-  const given = Object.entries(query).filter(([, value]) => value !== undefined && value !== "");
+  const given = Object.entries(query).filter(([, value]) => (value ?? "") !== "");
   return given.length ? `?${new URLSearchParams(given.map(([name, value]) => [name, String(value)]))}` : "";
 }
 

@@ -10,6 +10,11 @@ import * as overview from "./overview.js";
 import * as requests from "./requests.js";
 import * as chat from "./try.js";
 import { STATES, UPSTREAM } from "./words.js";
+// Of those above, asked for at the same time.
+import "./plot.js";
+import "./snippets.js";
+import "./table.js";
+import "./usage.js";
 
 const PERIOD = 2000;
 /** The views by their address, each with who gets it. @type {Record<string, [(query: URLSearchParams) => View, () => unknown]>} */
@@ -56,7 +61,7 @@ function show(view) {
 
 /** What is shown in place of a view that needs a key. @returns {View} */
 function gateKeeper() {
-  const input = h("input", { type: "password", required: true, autocomplete: "off", spellcheck: "false", id: "key", "aria-describedby": "key-note" });
+  const input = h("input", { type: "password", required: true, autocomplete: "off", id: "key", "aria-describedby": "key-note" });
   queueMicrotask(() => input.focus());
   return { node: form({ class: "card sign-in" }, [
     h("h2", {}, "Sign in with a key"), field("Key", input),

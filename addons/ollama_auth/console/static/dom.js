@@ -3,12 +3,12 @@
 /** @param {Element} node @param {Properties} properties @param {Child[]} children */
 function set(node, properties, children) {
   for (const [name, value] of Object.entries(properties)) {
-    if (value === false || value === null || value === undefined) continue;
+    if ((value ?? false) === false) continue;
     if (name.startsWith("on")) node.addEventListener(name.slice(2), /** @type {EventListener} */ (value));
     else if (name === "value" || name === "checked") Object.assign(node, { [name]: value });
     else node.setAttribute(name, value === true ? "" : String(value));
   }
-  node.append(.../** @type {(Node | string)[]} */ (children.filter(child => child !== false && child !== null && child !== undefined)));
+  node.append(.../** @type {(Node | string)[]} */ (children.filter(child => (child ?? false) !== false)));
 }
 
 /**
@@ -96,7 +96,7 @@ export function form(properties, content, verb, act, { danger = false, others = 
  * A dialog above the page. `act` is called when it is submitted, and closes it unless it throws; without it there is
  * nothing to cancel.
  * @param {string} title @param {Child[]} content @param {string} verb @param {((form: FormData) => Promise<unknown>) | null} [act]
- * @param {{danger?: boolean, closed?: () => void, others?: Child[]}} [options]
+ * @param {{danger?: boolean, closed?: () => unknown, others?: Child[]}} [options]
  */
 export function dialog(title, content, verb, act = null, { danger, closed, others = [] } = {}) {
   const cancel = act && button("Cancel", () => { box.close(); });

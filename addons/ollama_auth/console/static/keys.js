@@ -35,7 +35,7 @@ export const scopes = key => (key.scopes.includes("all") ? ["all", "account", "a
 export function view(query) {
   let file = /** @type {string | null} */ (null), now = 0;
   const adding = button("Add a key", () => edit(null), { class: "primary" });
-  const why = h("p", { class: "soft note" });
+  const why = h("p", { class: "soft" });
   const tokens = (/** @type {Key} */ { month }) => month && month.prompt_tokens + month.completion_tokens;
   /** @type {Table<Key>} */
   const table = new Table("keys", "Keys", [
@@ -69,7 +69,7 @@ export function view(query) {
     const close = () => { box.open = false; summary.focus(); };
     const box = h("details", { class: "menu" }, summary,
       h("div", {}, act("Edit", () => edit(key)), act(key.disabled ? "Resume" : "Pause", () => pause(key)), key.kind === "key" && act("Rotate", () => rotate(key)), act("Revoke", () => revoke(key), "danger")));
-    box.addEventListener("keydown", event => { if (event.key === "Escape") close(); });
+    box.onkeydown = event => event.key === "Escape" && close();
     box.addEventListener("focusout", event => { if (!box.contains(/** @type {Node | null} */ (event.relatedTarget))) box.open = false; });
     return box;
   }
@@ -136,7 +136,7 @@ export function view(query) {
   }
 
   /** @param {Key} key */
-  const warnOwn = key => key.name === session.me?.name && h("p", { class: "warning" }, "This is the key that you are signed in with.");
+  const warnOwn = key => key.name === session.me?.name && h("p", { class: "mark refused" }, "This is the key that you are signed in with.");
 
   /** @param {Key} key @param {string} verb @param {string} words @param {() => Promise<void>} done @param {boolean} [danger] */
   const confirm = (key, verb, words, done, danger) => dialog(`${verb} ${key.name}?`, [h("p", {}, words), warnOwn(key)], verb, done, { danger });

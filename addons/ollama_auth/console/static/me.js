@@ -2,7 +2,7 @@
 
 import { get, session } from "./api.js";
 import { facts, h, put } from "./dom.js";
-import { count, date, dateOf, many, percent, seconds, span, speed, whole } from "./format.js";
+import { count, date, dateOf, percent, seconds, span, speed, whole } from "./format.js";
 import { meter, scopes, status } from "./keys.js";
 import { fillTiles } from "./overview.js";
 import { figure, named, Table } from "./table.js";
@@ -17,14 +17,14 @@ const sums = (when, t) => [
 
 /** @returns {View} */
 export function view() {
-  const name = h("h2", {}), about = h("p", { class: "soft" }), tiles = h("dl", { class: "tiles" }), may = h("div", {});
+  const name = h("h2"), about = h("p", { class: "soft" }), tiles = h("dl", { class: "tiles" }), may = h("div");
   const limits = h("div", { class: "meters" });
   const table = new Table("mine", "Day by day", [
     { head: "Day", cell: r => r.day }, named("Model", "model"),
     figure("Requests", "requests"), figure("Refused", "refused"), figure("Failed", "failed"),
     figure("Tokens in", "prompt_tokens"), figure("Tokens out", "completion_tokens"), figure("Tokens/s", "speed", speed),
   ], "Nothing was used in the last 30 days.", { file: "days", tools: [usageButton()] });
-  const node = h("div", {}, h("section", { class: "card me" }, name, about, limits, may), tiles, table.node, h("p", { class: "note soft" }, "Every request of this key is under ", h("a", { href: "#/requests" }, "Requests"), "."));
+  const node = h("div", {}, h("section", { class: "card me" }, name, about, limits, may), tiles, table.node, h("p", { class: "soft" }, "Every request of this key is under ", h("a", { href: "#/requests" }, "Requests"), "."));
 
   async function update() {
     /** @type {Me} */
@@ -38,7 +38,7 @@ export function view() {
     fillLimits(me);
     may.replaceChildren(facts([["May", scopes(me).map(scope => SCOPES[scope]).join("; ")], ["Models", me.models?.join(" ") ?? "all"]]));
     fillTiles(tiles, [...sums("today", me.today), ...sums("30 days", me.month)]);
-    table.fill(usage.rows.reverse(), many(usage.rows.length, "row"));
+    table.fill(usage.rows.reverse());
   }
 
   /** @param {Me} me */

@@ -11,8 +11,8 @@ import { FOLDED, OUTCOMES, why } from "./words.js";
 
 /** @type {Record<string, [string, string, string]>} A period: its name, words for "in that time", and for one step of the plots. */
 const RANGES = {
-  now: ["Now", "the last 10 minutes", "in 10 seconds"], hour: ["1 hour", "the last hour", "per minute"], day: ["24 hours", "the last 24 hours", "in 15 minutes"],
-  week: ["7 days", "the last 7 days", "in 2 hours"], month: ["30 days", "the last 30 days", "per day"],
+  now: ["Now", "the last 10 minutes", "every 10 seconds"], hour: ["1 hour", "the last hour", "per minute"], day: ["24 hours", "the last 24 hours", "every 15 minutes"],
+  week: ["7 days", "the last 7 days", "every 2 hours"], month: ["30 days", "the last 30 days", "per day"],
 };
 
 /** @type {(per: string) => Plot[]} */

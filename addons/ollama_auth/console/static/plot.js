@@ -29,7 +29,7 @@ export class Plots {
 
   /** @param {Plot} plot @param {number} number */
   #frame(plot, number) {
-    const legend = h("p", { class: "legend", "aria-live": "off" });
+    const legend = h("p", { class: "legend" });
     const image = svg("svg", { role: "img", tabindex: 0, class: "plot" });
     /** @type {Table<Bucket>} */
     const table = new Table(`plot-${number}`, plot.name, [
@@ -91,7 +91,7 @@ export class Plots {
     image.setAttribute("aria-label", most ? `${plot.name}: at most ${plot.words(most)}. Arrow keys tell single times.` : NOTHING);
     image.replaceChildren();
     if (!most) {
-      image.append(svg("text", { x: width / 2, y: HEIGHT / 2, "text-anchor": "middle", class: "empty" }, NOTHING));
+      image.append(svg("text", { x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, NOTHING));
       return;
     }
     const base = HEIGHT - BOTTOM, right = width - 2, step = (right - LEFT) / buckets.length;

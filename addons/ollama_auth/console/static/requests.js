@@ -7,8 +7,7 @@ import { csvButton, figure, iso, mark, named, Table } from "./table.js";
 import { OUTCOMES, why } from "./words.js";
 
 /** @type {Record<string, string>} */
-const FILTERS = { key: "Key", model: "Model", outcome: "Outcome", reason: "Reason", client: "From" };
-const PAGE = 100;
+const FILTERS = { key: "Key", model: "Model", outcome: "Outcome", reason: "Reason", client: "From" }, PAGE = 100;
 
 /** @param {any} r */
 const pace = r => (r.completion_tokens && r.generation_ms ? (1000 * r.completion_tokens) / r.generation_ms : null);
@@ -28,7 +27,7 @@ export function view(query) {
   const stop = new AbortController();
   const inputs = Object.entries(FILTERS).filter(([name]) => name !== "key" || session.me?.admin).map(([name, label]) => field(label, name === "outcome"
     ? select(name, [["", "any"], ...Object.entries(OUTCOMES)], { onchange: () => go() }, filter[name])
-    : h("input", { name, value: filter[name], placeholder: "any", autocomplete: "off", size: 12 })));
+    : h("input", { name, value: filter[name], placeholder: "any", autocomplete: "off" })));
   const form = h("form", { class: "filters", "aria-label": "Filters", onsubmit: (/** @type {Event} */ event) => { event.preventDefault(); go(); } },
     ...inputs, h("button", {}, "Filter"), h("a", { class: "button quiet", href: "#/requests" }, "Clear"));
   const live = button("Live", () => go(!follows), { class: null, "aria-pressed": String(follows) });
@@ -57,8 +56,9 @@ export function view(query) {
 
   /** Show one, at an address of its own. @param {any} r */
   function detail(r) {
-    history.replaceState(null, "", address(follows, r.number));
-    show(r, () => history.replaceState(null, "", address()));
+    const here = address(follows, r.number);
+    history.replaceState(null, "", here);
+    show(r, () => location.hash === here && history.replaceState(null, "", address()));
   }
 
   function fill() {
@@ -112,7 +112,7 @@ export function view(query) {
   return { node, update, close: () => stop.abort() };
 }
 
-/** One request in detail. @param {any} r @param {() => void} closed */
+/** One request in detail. @param {any} r @param {() => unknown} closed */
 function show(r, closed) {
   dialog("A request", [
     facts([

@@ -5,11 +5,9 @@ import { alert, announce, button, copyable, field, h, put, said } from "./dom.js
 import { count, known, ms, speed } from "./format.js";
 import { snippets } from "./snippets.js";
 
-/** @typedef {{role: string, content: string}} Message */
-
 /** @param {URLSearchParams} query @returns {View} */
 export function view(query) {
-  /** @type {Message[]} */
+  /** @type {{role: string, content: string}[]} */
   let messages = [];
   /** @type {AbortController | null} */
   let running = null;
@@ -24,12 +22,11 @@ export function view(query) {
   const fresh = button("New chat", () => { messages = []; log.replaceChildren(); measure(); });
   const form = h("form", { class: "card prompt", onsubmit: (/** @type {Event} */ event) => { event.preventDefault(); void (running ? running.abort() : chat()); } },
     field("Model", model, choices), log, prompt, problem, h("p", { class: "actions" }, figures, fresh, send));
-  prompt.addEventListener("keydown", event => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-      event.preventDefault();
-      form.requestSubmit();
-    }
-  });
+  prompt.onkeydown = event => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    form.requestSubmit();
+  };
   const code = h("div", { class: "code" });
   const tabs = h("div", { class: "tabs", role: "group", "aria-label": "Program" });
   const node = h("div", { class: "try" }, form, h("section", { class: "card snippets" }, h("header", {}, h("h2", {}, "The same from a program")), tabs, code));
