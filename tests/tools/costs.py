@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from scripts.tools.bench import targets
@@ -28,7 +29,7 @@ from tests.tools import costs_peers
 from tests.tools.costs_attacks import ATTACKS, MOST, Attack, Server
 from tests.tools.floods import Peak, Row, progress, seconds, size, table
 
-QUIET = 0.5
+QUIET = 0.4
 """Seconds in which the server is asked by the probe alone: to warm up, and then to know what that costs."""
 
 
@@ -60,39 +61,44 @@ def peer(*arguments: object) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def idle_rate(server: Server) -> float:
-    """Return the share of a processor that the probe alone takes of the server."""
-    spent, begun = server.processor, time.monotonic()
-    time.sleep(QUIET)
-    return (server.processor - spent) / (time.monotonic() - begun)
-
-
 def measure(attack: Attack, server: Server) -> Row:
     """Make an attack, and look at what it costs meanwhile."""
+    marks: list[tuple[float, float]] = []
+    """(time, seconds of the processor) before and after each part: quiet, the attack, quiet."""
+
+    def mark() -> None:
+        marks.append((time.monotonic(), server.processor))
+
     with peer("probe", server.port, server.key, *([server.cert] if server.cert else [])) as probe:
         time.sleep(QUIET)
-        idle = idle_rate(server)
-        peak, spent, begun = Peak(server), server.processor, time.monotonic()
+        mark()
+        time.sleep(QUIET)
+        mark()
+        peak = Peak(server)
         came = attack.run(server)
+        if "SIGTERM" in attack.name:
+            return Row(attack.name, server.name, {"finding": attack.finding, "what came of it": came})
         time.sleep(0.2)
-        took = time.monotonic() - begun
-        stops = "SIGTERM" in attack.name
-        cost = 0.0 if stops else server.processor - spent
-        memory = 0 if stops else peak.stop()
-        cost -= 0.0 if stops else min(idle, idle_rate(server)) * took
+        memory = peak.stop()
+        mark()
+        time.sleep(QUIET)
+        mark()
         found = json.loads(probe.communicate("", MOST * 2)[0])
-    waits = {kind: [took for ended, took in pairs if ended >= begun] for kind, pairs in found.items()}
-    cells = (
-        {}
-        if stops
-        else {
-            "others, refused": shown(waits["refused"]),
-            "others, answered": shown(waits["answered"]),
-            "processor": f"{max(0.0, cost):.2f} s",
-            "memory": f"+{size(memory)}",
-        }
+    ends = [ended for pairs in found.values() for ended, _ in pairs]
+    asked, spent = zip(
+        *((sum(a < e <= b for e in ends), used - before) for (a, before), (b, used) in pairwise(marks)), strict=True
     )
-    return Row(attack.name, server.name, {"finding": attack.finding, **cells, "what came of it": came})
+    probes = (spent[0] + spent[2]) / max(1, asked[0] + asked[2]) * asked[1]
+    waits = {kind: [took for ended, took in pairs if marks[1][0] <= ended] for kind, pairs in found.items()}
+    cells = {
+        "finding": attack.finding,
+        "others, refused": shown(waits["refused"]),
+        "others, answered": shown(waits["answered"]),
+        "processor": f"{max(0.0, spent[1] - probes):.2f} s",
+        "memory": f"+{size(memory)}",
+        "what came of it": came,
+    }
+    return Row(attack.name, server.name, cells)
 
 
 def shown(waits: Sequence[float]) -> str:
