@@ -114,6 +114,7 @@ CHECKED = {
     "PYTHONPATH=addons:. .venv/bin/python -m tests.tools.replicas --streams 300 --seconds 60": (
         "test_pages.py::test_tools_of_the_tests"
     ),
+    "PYTHONPATH=addons:. .venv/bin/python -m tests.tools.costs": "test_pages.py::test_tools_of_the_tests",
     "PYTHONPATH=addons:. .venv/bin/python -m tests.tools.floods": "test_pages.py::test_tools_of_the_tests",
     "PYTHONPATH=addons:. .venv/bin/python -m tests.tools.fuzz": "test_pages.py::test_tools_of_the_tests",
     "PYTHONPATH=addons:. .venv/bin/python -m tests.tools.fuzz_responses": "test_pages.py::test_tools_of_the_tests",
