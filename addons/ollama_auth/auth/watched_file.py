@@ -15,7 +15,7 @@ REPLACED = (
 
 
 def stamp(path: str | Path) -> tuple[int, ...] | None:
-    """A value that changes when the file at a path is written or replaced; None while there is no file."""
+    """Return the times, place and size of a file, to compare with an earlier result; None if there is no file."""
     try:
         found = os.stat(os.path.expanduser(path))
     except (OSError, ValueError):
