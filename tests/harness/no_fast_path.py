@@ -3,6 +3,6 @@
 from contextlib import suppress
 
 with suppress(ImportError):  # Where auth.py is broken on purpose, the package may not be there.
-    from ollama_auth.proxy import layer
+    from ollama_auth.proxy import fast_path
 
-    vars(layer)["find_fast_path"] = lambda *_: None
+    vars(fast_path)["find_fast_path"] = lambda *_: None

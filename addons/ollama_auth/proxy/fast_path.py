@@ -20,13 +20,13 @@ from time import time
 from h11._readers import ChunkedReader, ContentLengthReader
 from mitmproxy import http
 from mitmproxy.connection import Connection
-from mitmproxy.proxy.layer import Layer
-from mitmproxy.proxy.layers.http import HttpStream
+from mitmproxy.proxy.layers.http import HttpLayer, HttpStream
 
 from .connections import ClientConnection
 from .http1_client import BoundedHttp1Client
 from .http1_server import BoundedHttp1Server
 from .transport import BulkProtocol, BulkReader, transport_of
+from .upstream import http1_of
 
 CHUNK = re.compile(rb"([1-9a-f][0-9a-f]{0,6})\r\n")
 """The header of a chunk (RFC 9112 section 7.1) without extension, as `%x` writes it."""
@@ -118,7 +118,7 @@ def as_chunk(data: bytes) -> bytes:
 class FastPaths:
     """The fast paths of one client connection: at most one from the client, and one from each upstream connection."""
 
-    def __init__(self, layer: Layer, peer: ClientConnection) -> None:
+    def __init__(self, layer: HttpLayer, peer: ClientConnection) -> None:
         """`layer` handles all events of the client connection."""
         self._layer = layer
         self._peer = peer
@@ -133,8 +133,16 @@ class FastPaths:
         """Tell whether the layers wait for something, so that events are queued."""
         return self._layer._paused is not None
 
-    def start(self, fast_path: LayerFastPath) -> None:
-        """Let a body take the fast path, past the reader task as well if both sides allow that."""
+    def start(self, stream: HttpStream, message: http.Message, on_data: Callable[[bytes], bytes]) -> None:
+        """Let a body that begins to stream take the fast path, past the reader task as well, where that is possible."""
+        upstream = http1_of(self._layer.connections.get(stream.context.server))
+        if message is stream.flow.response and upstream and upstream.all_is_here:
+            return
+        ends = [self._layer.connections[self._peer.client], upstream]
+        reader_side, writer_side = ends if isinstance(message, http.Request) else reversed(ends)
+        fast_path = find_fast_path(reader_side, writer_side, stream, message, on_data)
+        if not fast_path:
+            return
         source = fast_path.source.conn
         self.by_source[source] = fast_path
         reader = BulkReader.take_over(self._peer.handler, source)

@@ -25,7 +25,6 @@ from ollama_auth.auth.keys import Principal
 from ollama_auth.exchange import Admission, Exchange, UpstreamRequest
 from ollama_auth.http.head import Head
 from ollama_auth.http.responses import Answer
-from ollama_auth.proxy import layer as layer_module
 from ollama_auth.proxy.connections import ClientConnection
 from ollama_auth.proxy.fast_path import SocketFastPath
 from ollama_auth.proxy.layer import GateLayer
@@ -123,7 +122,7 @@ def relay(
     seen, lifecycle = Seen(), FakeLifecycle()
     with pytest.MonkeyPatch.context() as patch:
         if not fast:
-            patch.setattr(layer_module, "find_fast_path", lambda *_: None)
+            patch.setattr("ollama_auth.proxy.fast_path.find_fast_path", lambda *_: None)
         mode = ReverseMode.parse("reverse:http://127.0.0.1:1")
         client = Client(
             peername=("127.0.0.1", 2), sockname=("127.0.0.1", 3), timestamp_start=1.0, state=ConnectionState.OPEN

@@ -36,24 +36,24 @@ mitmproxy.proxy.layers.http
     654959c6e745 HttpLayer.make_stream                          layer.GateLayer.make_stream
     1aa1c63e3175 HttpLayer.get_connection                       layer.GateLayer.get_connection
     deed6282affc HttpLayer.register_connection                  layer.GateLayer.get_connection
-    bc1cae775a49 HttpClient._handle_event                       layer.Upstream._handle_event
+    bc1cae775a49 HttpClient._handle_event                       upstream.Upstream._handle_event
     705fed26f72e GetHttpConnection                              layer.GateLayer.get_connection
-    9892a5f6b47b HttpStream.__init__                            layer.GateStream
-    e3cbfef7310a HttpStream._handle_event                       layer.GateStream._handle_event
-    3706d5d5ce01 HttpStream.state_wait_for_request_headers      layer.GateStream._start_upstream
-    45459c1bbd8b HttpStream.state_consume_request_body          layer.GateStream._start_upstream
-    46f03368a2a5 HttpStream.start_request_stream                layer.GateStream.start_request_stream
-    c98f7f715cef HttpStream.state_stream_request_body           layer.GateStream.state_stream_request_body
-    10e32e91b294 HttpStream.state_wait_for_response_headers     layer.GateStream.state_wait_for_response_headers
-    b0de9e9a5ee2 HttpStream.start_response_stream               layer.GateStream.start_response_stream
-    3fb6320300d3 HttpStream.state_stream_response_body          layer.GateStream.state_stream_response_body
-    d581bc106152 HttpStream.send_response                       layer.GateStream.send_response
-    ad9969744785 HttpStream.flow_done                           layer.GateStream.send_response
+    9892a5f6b47b HttpStream.__init__                            stream.GateStream
+    e3cbfef7310a HttpStream._handle_event                       stream.GateStream._handle_event
+    3706d5d5ce01 HttpStream.state_wait_for_request_headers      stream.GateStream._start_upstream
+    45459c1bbd8b HttpStream.state_consume_request_body          stream.GateStream._start_upstream
+    46f03368a2a5 HttpStream.start_request_stream                stream.GateStream.start_request_stream
+    c98f7f715cef HttpStream.state_stream_request_body           stream.GateStream.state_stream_request_body
+    10e32e91b294 HttpStream.state_wait_for_response_headers     stream.GateStream.state_wait_for_response_headers
+    b0de9e9a5ee2 HttpStream.start_response_stream               stream.GateStream.start_response_stream
+    3fb6320300d3 HttpStream.state_stream_response_body          stream.GateStream.state_stream_response_body
+    d581bc106152 HttpStream.send_response                       stream.GateStream.send_response
+    ad9969744785 HttpStream.flow_done                           stream.GateStream.send_response
     236ca0a7b9fd HttpStream.check_body_size                     settings.check_mitmproxy
-    ef0a126eef45 HttpStream.check_invalid                       layer.GateStream.check_invalid
-    368cad352d1e HttpStream.check_killed                        layer.GateStream.abandoned
-    59fc3b2eeeab HttpStream.handle_protocol_error               layer.GateStream.handle_protocol_error
-    ddc7bc72f4d2 HttpStream.make_server_connection              layer.GateStream.make_server_connection
+    ef0a126eef45 HttpStream.check_invalid                       stream.GateStream.check_invalid
+    368cad352d1e HttpStream.check_killed                        stream.GateStream.abandoned
+    59fc3b2eeeab HttpStream.handle_protocol_error               stream.GateStream.handle_protocol_error
+    ddc7bc72f4d2 HttpStream.make_server_connection              stream.GateStream.make_server_connection
     e7cec257ce91 validate_request                               head.parse_head
 mitmproxy.proxy.layers.http._base
     50ea73c6dc3e HttpEvent                                      events.Refuse
@@ -61,7 +61,7 @@ mitmproxy.proxy.layers.http._base
 mitmproxy.proxy.layers.http._events
     0275818f0142 RequestHeaders                                 events.ParsedRequestHeaders
     1345b2457dd6 ResponseProtocolError                          events.Failure
-    b0ab2fe20d6f ErrorCode                                      layer.describe_failure
+    b0ab2fe20d6f ErrorCode                                      stream.describe_failure
 mitmproxy.proxy.layers.http._http1
     cc218a1337c0 Http1Server.send                               fast_path.LayerFastPath
     35d961e20d48 Http1Client.send                               fast_path.LayerFastPath
@@ -91,14 +91,14 @@ mitmproxy.proxy.layers.http._http2
     7282fa18e70a Http2Server._handle_event                      http2.BoundedHttp2Server._handle_event
     d24a023c678d Http2Server.handle_h2_event                    http2.BoundedHttp2Server.handle_h2_event
     c61b5fbe92c7 format_h2_response_headers                     http2.BoundedHttp2Server.refuse
-    464eb8bb2fd7 parse_h2_request_headers                       layer.head_of
+    464eb8bb2fd7 parse_h2_request_headers                       stream.head_of
 mitmproxy.proxy.layers.http._http_h2
     f983b7220f47,c085c1abb1f4 BufferedH2Connection              http2.BoundedHttp2Server
 mitmproxy.proxy.context
     cad9374a0689 Context.fork                                   layer.fork
     7ee4176662ab Context.__init__                               layer.fork
 mitmproxy.proxy.layer
-    e98dedd896fb Layer                                          layer.GateStream.handle_event
+    e98dedd896fb Layer                                          stream.GateStream.handle_event
     3cbcbafad282 NextLayer                                      addon.Gate.next_layer
 mitmproxy.proxy.layers.modes
     42407c2beaa5 ReverseProxy                                   addon.Gate.next_layer
@@ -134,7 +134,7 @@ mitmproxy.proxy.server
     6b5743460456 ConnectionHandler.drain_writers                connections.ClientConnection.hold_reading
     6b5743460456 ConnectionHandler.drain_writers                connections.ClientConnection.check_connects
     6b5743460456 ConnectionHandler.drain_writers                addon.Gate.server_disconnected
-    5e0b3cbaf7a4 ConnectionHandler.open_connection              layer.OllamaServer
+    5e0b3cbaf7a4 ConnectionHandler.open_connection              upstream.OllamaServer
     6b5743460456 ConnectionHandler.drain_writers                transport.BulkReader
     0d1e6b0aa6e4 ConnectionHandler.on_timeout                   connections.ClientConnection.close_now
     9ac797016052 ConnectionHandler.hook_task                    transport.close_sockets
@@ -263,7 +263,7 @@ mitmproxy.net.http.http1.assemble
     e034304c8d89 assemble_request_head                          http1_client.BoundedHttp1Client.send
     ce2b0b0a77f3 assemble_response_head                         http1_server.BoundedHttp1Server.send_head
 mitmproxy.net.http.validate
-    e7647a947043 validate_headers                               layer.GateStream.check_invalid
+    e7647a947043 validate_headers                               stream.GateStream.check_invalid
 h11._readers
     4d2629eeaaf3 ChunkedReader                                  fast_path.LayerFastPath.take
     fdf438f5ca7e ContentLengthReader                            fast_path.LayerFastPath.take
@@ -408,7 +408,9 @@ def test_each_option_was_thought_of(program: str, tmp_path: Path) -> None:
     assert {*re.findall(r"^(\w+):", told, re.MULTILINE)} <= {*OPTIONS.split()}
 
 
-ALL_OURS = "connections events http1_client http1_messages http1_server http2 layer proxy_protocol tls transport"
+ALL_OURS = """
+connections events http1_client http1_messages http1_server http2 layer proxy_protocol stream tls transport upstream
+"""
 OURS = [
     member
     for module in (import_module(MODULES[name]) for name in ALL_OURS.split())
