@@ -14,8 +14,9 @@ import pytest
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
-from ollama_auth.proxy.http2 import MAX_HEADS, MAX_UNSENT
+from ollama_auth.proxy.http2 import MAX_HEADS
 from ollama_auth.proxy.http2_frames import DATA, SETTINGS, WINDOW_UPDATE, frame
+from ollama_auth.proxy.http2_unsent import MAX_UNSENT
 from tests.harness.base import BEARER, PATIENCE, SECONDS, wait_until
 from tests.harness.certificates import trusting
 from tests.harness.credentials import entry, secret

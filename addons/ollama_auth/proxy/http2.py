@@ -4,23 +4,18 @@ Streams that end before their request does: an answer of our own, or of the upst
 still sends a body. What it sends is then dropped for a while, because many clients lose the answer to a stream that is
 reset, although RFC 9113 section 8.1 lets a server do that.
 
-Once a request without a valid credential was refused, h2 sees no further stream of its connection, and no rule is asked
-about one. A request with the same credential gets the same answer, any other is reset with REFUSED_STREAM: a client may
-send it again on another connection (section 8.7). The connection ends when the bodies have come, and all is quiet.
+What a refusal means for the requests after it is in http2_refusals.py; what waits for the client, in http2_unsent.py.
 """
 
 import math
 import time
-from collections import defaultdict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import h2.events
 import h2.stream
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from hpack import HPACKError
-from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
@@ -31,7 +26,6 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 from mitmproxy.proxy.layers.http._http2 import Http2Server, StreamState
-from mitmproxy.proxy.layers.http._http_h2 import SendH2Data
 
 from ..http.head import Fields
 from ..http.responses import Answer
@@ -40,23 +34,22 @@ from .events import Commands, Failure, Lifecycle, Refuse
 from .http1_server import LINGER_BYTES, LINGER_SECONDS
 from .http2_frames import (
     DATA,
-    END_HEADERS,
     END_STREAM,
     HEADERS,
     MAX_FRAME,
+    MAX_STREAMS,
     RST_STREAM,
     SMALL,
     Frame,
     FrameError,
     FrameReader,
-    frame,
     goaway,
     header_block,
     reset,
 )
+from .http2_refusals import MAX_DISCARDED, FirstRefusal
+from .http2_unsent import UnsentResponses
 
-MAX_STREAMS = 128
-"""Concurrent streams of a connection, and requests that are turned away on one."""
 MAX_RESETS = 200
 """Streams that a client may open and reset at once before its connection is closed (CVE-2023-44487, rapid reset)."""
 RESETS_PER_SECOND = 2.0
@@ -65,62 +58,12 @@ MAX_ENCODER_TABLE = 4096
 """Bytes of HPACK's table for what we send. A client may ask for 4 GB, and hpack searches it from end to end."""
 PART = 16 * 1024
 """Bytes of a frame that we send: the default of RFC 9113, whatever a client may take."""
-PART_OVERHEAD = 128
-"""Bytes that a part of a response takes beside its data."""
-MAX_UNSENT = 1 << 20
-"""Bytes of responses that may wait for the client to open its flow control windows; with more, the upstream of a stream
-that waits is not read any further."""
-MAX_DISCARDED = 32 << 20
-"""Bytes to drop of a request that is answered already."""
-QUIET_SECONDS = 0.1
-"""Time in which requests that a client sends together arrive."""
 MAX_HEADS = 8
 """Requests of a connection that are looked at before others have their turn: each takes about a millisecond."""
-PING_SECONDS = 0.5
-"""Time to wait for the answer to a PING, which shows that the client has read what was sent before it."""
 
 
 class EventHandled(events.Event):
     """Tells BoundedHttp2Server that an event and all that followed from it has been handled."""
-
-
-class PartQueue(deque[SendH2Data]):
-    """The parts of a response that wait for the client to open a window, and how many bytes they take."""
-
-    size = 0
-
-    def append(self, part: SendH2Data) -> None:
-        self.size += len(part.data) + PART_OVERHEAD
-        super().append(part)
-
-    def appendleft(self, part: SendH2Data) -> None:
-        self.size += len(part.data) + PART_OVERHEAD
-        super().appendleft(part)
-
-    def popleft(self) -> SendH2Data:
-        part = super().popleft()
-        self.size -= len(part.data) + PART_OVERHEAD
-        return part
-
-
-@dataclass
-class FirstRefusal:
-    """The refusal that ends a connection, whose client has not shown a valid credential."""
-
-    credential: Fields | None
-    """The fields that hold it; None if the answer does not depend on them alone."""
-    answer: Answer
-    until: float
-    """When to wait no longer for the bodies of refused requests, by `time.monotonic`."""
-    latest: float
-    """The last moment to which a client that sends may push `until`."""
-    last_stream: int
-    """The latest stream that was answered."""
-    unanswered: list[int] = field(default_factory=list)
-    """Streams that were not looked at."""
-    turned_away: int = 0
-    pings: int = 0
-    """PINGs that were sent since all was quiet."""
 
 
 class BoundedHttp2Server(Http2Server):
@@ -152,12 +95,7 @@ class BoundedHttp2Server(Http2Server):
         """The client is httpcore's, which takes GOAWAY for the end of all its streams, and retries what had none."""
         self.closing = False
         """Close the connection when the running streams have ended."""
-        self.paused_servers: dict[int, Connection] = {}
-        """Upstream connections that are not read, by the stream whose response waits for the client."""
-        self.unsent_before = 0
-        self.taken_at: float | None = None
-        """When the client last took a part of what waits for it; None if nothing waits."""
-        self.h2_conn.stream_buffers = defaultdict(PartQueue)
+        self.unsent = UnsentResponses(self.h2_conn, peer)
         ours = self.h2_conn.local_settings
         ours[SettingCodes.MAX_CONCURRENT_STREAMS] = MAX_STREAMS
         ours[SettingCodes.MAX_HEADER_LIST_SIZE] = lifecycle.settings.bounds.head
@@ -169,12 +107,7 @@ class BoundedHttp2Server(Http2Server):
     @property
     def idle(self) -> bool:
         """Tell whether no request is running, and nothing is left to send to an authenticated client."""
-        return not self.peer.exchanges and not (self.unsent and self.peer.authenticated_before)
-
-    @property
-    def unsent(self) -> int:
-        """Bytes of responses that wait for the client to open its flow control windows."""
-        return sum(parts.size for parts in self.h2_conn.stream_buffers.values())  # type: ignore[attr-defined]
+        return not self.peer.exchanges and not (self.unsent.size and self.peer.authenticated_before)
 
     @property
     def ended(self) -> bool:
@@ -184,7 +117,7 @@ class BoundedHttp2Server(Http2Server):
     def _handle_event(self, event: events.Event) -> Commands:
         if isinstance(event, events.DataReceived):
             yield from self.receive(event.data)
-            self.resume_reading()
+            self.unsent.resume_reading()
         elif isinstance(event, EventHandled):
             yield from self.after_event()
         elif isinstance(event, Refuse) or (isinstance(event, Failure) and self.unanswered(event.stream_id)):
@@ -207,8 +140,8 @@ class BoundedHttp2Server(Http2Server):
             yield from super()._handle_event(event)
             if isinstance(event, ResponseData):
                 self.frames.earned += 4 + (len(event.data) >> 8)
-                if self.taken_at is not None and not self.h2_conn.stream_buffers.get(event.stream_id):
-                    self.taken_at = time.monotonic()  # Other streams wait, but the client takes this one.
+                if self.unsent.taken_at is not None and not self.h2_conn.stream_buffers.get(event.stream_id):
+                    self.unsent.taken_at = time.monotonic()  # Other streams wait, but the client takes this one.
             elif isinstance(event, ResponseEndOfMessage):
                 yield from self.stop_reading(event.stream_id)
 
@@ -280,7 +213,7 @@ class BoundedHttp2Server(Http2Server):
         elif isinstance(event, h2.events.RemoteSettingsChanged):
             self.bound_settings(event)
         elif isinstance(event, h2.events.PingAckReceived) and self.refusal and self.refusal.pings:
-            self.note_read(self.refusal)
+            self.closing |= self.refusal.all_is_read(self.quiet)
         elif isinstance(event, h2.events.StreamEnded):
             self.discarding.pop(event.stream_id, None)
         elif isinstance(event, h2.events.DataReceived) and event.stream_id in self.discarding:
@@ -342,24 +275,15 @@ class BoundedHttp2Server(Http2Server):
             if self.peer.deadline is not None and not self.closing:
                 self.peer.await_request(self.lifecycle.settings.head_timeout, self.lifecycle.settings.idle_timeout)
         elif not self.peer.authenticated_before and self.refusal is None:
-            self.begin_refusing(stream_id, answer)
+            timeout, ends_streams = self.lifecycle.settings.head_timeout, self.goaway_ends_streams
+            self.refusal = FirstRefusal(self.h2_conn, stream_id, self.head, answer, timeout, ends_streams)
+            self.last_stream = self.latest_stream = self.h2_conn.highest_inbound_stream_id
         if self.unanswered(stream_id):
             head = [(b":status", b"%d" % answer.status), *answer.fields]
             self.h2_conn.send_headers(stream_id, head, end_stream=False)
             self.h2_conn.send_data(stream_id, answer.body, end_stream=True)
             yield commands.SendData(self.conn, self.h2_conn.data_to_send())
         yield from self.stop_reading(stream_id)
-
-    def begin_refusing(self, stream_id: int, answer: Answer) -> None:
-        """Look at no further request of this connection."""
-        now = time.monotonic()
-        method, credential = credential_of(self.head)
-        same = answer.status in (401, 429) and method not in (b"HEAD", b"OPTIONS")
-        latest = now + max(self.lifecycle.settings.head_timeout, LINGER_SECONDS)
-        until = now + LINGER_SECONDS
-        self.refusal = FirstRefusal(credential if same else None, answer, until, latest, stream_id)
-        self.linger_budget = MAX_DISCARDED
-        self.last_stream = self.latest_stream = self.h2_conn.highest_inbound_stream_id
 
     def turn_away(self, received: Frame) -> bytes:
         """Return the answer to a frame of a stream that h2 does not see. Raises FrameError."""
@@ -372,47 +296,19 @@ class BoundedHttp2Server(Http2Server):
                 raise FrameError("a malformed head", ErrorCodes.COMPRESSION_ERROR) from error
             if stream_id > self.latest_stream:
                 self.latest_stream = stream_id
-                answer = self.answer_unseen(stream_id, head, self.refusal)
-                if not ends and self.refusal:
-                    self.discarding[stream_id] = MAX_DISCARDED
+                if self.refusal:
+                    answer = self.refusal.answer_to(stream_id, head)
+                    if not ends:
+                        self.discarding[stream_id] = MAX_DISCARDED
+                elif self.resets_too_much():  # The gateway is being stopped.
+                    raise FrameError("too many requests after GOAWAY", ErrorCodes.ENHANCE_YOUR_CALM)
+                else:
+                    answer = reset(stream_id, ErrorCodes.REFUSED_STREAM)
         elif received.kind == DATA and self.refusal:
-            self.linger_budget -= len(received.raw)
-            if stream_id in self.discarding:
-                self.refusal.until = min(time.monotonic() + LINGER_SECONDS, self.refusal.latest)
+            self.refusal.note_dropped(len(received.raw), stream_id in self.discarding)
         if ends:
             self.discarding.pop(stream_id, None)
         return answer
-
-    def answer_unseen(self, stream_id: int, head: Fields, refusal: FirstRefusal | None) -> bytes:
-        """Return the answer to a request that is turned away: REFUSED_STREAM, or that of the first refusal."""
-        if refusal is None:  # The gateway is being stopped.
-            if self.resets_too_much():
-                raise FrameError("too many requests after GOAWAY", ErrorCodes.ENHANCE_YOUR_CALM)
-            return reset(stream_id, ErrorCodes.REFUSED_STREAM)
-        refusal.turned_away += 1 + len(head) // 32  # Long heads take their time.
-        if refusal.turned_away > 2 * MAX_STREAMS:
-            raise FrameError("too many requests after one that was refused", ErrorCodes.ENHANCE_YOUR_CALM)
-        if not self.is_answered_alike(head, refusal):
-            refusal.unanswered.append(stream_id)
-            return b""
-        conn, body = self.h2_conn, refusal.answer.body
-        conn.outbound_flow_control_window -= len(body)
-        refusal.last_stream = stream_id
-        block = conn.encoder.encode([(b":status", b"%d" % refusal.answer.status), *refusal.answer.fields])
-        return frame(HEADERS, END_HEADERS, stream_id, block) + frame(DATA, END_STREAM, stream_id, body)
-
-    def is_answered_alike(self, head: Fields, refusal: FirstRefusal) -> bool:
-        """Tell whether to give this request the answer that the first one got."""
-        method, credential = credential_of(head)
-        window = min(self.h2_conn.outbound_flow_control_window, self.h2_conn.remote_settings.initial_window_size)
-        return (
-            credential == refusal.credential
-            and method not in (b"HEAD", b"OPTIONS")
-            and window >= len(refusal.answer.body)
-            and not (self.goaway_ends_streams and refusal.unanswered)
-            and refusal.turned_away <= MAX_STREAMS
-            and self.linger_budget > MAX_DISCARDED * 3 // 4
-        )
 
     def stop_reading(self, stream_id: int) -> Commands:
         """Drop what still comes of a request whose response is complete."""
@@ -433,8 +329,7 @@ class BoundedHttp2Server(Http2Server):
         """Drop a part of a request."""
         self.discarding[stream_id] -= size
         if self.refusal:
-            self.linger_budget -= size
-            self.refusal.until = min(time.monotonic() + LINGER_SECONDS, self.refusal.latest)
+            self.refusal.note_dropped(size, True)
         elif self.discarding[stream_id] < 0:
             yield from self.reset_answered(stream_id)
 
@@ -455,57 +350,21 @@ class BoundedHttp2Server(Http2Server):
                 self.h2_conn.reset_stream(stream_id, ErrorCodes.NO_ERROR)
                 yield commands.SendData(self.conn, self.h2_conn.data_to_send())
 
-    # Responses that the client does not take.
-
-    def apply_backpressure(self, stream_id: int, server: Connection) -> None:
-        """Stop reading from `server` if the client opens no window, so that we need not buffer the whole response."""
-        if self.h2_conn.stream_buffers.get(stream_id) and self.unsent > MAX_UNSENT:
-            self.paused_servers[stream_id] = server
-            self.peer.hold_reading(server, stream_id)
-
-    def resume_reading(self) -> None:
-        """Read again from the servers whose responses the client has caught up with."""
-        if not self.paused_servers:
-            return
-        room = self.unsent <= MAX_UNSENT // 2
-        for stream_id, server in list(self.paused_servers.items()):
-            if room or not self.h2_conn.stream_buffers.get(stream_id):
-                del self.paused_servers[stream_id]
-                self.peer.release_reading(server, stream_id)
-
-    def note_taken(self, now: float) -> None:
-        """Note whether the client has taken a part of what waits for it."""
-        unsent = self.unsent
-        if not unsent:
-            self.taken_at = None
-        elif self.taken_at is None or unsent < self.unsent_before:
-            self.taken_at = now
-        self.unsent_before = unsent
-
-    def takes_nothing(self, now: float) -> bool:
-        """Tell whether responses have waited for longer than a connection may idle."""
-        return self.taken_at is not None and now - self.taken_at > self.lifecycle.settings.idle_timeout
-
     # The end.
 
     def after_event(self) -> Commands:
         """Set the deadline of the connection, or close it if there is a reason to, and no request is running."""
         if self.ended:
             return
-        now, had_waiting = time.monotonic(), self.taken_at is not None
-        self.note_taken(now)
+        now, had_waiting = time.monotonic(), self.unsent.taken_at is not None
+        self.unsent.note_taken(now)
         if self.refusal:
-            full = self.refusal.turned_away > MAX_STREAMS // 2 or self.linger_budget < MAX_DISCARDED * 7 // 8
-            moment = full and self.quiet and not self.goaway_ends_streams
-            if self.closing or self.linger_budget < 0 or moment:
-                yield from self.end_refusing(self.refusal)
+            if self.closing or self.refusal.is_over(self.quiet):
+                yield from self.end(self.h2_conn.data_to_send() + self.refusal.last_words(self.discarding))
             else:
-                answer_to_ping = LINGER_SECONDS if self.goaway_ends_streams else PING_SECONDS
-                wait = answer_to_ping if self.refusal.pings else QUIET_SECONDS
-                until = min(self.refusal.until, now + wait) if self.quiet else self.refusal.until
-                self.peer.deadline, self.peer.expiry_sent = until, False
-        elif self.taken_at is not None:
-            self.peer.deadline = self.taken_at + self.lifecycle.settings.idle_timeout
+                self.peer.deadline, self.peer.expiry_sent = self.refusal.deadline(now, self.quiet), False
+        elif self.unsent.taken_at is not None:
+            self.peer.deadline = self.unsent.taken_at + self.lifecycle.settings.idle_timeout
             self.peer.expiry_sent = False
         elif self.peer.exchanges or self.pending:
             self.peer.deadline, self.peer.expiry_sent = None, False
@@ -517,18 +376,19 @@ class BoundedHttp2Server(Http2Server):
 
     def expire(self) -> Commands:
         """Act on a passed deadline, unless it has moved since."""
+        taken_at, idle_timeout = self.unsent.taken_at, self.lifecycle.settings.idle_timeout
         if self.refusal and self.quiet and not self.refusal.pings:
-            self.ping(self.refusal)
+            self.refusal.ping()
             yield commands.SendData(self.conn, self.h2_conn.data_to_send())
-        elif self.refusal or not (self.peer.exchanges or self.unsent):
+        elif self.refusal or not (self.peer.exchanges or self.unsent.size):
             self.closing = True
-        elif self.takes_nothing(time.monotonic()):
+        elif taken_at is not None and time.monotonic() - taken_at > idle_timeout:
             yield from self.close_connection("the client takes nothing of its responses")
 
     @property
     def quiet(self) -> bool:
         """Tell whether all requests have come that were refused, and the answers to them have gone."""
-        return not self.discarding and not self.unsent
+        return not self.discarding and not self.unsent.size
 
     def drain(self) -> Commands:
         """Begin nothing new; what runs may end (RFC 9113 section 6.8)."""
@@ -537,30 +397,6 @@ class BoundedHttp2Server(Http2Server):
             self.last_stream = self.latest_stream = self.h2_conn.highest_inbound_stream_id
             if not self.goaway_ends_streams:
                 yield commands.SendData(self.conn, self.h2_conn.data_to_send() + goaway(self.latest_stream))
-
-    def ping(self, refusal: FirstRefusal) -> None:
-        refusal.pings += 1
-        self.h2_conn.ping(bytes(8))
-
-    def note_read(self, refusal: FirstRefusal) -> None:
-        """Note that the client has answered a PING: what was sent before it has been read, and nothing is on its way.
-
-        In httpcore each request that waits may read for the others, and all but it get what was read one PING later.
-        """
-        if not self.quiet:
-            refusal.pings = 0
-        elif self.goaway_ends_streams and refusal.pings <= len(refusal.unanswered):
-            self.ping(refusal)
-        else:
-            self.closing = True
-
-    def end_refusing(self, refusal: FirstRefusal) -> Commands:
-        """Tell which requests were not looked at, and end the connection."""
-        # GOAWAY comes last: the library h2 takes no frame after it.
-        away = [s for s in refusal.unanswered if s < refusal.last_stream or not self.goaway_ends_streams]
-        resets = [reset(stream_id, ErrorCodes.REFUSED_STREAM) for stream_id in away]
-        resets += [reset(s, ErrorCodes.NO_ERROR) for s in self.discarding if s not in refusal.unanswered]
-        yield from self.end(self.h2_conn.data_to_send() + b"".join(resets) + goaway(refusal.last_stream))
 
     def end(self, last_words: bytes) -> Commands:
         """Send this and linger, so that the client can read its responses."""
@@ -580,9 +416,3 @@ class BoundedHttp2Server(Http2Server):
 
     def done(self, _: events.Event) -> Commands:
         yield from ()
-
-
-def credential_of(head: Fields) -> tuple[bytes, Fields]:
-    """Return the method of a request, and the fields in which a credential may be."""
-    method = next((value for name, value in head if name == b":method"), b"")
-    return method, tuple(pair for pair in head if pair[0] in (b"authorization", b"x-api-key"))

@@ -20,6 +20,8 @@ HEAD = 9
 """Bytes of a frame header."""
 MAX_FRAME = 32 * 1024
 """Bytes of the payload of a frame."""
+MAX_STREAMS = 128
+"""Concurrent streams of a connection, and requests that are turned away on one."""
 MAX_WINDOW = 2**31 - 1
 MAX_IDLE_FRAMES = 500
 """Frames that bring no part of a request, and may be sent at once: PING, SETTINGS, PRIORITY, WINDOW_UPDATE,

@@ -352,7 +352,7 @@ class GateStream(HttpStream):
     def state_stream_response_body(self, event: events.Event) -> Commands:
         yield from super().state_stream_response_body(event)
         if isinstance(event, ResponseData) and isinstance(self.peer.http_server, BoundedHttp2Server):
-            self.peer.http_server.apply_backpressure(self.stream_id, self.context.server)
+            self.peer.http_server.unsent.apply_backpressure(self.stream_id, self.context.server)
 
     def send_response(self, already_streamed: bool = False) -> Commands:
         answer = None if already_streamed else self.lifecycle.rewrite_response(self.exchange, self.flow)

@@ -93,7 +93,7 @@ mitmproxy.proxy.layers.http._http2
     c61b5fbe92c7 format_h2_response_headers                     http2.BoundedHttp2Server.refuse
     464eb8bb2fd7 parse_h2_request_headers                       stream.head_of
 mitmproxy.proxy.layers.http._http_h2
-    f983b7220f47,c085c1abb1f4 BufferedH2Connection              http2.BoundedHttp2Server
+    f983b7220f47,c085c1abb1f4 BufferedH2Connection              http2_unsent.UnsentResponses
 mitmproxy.proxy.context
     cad9374a0689 Context.fork                                   layer.fork
     7ee4176662ab Context.__init__                               layer.fork
@@ -409,7 +409,8 @@ def test_each_option_was_thought_of(program: str, tmp_path: Path) -> None:
 
 
 ALL_OURS = """
-connections events http1_client http1_messages http1_server http2 layer proxy_protocol stream tls transport upstream
+connections events http1_client http1_messages http1_server http2 http2_unsent layer proxy_protocol stream tls transport
+upstream
 """
 OURS = [
     member
