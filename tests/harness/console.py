@@ -8,6 +8,8 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 from tornado.web import Application, RequestHandler
 
+from ollama_auth.auth.key_fields import OF_PRINCIPAL
+from ollama_auth.console.keys import FORM
 from ollama_auth.console.router import page, static_files
 from ollama_auth.telemetry.status_server import POLICY
 from tests.harness.base import free_port
@@ -138,16 +140,18 @@ def quiet() -> dict[str, Any]:
 def key(name: str, **more: Any) -> dict[str, Any]:
     used = {"requests": 120, "refused": 3, "failed": 1, "prompt_tokens": 18_220, "completion_tokens": 61_230}
     return {
-        "name": name,
-        "kind": "key",
-        "admin": False,
-        "scopes": ["infer", "embed", "list"],
-        "models": None,
-        **dict.fromkeys(("expires", "note", "old_key_until"), None),
-        **{"expired": False, "disabled": False, "last_used": NOW - 90, "limits": {}},
+        **dict.fromkeys(field.name for field in OF_PRINCIPAL),
+        **{"name": name, "kind": "key", "admin": False, "scopes": ["infer", "embed", "list"], "disabled": False},
+        **{"expired": False, "old_key_until": None, "last_used": NOW - 90, "limits": {}},
+        **{limit: figures["limit"] for limit, figures in more.get("limits", {}).items()},
         "today": used,
         "month": used,
     } | more
+
+
+def me(**more: Any) -> dict[str, Any]:
+    """Who is signed in: the key of the environment."""
+    return keys()[0] | {"gate": {"scheme": "http", "port": 8081}, "fields": FORM} | more
 
 
 def used(limit: int, spent: int, until: str | None = None) -> dict[str, Any]:
@@ -178,7 +182,7 @@ class Stand:
         self.answers: dict[str, Any] = {
             "overview": overview(),
             "state": state(),
-            "me": keys()[0] | {"gate": {"scheme": "http", "port": 8081}},
+            "me": me(),
             "keys": {"file": "keys.toml", "now": NOW, "keys": keys()},
             "models": {"now": NOW, "asked": NOW - 1, "models": []},
             "requests": {"requests": []},

@@ -6,7 +6,7 @@ No fault quotes a value, which may be a key that was put in the wrong place.
 import re
 import tomllib
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -90,7 +90,7 @@ def ssh_key(value: object) -> bytes:
 def scope(value: object) -> Scope:
     """A scope."""
     try:
-        return Scope(value)  # type: ignore[arg-type]
+        return Scope(value)  # type: ignore[arg-type, call-arg]
     except ValueError:
         close = get_close_matches(value.lower()[:64], Scope, n=1) if isinstance(value, str) else []
         hint = f"did you mean {close[0]}?" if close else f"the scopes are {', '.join(Scope)}"
@@ -196,7 +196,8 @@ def note(value: object) -> str:
 
 
 class Option(NamedTuple):
-    """An option of scripts/keys: its name, what stands for its value, what it sets, and what holds without it."""
+    """An option of scripts/keys, and an input in the console's form: the name and the metavar of the option, what it
+    sets, and what holds without it."""
 
     name: str
     value: str
@@ -223,6 +224,10 @@ class Field:
     """A key without it may do no more. To lose any other one makes a file suspect (cut_off.py)."""
     unit: str = ""
     """For a limit: what stands behind its number."""
+    choices: Iterable[Scope] = ()
+    """What the items of a list may be."""
+    column: bool = False
+    """Tables of keys have a column for it, or a word at its name. All others are listed in the column of the limits."""
     option: Option | None = None
 
     def parse(self, value: object) -> object:
@@ -238,24 +243,24 @@ def _limit(name: str, option: str, meaning: str, unit: str) -> Field:
     return Field(name, limit, unit=unit, option=Option(option, "N", meaning, "no limit"))
 
 
-_SCOPE = Option("scope", "S", f"what it may do, of {', '.join(Scope)}", "infer embed list")
-_MODEL = Option("model", "M", "which models it may use, with * for any characters", "all")
-_EXPIRES = Option("expires", "WHEN", "30d, 2027-01-01 (the end of that day in UTC), 2027-01-01T00:00:00Z")
+_SCOPE = Option("scope", "S", "what it may do", "infer embed list")
+_MODEL = Option("model", "M", "which it may use, with * for any characters", "all")
+_EXPIRES = Option("expires", "WHEN", "30d, 2027-01-01 (the end of that day in UTC) or 2027-01-01T00:00:00Z", "never")
 _NOTE = Option("note", "TEXT", "whose it is, for people to read")
 ROWS = (
-    Field("name", key_name, harmless=True),
+    Field("name", key_name, harmless=True, column=True),
     Field("sha256", _digest, credential=True),
     Field("ssh_ed25519", ssh_key, credential=True),
     # Without scopes a key has DEFAULT_SCOPES: cut_off.py compares them itself.
-    Field("scopes", scope, many=frozenset, show=_in_order, harmless=True, option=_SCOPE),
-    Field("models", model_pattern, many=tuple, option=_MODEL),
-    Field("expires", instant, short=expiry, show=time_of, option=_EXPIRES),
+    Field("scopes", scope, many=frozenset, choices=Scope, show=_in_order, harmless=True, column=True, option=_SCOPE),
+    Field("models", model_pattern, many=tuple, column=True, option=_MODEL),
+    Field("expires", instant, short=expiry, show=time_of, column=True, option=_EXPIRES),
     _limit("requests_per_minute", "rpm", "requests a minute", "/min"),
     _limit("concurrent_requests", "concurrent", "requests at once", " at once"),
     _limit("tokens_per_day", "tokens-per-day", "tokens a day", " tokens/day"),
     _limit("tokens_per_month", "tokens-per-month", "tokens a month", " tokens/month"),
-    Field("disabled", _flag),
-    Field("note", note, harmless=True, option=_NOTE),
+    Field("disabled", _flag, column=True),
+    Field("note", note, harmless=True, column=True, option=_NOTE),
     Field("previous_sha256", _digest, credential=True),
     Field("previous_until", instant, credential=True),
 )

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Self
 
 from .. import clock
 from ..errors import OllamaAuthError
@@ -26,19 +27,26 @@ class InvalidKeyError(OllamaAuthError, ValueError):
 
 
 class Scope(StrEnum):
-    """A permission of a key. `all` grants every other one but BY_NAME."""
+    """A permission of a key, and what it is for. `all` grants every other one but BY_NAME."""
 
-    INFER = "infer"
-    EMBED = "embed"
-    LIST = "list"
-    PULL = "pull"
-    WRITE = "write"
-    DELETE = "delete"
-    PUSH = "push"
-    CLOUD = "cloud"
-    ACCOUNT = "account"
-    ADMIN = "admin"
-    ALL = "all"
+    meaning: str
+
+    def __new__(cls, name: str, meaning: str) -> Self:
+        scope = str.__new__(cls, name)
+        scope._value_, scope.meaning = name, meaning
+        return scope
+
+    INFER = "infer", "chat and complete"
+    EMBED = "embed", "make embeddings"
+    LIST = "list", "see models"
+    PULL = "pull", "download models"
+    WRITE = "write", "create and change models"
+    DELETE = "delete", "delete models"
+    PUSH = "push", "upload models"
+    CLOUD = "cloud", "use cloud models and web search"
+    ACCOUNT = "account", "the operator's own account at ollama.com"
+    ADMIN = "admin", "the console: see and change everything"
+    ALL = "all", "everything but account and admin"
 
 
 BY_NAME = frozenset({Scope.ACCOUNT, Scope.ADMIN})

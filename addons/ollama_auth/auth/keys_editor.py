@@ -60,16 +60,6 @@ def edit(path: str | Path, name: str, fields: Mapping[str, object]) -> None:
     change(path, name, lambda text, _: keys_text.updated(text, name, changes), known=True)
 
 
-def disable(path: str | Path, name: str) -> None:
-    """Have the key refused until it is enabled."""
-    edit(path, name, {"disabled": True})
-
-
-def enable(path: str | Path, name: str) -> None:
-    """End what `disable` began."""
-    edit(path, name, {"disabled": None})
-
-
 def rotate(path: str | Path, name: str, grace: timedelta) -> Rotated:
     """Make a new key for a name. The old one works until the end of the grace; one that is in its grace now has to end
     first, except if the new grace is zero, which ends all old ones at once."""

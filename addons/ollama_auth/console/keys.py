@@ -5,13 +5,13 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from .. import clock
 from ..auth import keys_editor
-from ..auth.key_fields import CREDENTIALS, LIMITS, RESERVED, FieldError, describe, key_name, time_of
+from ..auth.key_fields import CREDENTIALS, LIMITS, RESERVED, ROWS, FieldError, describe, key_name, time_of
 from ..auth.keys import Principal
 from ..auth.keys_file import KeysFileError
 from ..auth.periods import Calendar
@@ -25,6 +25,17 @@ from .router import Call
 
 GRACE = "24h"
 """How long the old key goes on working after `rotate`, where nothing else is said."""
+
+
+FORM = [
+    {"name": field.name, "label": field.name.replace("_", " ").capitalize(), "unit": field.unit}
+    | {"kind": "choices" if field.choices else "words" if field.many else "number" if field.unit else "text"}
+    | {"meaning": field.option.meaning, "default": field.option.default}
+    | {"choices": {one: one.meaning for one in field.choices}, "column": field.column}
+    for field in ROWS
+    if field.option
+]
+"""The fields that can be set, for the page's form and tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +96,7 @@ def _figures(today: float, month: float, connection: sqlite3.Connection) -> Figu
 
 def _sums_since(connection: sqlite3.Connection, since: float) -> dict[str, dict[str, Any]]:
     sums = usage_queries.sums(connection, ["key"], Chosen(since))
-    return {
-        name: {
-            "requests": one.requests,
-            "refused": one.refused,
-            "failed": one.failed,
-            "prompt_tokens": one.prompt_tokens,
-            "completion_tokens": one.completion_tokens,
-        }
-        for (name,), one in sums.items()
-    }
+    return {name: {figure: asdict(one)[figure] for figure in NOTHING} for (name,), one in sums.items()}
 
 
 def _last_minute(now: float, connection: sqlite3.Connection) -> dict[str, int]:
@@ -117,7 +119,7 @@ async def me(call: Call) -> object:
     address = call.console.gate.address
     gate = {"scheme": "https" if call.settings.tls else "http", "port": address and address[1]}
     [mine] = await shown(call, [call.signed_in])
-    return mine | {"gate": gate}
+    return mine | {"gate": gate, "fields": FORM}
 
 
 async def show(call: Call) -> object:
@@ -142,10 +144,7 @@ async def add(call: Call) -> object:
 
 
 async def edit(call: Call) -> object:
-    name, fields = _in_file(call), _object(call)
-    _check(fields)
-    await _change(call, name, keys_editor.edit, fields)
-    return facts(call, _known(call))
+    return await _edited(call, _object(call))
 
 
 async def revoke(call: Call) -> object:
@@ -154,12 +153,17 @@ async def revoke(call: Call) -> object:
 
 
 async def disable(call: Call) -> object:
-    await _change(call, _in_file(call), keys_editor.disable)
-    return facts(call, _known(call))
+    return await _edited(call, {"disabled": True})
 
 
 async def enable(call: Call) -> object:
-    await _change(call, _in_file(call), keys_editor.enable)
+    return await _edited(call, {"disabled": None})
+
+
+async def _edited(call: Call, fields: dict[str, Any]) -> object:
+    name = _in_file(call)
+    _check(fields)
+    await _change(call, name, keys_editor.edit, fields)
     return facts(call, _known(call))
 
 

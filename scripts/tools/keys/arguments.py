@@ -117,7 +117,8 @@ def add_options_of_fields(parser: argparse.ArgumentParser, otherwise: str) -> No
     """Add the options for the fields of a key; `otherwise` comes before what holds without one."""
     for field in key_fields.FIELDS.values():
         if option := field.option:
+            choices = f", of {', '.join(field.choices)}" if field.choices else ""
             default = f"{otherwise}{option.default}" if option.default else ""
             several: dict[str, Any] = {"nargs": "+", "action": "extend"} if field.many else {}
             parser.add_argument(f"--{option.name}", dest=field.name, metavar=option.value, type=argument(reader(field)),
-                                help=f"{option.meaning}{default}", **several)  # fmt: skip
+                                help=f"{option.meaning}{choices}{default}", **several)  # fmt: skip

@@ -85,13 +85,13 @@ def note(arguments: argparse.Namespace) -> Result:
 
 def disable(arguments: argparse.Namespace) -> Result:
     """Have a key refused."""
-    keys_editor.disable(existing(arguments.file), arguments.name)
+    keys_editor.edit(existing(arguments.file), arguments.name, {"disabled": True})
     return changed(arguments, "is disabled: its next request is denied")
 
 
 def enable(arguments: argparse.Namespace) -> Result:
     """End what `disable` began."""
-    keys_editor.enable(existing(arguments.file), arguments.name)
+    keys_editor.edit(existing(arguments.file), arguments.name, {"disabled": None})
     return changed(arguments, "is enabled")
 
 
@@ -147,8 +147,6 @@ def named(arguments: argparse.Namespace, ring: KeyRing) -> Principal:
 
 
 HEADINGS = ("NAME", "KIND", "SCOPES", "MODELS", "LIMITS", "EXPIRES", "NOTE")
-OWN_COLUMNS = {"name", "scopes", "models", "expires", "disabled", "note"}
-"""Fields that are shown in a column of their own, or in that of the kind; all others are limits."""
 
 
 def row(fact: Mapping[str, Any]) -> tuple[str, ...]:
@@ -156,7 +154,7 @@ def row(fact: Mapping[str, Any]) -> tuple[str, ...]:
     limits = [
         f"{fact[field.name]}{field.unit}" if field.unit else f"{field.name} {fact[field.name]}"
         for field in OF_PRINCIPAL
-        if field.name not in OWN_COLUMNS and fact[field.name]
+        if not field.column and fact[field.name]
     ]
     return (
         fact["name"],

@@ -67,12 +67,12 @@ def test_a_life_of_a_key(tmp_path: Path) -> None:
     assert who(file, "carol").note == "Büro 7"
     keys_editor.edit(file, "carol", {"scopes": None, "note": "Room 8", "models": ["a", "b*"], "expires": None})
     assert who(file, "carol") == Principal("carol", DEFAULT_SCOPES, ("a", "b*"), note="Room 8")
-    keys_editor.disable(file, "carol")
+    keys_editor.edit(file, "carol", {"disabled": True})
     assert who(file, "carol").disabled
-    keys_editor.disable(file, "carol")
+    keys_editor.edit(file, "carol", {"disabled": True})
     rotated = keys_editor.rotate(file, "carol", HOUR)
-    keys_editor.enable(file, "carol")
-    keys_editor.enable(file, "carol")
+    keys_editor.edit(file, "carol", {"disabled": None})
+    keys_editor.edit(file, "carol", {"disabled": None})
     assert not who(file, "carol").disabled
     assert [ring(file).find(one.encode()) for one in (key, rotated.key)] == [who(file, "carol")] * 2
     keys_editor.revoke(file, "carol")
@@ -117,11 +117,11 @@ def test_lines_end_as_they_did_and_a_mark_stays(file: Path) -> None:
 
 def test_what_a_key_loses_on_purpose_is_no_cut_off_file(file: Path) -> None:
     """The gate refuses a file whose last key has lost a restriction and whose end is nowhere said."""
-    keys_editor.disable(file, "bob")
+    keys_editor.edit(file, "bob", {"disabled": True})
     keys_editor.edit(file, "bob", {"scopes": ["list"], "requests_per_minute": 1})
     before = ring(file)
     assert cut_off.END not in file.read_text()
-    keys_editor.enable(file, "bob")
+    keys_editor.edit(file, "bob", {"disabled": None})
     assert cut_off.END in file.read_text()
     assert keys_file.load(file, before)
     keys_editor.edit(file, "bob", {"scopes": None, "requests_per_minute": None})
@@ -156,7 +156,7 @@ def test_a_wrong_value_is_named_and_nothing_changed(file: Path, fields: dict[str
 def test_what_is_no_value_can_not_be_edited(file: Path) -> None:
     for field in ("name", "sha256", "ssh_ed25519", "previous_sha256", "previous_until"):
         assert f"{field} can't be edited; rotate the key" in fault(lambda: keys_editor.edit(file, "bob", {field: None}))  # noqa: B023
-    assert "has no key bo; did you mean bob?" in fault(lambda: keys_editor.disable(file, "bo"))
+    assert "has no key bo; did you mean bob?" in fault(lambda: keys_editor.edit(file, "bo", {"disabled": True}))
     assert "name is not 1 to 64 letters" in fault(lambda: keys_editor.add(file, "a b", {}))
     assert "has a key bob already" in fault(lambda: keys_editor.add(file, "bob", {}))
     assert file.read_text() == WRITTEN
@@ -198,7 +198,7 @@ def test_what_a_killed_writer_left_is_removed(file: Path) -> None:
     outside = file.with_name("outside")
     outside.write_text("mine")
     (left := file.with_name(".keys.toml.new")).symlink_to(outside)
-    keys_editor.disable(file, "bob")
+    keys_editor.edit(file, "bob", {"disabled": True})
     assert (left.exists(), left.is_symlink(), outside.read_text()) == (False, False, "mine")
     assert file.stat().st_mode & 0o777 == 0o600
 
@@ -211,7 +211,7 @@ def test_whose_permission_is_missing() -> None:
     for path, mode in ((folder, 0o755), (file, 0o600)):
         path.chmod(mode)
         os.chown(path, 4321, 4321)
-    keys_editor.disable(file, "bob")
+    keys_editor.edit(file, "bob", {"disabled": True})
     lock = folder / ".keys.toml.lock"
     assert [path.stat().st_uid for path in (file, lock)] == [4321, 4321], "as root, for its owner"
     file.chmod(0o644)
@@ -219,7 +219,7 @@ def test_whose_permission_is_missing() -> None:
     def fault_as(user: int) -> str:
         os.seteuid(user)
         try:
-            return fault(lambda: keys_editor.enable(file, "bob"))
+            return fault(lambda: keys_editor.edit(file, "bob", {"disabled": None}))
         finally:
             os.seteuid(0)
 
@@ -233,7 +233,7 @@ def test_whose_permission_is_missing() -> None:
         lock.unlink()
         os.setegid(4321)
         os.seteuid(4321)
-        keys_editor.enable(file, "bob")
+        keys_editor.edit(file, "bob", {"disabled": None})
         os.seteuid(0)
         assert Key(bytes.fromhex("bb" * 32), who(file, "bob")) in keys_file.load(file)[0]
     finally:

@@ -6,13 +6,19 @@ import { count, dateOf, NONE, percent, whole } from "./format.js";
 import { keyLink } from "./overview.js";
 import { iso, lastSeen, mark, Table } from "./table.js";
 import { usageButton } from "./usage.js";
-import { LIMITS, SCOPES } from "./words.js";
 
-/** How much of a limit is used. @param {string} name @param {Limit} limit */
-export function meter(name, limit) {
-  const [label, unit] = LIMITS[name] ?? [name, ""];
+/** The fields of keys that can be set. @returns {Field[]} */
+const fields = () => session.me?.fields ?? [];
+
+/** Those that have no column of their own, as far as a key has them. @param {Key} key */
+export const others = key => fields().filter(field => !field.column && key[field.name] !== null);
+
+/** The words of a value. @param {unknown} value */
+export const plain = value => [value ?? []].flat().join(" ");
+
+/** How much of a limit is used. @param {Field} field @param {Limit} limit */
+export function meter({ label, unit }, limit) {
   const text = `${count(limit.limit)}${unit}`;
-  if (limit.used === null) return h("span", { class: "limit" }, text);
   const share = Math.min(1, limit.used / limit.limit);
   const title = `${label}: ${whole(limit.used)} of ${whole(limit.limit)} used${limit.until ? `, until ${dateOf(limit.until)}` : ""}`;
   const bar = h("meter", { min: 0, max: 1, low: 0.8, high: 0.99, optimum: 0, value: share, "aria-label": title });
@@ -20,7 +26,7 @@ export function meter(name, limit) {
 }
 
 /** @param {Key} key */
-const limits = key => h("span", { class: "limits" }, ...Object.entries(key.limits).map(([name, limit]) => meter(name, limit)), !Object.keys(key.limits).length && NONE);
+const limits = key => h("span", { class: "limits" }, ...others(key).map(field => (key.limits[field.name] ? meter(field, key.limits[field.name]) : h("span", { title: field.meaning }, `${field.label} ${plain(key[field.name])}`))), !others(key).length && NONE);
 
 /** @param {Key} key */
 export function status(key) {
@@ -43,7 +49,7 @@ export function view(query) {
     { head: "State", cell: status },
     { head: "Scopes", style: "w wide", cell: key => scopes(key).join(" ") },
     { head: "Models", style: "w wide", cell: key => key.models?.join(" ") ?? "all" },
-    { head: "Limits", cell: limits, csv: key => Object.entries(key.limits).map(([name, limit]) => `${name}=${limit.limit}`).join(" ") },
+    { head: "Limits", cell: limits, csv: key => others(key).map(({ name }) => `${name}=${plain(key[name])}`).join(" ") },
     { head: "Tokens, 30 days", style: "n", cell: key => count(tokens(key)), csv: tokens },
     { head: "Expires", style: "n wide", cell: key => dateOf(key.expires), csv: key => key.expires },
     { head: "Last used", style: "n", cell: key => lastSeen(key.last_used, now), csv: key => iso(key.last_used) },
@@ -87,28 +93,16 @@ export function view(query) {
 
   /** @param {Key | null} key */
   function edit(key) {
-    /** @type {(name: string, label: string, value: string | null | undefined, more: Properties) => Node} */
-    const input = (name, label, value, more) => field(label, h("input", { name, value: value ?? "", autocomplete: "off", ...more }));
-    const chosen = key?.scopes ?? ["infer", "embed", "list"];
-    const may = Object.entries(SCOPES).map(([scope, words]) => check("scope", scope, chosen.includes(scope), h("b", {}, scope), ` ${words}`));
-    const numbers = Object.entries(LIMITS).map(([name, [label]]) => input(name, label, String(key?.limits[name]?.limit ?? ""), { type: "number", min: 1, placeholder: "no limit" }));
     dialog(key ? `Edit ${key.name}` : "Add a key", [
-      !key && input("name", "Name: a person or a program", "", { required: true, maxlength: 64, placeholder: "alice" }),
-      input("note", "Note", key?.note, { placeholder: "for people, such as a room or a purpose" }),
-      h("fieldset", {}, h("legend", {}, "May"), ...may),
-      input("models", "Models, separated by spaces; * stands for anything", key?.models?.join(" "), { placeholder: "all" }),
-      h("div", { class: "columns" }, ...numbers),
-      input("expires", "Expires: a date, or a time from now", key?.expires, { placeholder: "never; 90d, 2027-01-01" }),
+      !key && field("Name: a person or a program", h("input", { name: "name", required: true, maxlength: 64, placeholder: "alice", autocomplete: "off" })),
+      h("div", { class: "columns" }, ...fields().map(one => input(one, key?.[one.name]))),
       key && warnOwn(key),
     ], key ? "Save" : "Add", async form => {
-      /** @type {Record<string, unknown>} */
-      const fields = { note: text(form, "note"), scopes: form.getAll("scope"), models: text(form, "models")?.split(/[\s,]+/) ?? null };
-      for (const name of Object.keys(LIMITS)) fields[name] = text(form, name) === null ? null : Number(form.get(name));
-      const expires = text(form, "expires");
-      if (!key || expires !== key.expires) fields.expires = expires;
-      if (key) await send("PATCH", `keys/${encodeURIComponent(key.name)}`, fields);
+      const other = (/** @type {[string, unknown]} */ [name, value]) => JSON.stringify(value) !== JSON.stringify(key?.[name] ?? null);
+      const values = Object.fromEntries(fields().map(one => /** @type {[string, unknown]} */ ([one.name, given(one, form)])).filter(other));
+      if (key) await send("PATCH", `keys/${encodeURIComponent(key.name)}`, values);
       else {
-        const made = await send("POST", "keys", { ...fields, name: text(form, "name") ?? "" });
+        const made = await send("POST", "keys", { ...values, name: text(form, "name") ?? "" });
         showKey(`The key for ${made.name}`, made.key, `Give it to ${made.name} now.`);
       }
       await changed(key ? `${key.name} was changed` : "The key was added");
@@ -151,5 +145,21 @@ export function view(query) {
   return { node: h("div", {}, table.node, why), update };
 }
 
-/** What is in a field, or null. @param {FormData} form @param {string} name */
+/** Something to fill in for a field, with the value that it has. @param {Field} field @param {unknown} value */
+function input({ name, kind, label, meaning, choices, default: otherwise }, value) {
+  if (kind === "choices") {
+    const chosen = plain(value ?? otherwise).split(" ");
+    return h("fieldset", {}, h("legend", {}, `${label}: ${meaning}`), ...Object.entries(choices).map(([one, words]) => check(name, one, chosen.includes(one), h("b", {}, one), ` ${words}`)));
+  }
+  const number = kind === "number", words = `${label}${kind === "words" ? ", separated by spaces" : ""}: ${meaning}`;
+  return field(number ? label : words, h("input", { name, value: plain(value), placeholder: otherwise, autocomplete: "off", ...(number && { type: "number", min: 1 }) }));
+}
+
+/** What was filled in for a field. @param {Field} field @param {FormData} form */
+function given({ name, kind }, form) {
+  const typed = text(form, name);
+  return kind === "choices" ? form.getAll(name) : kind === "words" ? typed?.split(/[\s,]+/) ?? null : kind === "number" ? typed && Number(typed) : typed;
+}
+
+/** What is in an input, or null. @param {FormData} form @param {string} name */
 const text = (form, name) => String(form.get(name) ?? "").trim() || null;

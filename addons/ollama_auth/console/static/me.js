@@ -3,11 +3,10 @@
 import { get, session } from "./api.js";
 import { facts, h, put } from "./dom.js";
 import { count, date, dateOf, percent, seconds, span, speed, whole } from "./format.js";
-import { meter, scopes, status } from "./keys.js";
+import { meter, others, plain, scopes, status } from "./keys.js";
 import { fillTiles } from "./overview.js";
 import { figure, named, Table } from "./table.js";
 import { usageButton } from "./usage.js";
-import { LIMITS, SCOPES } from "./words.js";
 
 /** @param {string} when @param {Totals} t @returns {Tile[]} */
 const sums = (when, t) => [
@@ -35,18 +34,15 @@ export function view() {
     const until = seconds(me.expires);
     put(about, [me.note, me.expired ? "It has expired." : until === null ? "It does not expire." : `It expires on ${date(until)}, in ${span(Math.floor(until - Date.now() / 1000))}.`, me.old_key_until && `The one before it works until ${dateOf(me.old_key_until)}.`].filter(Boolean).join(" · "));
     name.append(" ", status({ ...me, last_used: 1 }));
-    fillLimits(me);
-    may.replaceChildren(facts([["May", scopes(me).map(scope => SCOPES[scope]).join("; ")], ["Models", me.models?.join(" ") ?? "all"]]));
+    limits.replaceChildren(...me.fields.filter(field => me.limits[field.name]).map(field => {
+      const limit = me.limits[field.name], used = limit.used ? ` (${percent(limit.used / limit.limit)} used)` : "";
+      return h("div", {}, h("b", {}, field.label), meter(field, limit), h("span", { class: "soft" }, `${whole(limit.left)} left${used}${limit.until ? ` until ${dateOf(limit.until)}` : ""}`));
+    }));
+    const meanings = me.fields.find(field => field.name === "scopes")?.choices ?? {};
+    const more = others(me).filter(field => !me.limits[field.name]).map(field => /** @type {[string, string]} */ ([field.label, plain(me[field.name])]));
+    may.replaceChildren(facts([["May", scopes(me).map(scope => meanings[scope]).join("; ")], ["Models", me.models?.join(" ") ?? "all"], ...more]));
     fillTiles(tiles, [...sums("today", me.today), ...sums("30 days", me.month)]);
     table.fill(usage.rows.reverse());
-  }
-
-  /** @param {Me} me */
-  function fillLimits(me) {
-    limits.replaceChildren(...Object.entries(me.limits).map(([name, limit]) => {
-      const left = limit.left === null ? "" : `${whole(limit.left)} left${limit.used ? ` (${percent(limit.used / limit.limit)} used)` : ""}`;
-      return h("div", {}, h("b", {}, LIMITS[name][0]), meter(name, limit), h("span", { class: "soft" }, `${left}${limit.until ? ` until ${dateOf(limit.until)}` : ""}`));
-    }));
   }
   return { node, update };
 }

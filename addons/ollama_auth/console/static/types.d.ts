@@ -43,11 +43,14 @@ interface Key {
   last_used: number | null;
   today: Totals;
   month: Totals;
+  [field: string]: unknown;
 }
+/** A field of a key that can be set, as FORM of console/keys.py tells it; `kind` is text, number, words or choices. */
+type Field = Record<"name" | "label" | "kind" | "meaning" | "default" | "unit", string> & { choices: Record<string, string>; column: boolean };
 interface Limit {
   limit: number;
-  used: number | null;
-  left: number | null;
+  used: number;
+  left: number;
   until: string | null;
 }
 interface Totals {
@@ -58,7 +61,7 @@ interface Totals {
   completion_tokens: number;
 }
 /** The key that is signed in, and where programs find the gate. */
-type Me = Key & { gate: { scheme: string; port: number } };
+type Me = Key & { gate: { scheme: string; port: number }; fields: Field[] };
 
 /** A step of the plots. */
 type Bucket = Record<string, any> & { time: number };

@@ -1,6 +1,6 @@
 // What the words of the log mean, for people.
 
-/** Why requests are refused. @type {Record<string, string>} */
+/** Why requests are refused, where the reason alone says too little. @type {Record<string, string>} */
 export const REASONS = {
   "missing": "No key was sent",
   "malformed": "The request, or the key in it, was not well-formed",
@@ -25,7 +25,6 @@ export const REASONS = {
   "body timeout": "The request body stopped coming",
   "connections": "Too many connections of one client behind a proxy",
   "held bodies": "Too many large requests at once",
-  "body too large": "The request body was too large",
   "key in path": "The key was in the URL, where others can read it",
   "closed": "The gate had no valid configuration",
   "error": "A fault in the gate; it refuses rather than guess",
@@ -60,22 +59,7 @@ export const STATES = {
 /** @type {Record<string, [string, string]>} */
 export const UPSTREAM = { true: ["Ollama is ready", "good"], false: ["Ollama does not answer", "bad"], null: ["Ollama not asked yet", ""] };
 
-/** @type {Record<string, string>} */
-export const SCOPES = {
-  infer: "chat and complete", embed: "make embeddings", list: "see models", pull: "download models", write: "create and change models",
-  delete: "delete models", push: "upload models", cloud: "use cloud models and web search", account: "the operator's own account at ollama.com",
-  all: "everything but account and admin", admin: "this console: see and change everything",
-};
-
 /** Names that stand for something else. @type {Record<string, string>} */
 export const FOLDED = {
   "(none)": "requests without a known key", "(other)": "all further names together", "(unknown)": "keys that are not known, answers that named no model",
-};
-
-/** @type {Record<string, [string, string]>} A limit: its label, and its unit behind a number. */
-export const LIMITS = {
-  requests_per_minute: ["Requests a minute", "/min"],
-  concurrent_requests: ["Requests at once", " at once"],
-  tokens_per_day: ["Tokens a day", " tokens/day"],
-  tokens_per_month: ["Tokens a month", " tokens/month"],
 };
