@@ -25,8 +25,6 @@ from .router import Call
 
 GRACE = "24h"
 """How long the old key goes on working after `rotate`, where nothing else is said."""
-
-
 FORM = [
     {"name": field.name, "label": field.name.replace("_", " ").capitalize(), "unit": field.unit}
     | {"kind": "choices" if field.choices else "words" if field.many else "number" if field.unit else "text"}
