@@ -90,11 +90,16 @@ class GateLayer(HttpLayer):
             yield from super()._handle_event(event)
         if client.alpn == b"h2":
             yield from self.event_to_child(self.connections[client], EventHandled())
-            most = min(MAX_FREE, self.lifecycle.most_free)
-            if len(self.streams) < running and len(self.connections) > most:
-                taken = self._taken()
-                for connection in [one for one in self.connections if self._is_free(one, taken)][most:]:
-                    yield commands.CloseConnection(connection)
+            if len(self.streams) < running:
+                yield from self._close_spare()
+
+    def _close_spare(self) -> Commands:
+        """Close free connections to the upstream beyond those that may stay open."""
+        most = min(MAX_FREE, self.lifecycle.most_free)
+        if len(self.connections) - 1 > most:  # One is the client's.
+            taken = self._taken()
+            for connection in [one for one in self.connections if self._is_free(one, taken)][most:]:
+                yield commands.CloseConnection(connection)
 
     def _crash(self, error: Exception) -> Commands:
         """Fail closed: answer the client if no answer has begun, and close all connections."""
