@@ -66,10 +66,16 @@ def test_a_field_of_a_key_is_everywhere() -> None:
 
 
 def test_modules_and_tests_that_are_named_exist() -> None:
-    """Every module and test that the page names is there."""
+    """Every module, every member of a class and every test that the page names is there."""
     for name in re.findall(r"`((?:proxy|auth|http|ollama_api|telemetry)/\w+\.py|\w+\.py)`", PAGE):
         places = [ROOT / "addons", ROOT / "addons" / "ollama_auth"]
         assert any((place / name).is_file() for place in places), name
+    sources = "".join(path.read_text() for path in (ROOT / "addons").rglob("*.py"))
+    for name, member in re.findall(r"`([A-Z]\w+)\.(\w+)`", PAGE):
+        assert re.search(rf"^class {name}\b", sources, re.MULTILINE), name
+        assert re.search(rf"^    (async )?(def )?{member}\b", sources, re.MULTILINE) or f"self.{member}" in sources, (
+            member
+        )
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     for name in re.findall(r"`(test_\w+)`", PAGE):
         assert f"def {name}(" in tests, name

@@ -32,6 +32,7 @@ from tests.harness.markdown import (
     CHANGES,
     CLIENTS,
     DEPLOYMENT,
+    FENCED,
     LOGGING,
     PAGES,
     REPLICAS,
@@ -338,6 +339,14 @@ COMMON = set(
     )
 )
 GUESSES = {"", "\n", *COMMON, *(word for page in PAGES.values() for word in re.findall(r"[\w.+-]+", page))}
+
+
+def test_each_row_of_a_table_is_one_line_with_all_its_cells() -> None:
+    for name, page in PAGES.items():
+        for lines in re.findall(r"(?:^\|.*\n?)+", FENCED.sub("", page), re.MULTILINE):
+            widths = {len(re.findall(r"(?<!\\)\|", line)) if line.endswith("|") else 0 for line in lines.splitlines()}
+            assert len(widths) == 1, (name, lines)
+            assert 0 not in widths, (name, lines)
 
 
 @pytest.mark.parametrize(
