@@ -8,37 +8,34 @@ one line that constructs an Admission is here.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mitmproxy import http
 from mitmproxy.utils import asyncio_utils
 
 from . import process
-from .auth import client_ip, policy
+from .auth import client_ip
 from .auth.held_bodies import HeldBodies, HeldBody
 from .auth.identity import may_be_known
-from .auth.keys import Principal, Scope
-from .auth.limits import Exceeded, Limiter, Window
 from .auth.redaction import MASKED_PATH, MAX_SEARCHED, mask_path
-from .auth.shared_limits import StorageUnavailableError
-from .auth.throttle import REPLAY_GRACE, WINDOW
-from .authorizer import KEY_IN_PATH, Authorizer, Decision, replayed, shown_method
+from .auth.throttle import WINDOW
+from .authorizer import KEY_IN_PATH, Authorizer, Decision, shown_method
 from .bounded_copy import Recording, keeping
 from .errors import RefusedError
 from .exchange import Admission, Exchange, Refusal, UpstreamRequest, Verdict, new_id
 from .http import cors, responses
-from .http.head import Fields, Head, HeadError
-from .http.responses import DO_NOT_RETRY, RETRY_SECONDS, Answer, retry_after
+from .http.head import Head, HeadError
+from .http.responses import RETRY_SECONDS, Answer, retry_after
+from .leases import Leases
 from .mitmweb.flows import FlowViews
-from .ollama_api import listings
-from .ollama_api.listings import is_account
 from .ollama_api.prompt import Prompt
 from .ollama_api.request_models import BodyError
-from .ollama_api.routes import Dialect, Route, RouteClass
+from .ollama_api.routes import Dialect
 from .ollama_api.usage import UsageReader
 from .proxy.connections import ClientConnection, Connections, Peer
 from .proxy.events import Reservation
+from .response_filter import filter_response, is_filtered
 from .runtime import ActiveConfig
 from .settings import UNCONFIGURED, Settings
 from .telemetry import audit_log
@@ -53,11 +50,6 @@ MAX_SAID = 16
 """Proxies that are not trusted and told about."""
 CLIENTS_FOR_ONE_FREE = 16
 """Of so many clients that there may be, one may keep one more connection to Ollama: see process.most_connections."""
-MOST_WAITED = 60
-"""Seconds of Retry-After that the libraries wait; after more they ask again and again, or wait for hours."""
-
-UNITS = {"requests_per_minute": b"requests", "tokens_per_day": b"tokens", "tokens_per_month": b"tokens-month"}
-"""Limits that have a window, and what RateLimit fields call them."""
 FAILURES: dict[str, tuple[str, tuple[tuple[bytes, bytes], ...]]] = {
     "upstream unreachable": ("Ollama is not reachable", (retry_after(RETRY_SECONDS),)),
     "upstream timeout": ("Ollama does not accept connections", (retry_after(RETRY_SECONDS),)),
@@ -88,6 +80,7 @@ class RequestLifecycle:
         self.self_check = os.environ.get("OLLAMA_AUTH_SELF_CHECK")
         """The id of the request with which scripts/serve asks whether strangers are kept out: see mitmdump.py there."""
         self.held_bodies = HeldBodies()
+        self.leases = Leases(connections.warn_rate_limited)
         self._said: set[str] = set()
         """Addresses of proxies that are not trusted, once it was told."""
 
@@ -130,10 +123,8 @@ class RequestLifecycle:
                 verdict = self._apply(decision, exchange, peer)
                 if isinstance(verdict, UpstreamRequest) and verdict.inspects_body:
                     self._begin_to_hold(exchange, verdict, head.body)
-        except RefusedError as error:
-            verdict = Authorizer.refuse(exchange, error)
         except Exception as error:
-            verdict = Refusal("error", self.internal_error(error, exchange))
+            verdict = self._refuse(exchange, error)
         if isinstance(verdict, Refusal):
             exchange.reason, exchange.status = verdict.reason, verdict.answer.status
         else:
@@ -208,10 +199,8 @@ class RequestLifecycle:
             reader.feed(data)
             if exchange.prompt:
                 exchange.prompt.add(data)
-        except RefusedError as error:
-            return Authorizer.refuse(exchange, error)
         except Exception as error:
-            return Refusal("error", self.internal_error(error, exchange))
+            return self._refuse(exchange, error)
         return None
 
     def body_timed_out(self, exchange: Exchange) -> Refusal:
@@ -236,10 +225,8 @@ class RequestLifecycle:
             if exchange.reserves_tokens:
                 return request
             return self._admit(exchange, request, peer)
-        except RefusedError as error:
-            return Authorizer.refuse(exchange, error)
         except Exception as error:
-            return Refusal("error", self.internal_error(error, exchange))
+            return self._refuse(exchange, error)
 
     async def reserve(self, reservation: Reservation) -> None:
         """Take the lease of an UpstreamRequest, and once its body is here, reserve its tokens; a storage may be asked.
@@ -253,7 +240,8 @@ class RequestLifecycle:
             return
         try:
             begun = exchange.state.reserved
-            await (self._reserve_tokens if begun else self._take_lease)(exchange, request, limiter)
+            ask = self.leases.reserve_tokens if begun else self.leases.take
+            await ask(exchange, request, limiter, self.settings)
             exchange.state.reserved, exchange.state.tokens_reserved = True, begun
             waits = request.inspects_body and not begun
             if exchange.ended is None:
@@ -262,50 +250,7 @@ class RequestLifecycle:
             reservation.verdict = Authorizer.refuse(exchange, error)
         finally:
             if exchange.ended is not None:  # The client has left meanwhile.
-                await self._settle(exchange)
-
-    async def _take_lease(self, exchange: Exchange, request: UpstreamRequest, limiter: Limiter) -> None:
-        """Ask the limits. Raises RefusedError."""
-        signature = request.single_use_signature
-        try:
-            if signature and await limiter.signature_age(signature, self.settings.signature_window) > REPLAY_GRACE:
-                raise replayed()
-            granted = await limiter.enter(request.principal, exchange.state.lease)
-        except StorageUnavailableError as error:
-            self._unavailable(error)
-            return
-        if isinstance(granted, Exceeded):
-            raise exceeded(granted)
-        exchange.state.limiter, exchange.state.holds_lease = limiter, True
-        exchange.state.limit_fields = limit_fields(granted.windows)
-
-    async def _reserve_tokens(self, exchange: Exchange, request: UpstreamRequest, limiter: Limiter) -> None:
-        """Reserve the tokens of a request whose body is here. Raises RefusedError."""
-        prompt, name, asked = exchange.prompt, request.principal.name, exchange.state.asked
-        if prompt is None:
-            raise PermissionError("a body was not read")
-        if not exchange.state.holds_lease:  # The storage was not available, and that was no reason to refuse.
-            return
-        tokens = prompt.tokens
-        if exchange.route and exchange.route.route_class is RouteClass.INFER:
-            usual = limiter.usual_answer(name, asked.names[0] if asked and asked.names else "")
-            most = prompt.most_of_answer(usual)
-            exchange.state.learns = most == usual
-            tokens += most
-        try:
-            over = await limiter.reserve(request.principal, exchange.state.lease, tokens)
-        except StorageUnavailableError as error:
-            self._unavailable(error)
-            return
-        if over:
-            raise exceeded(over)
-
-    def _unavailable(self, error: StorageUnavailableError) -> None:
-        """Raise RefusedError, unless requests with limits are to pass while their storage is not available."""
-        self.connections.warn_rate_limited(f"the storage of limits does not answer ({error})")
-        if self.settings.limits_unavailable == "closed":
-            retry = retry_after(RETRY_SECONDS)
-            raise RefusedError("limits unavailable", 503, "limits can't be counted now", retry) from None
+                await self.leases.give_back(exchange)
 
     def _admit(self, exchange: Exchange, request: UpstreamRequest, peer: Peer) -> Admission | Refusal:
         authorizer = self.config.authorizer
@@ -319,6 +264,12 @@ class RequestLifecycle:
             authorizer.check_again(request, exchange.route, exchange.state.asked)
         peer.admitted = exchange.admitted = True
         return Admission(request)
+
+    def _refuse(self, exchange: Exchange, error: Exception) -> Refusal:
+        """Make a refusal of what was raised, whether a rule refused or something failed."""
+        if isinstance(error, RefusedError):
+            return Authorizer.refuse(exchange, error)
+        return Refusal("error", self.internal_error(error, exchange))
 
     def _not_ready(self, exchange: Exchange) -> Refusal:
         again = retry_after(RETRY_SECONDS)
@@ -352,7 +303,7 @@ class RequestLifecycle:
         for name, value in responses.id_fields(exchange.id, exchange.dialect):
             flow.response.headers[name.title()] = value
         flow.response.headers.fields += exchange.state.limit_fields
-        if self._is_filtered(exchange):
+        if is_filtered(exchange):
             if exchange.method == "HEAD":
                 flow.response.headers.pop("content-length", None)  # The length of the unfiltered list.
             return  # It is read whole: see rewrite_response().
@@ -365,42 +316,14 @@ class RequestLifecycle:
 
     def rewrite_response(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
         """Take out of a response what the principal may not see. Return an answer in its place if it can't be read."""
-        request = exchange.state.upstream_request
-        if not (self._is_filtered(exchange) and request and flow.response and exchange.route):
-            return None
-        if exchange.method == "HEAD":
+        if exchange.method == "HEAD" or not (flow.response and exchange.route and is_filtered(exchange)):
             return None
         try:
-            body = self._filtered(request.principal, exchange.route, flow.response)
+            filter_response(exchange, exchange.route, flow.response)
         except BodyError as error:
             exchange.status = None
             return self.failed(exchange, "upstream broken", error.status)
-        headers = flow.response.headers
-        headers.pop("transfer-encoding", None)
-        headers.pop("content-encoding", None)
-        headers["content-length"] = str(len(body))
-        flow.response.raw_content = body
-        exchange.bytes_out = len(body)
         return None
-
-    @staticmethod
-    def _filtered(principal: Principal, route: Route, response: http.Response) -> bytes:
-        content = response.raw_content or b""
-        if is_account(route):
-            response.headers["content-type"] = "application/json"
-            return listings.filter_account(content, response.status_code)
-        if response.status_code == 401:
-            return listings.without_sign_in(content)
-        return listings.filter_listing(route.path, content, policy.usable(principal))
-
-    @staticmethod
-    def _is_filtered(exchange: Exchange) -> bool:
-        request, route = exchange.state.upstream_request, exchange.route
-        if request is None or route is None:
-            return False
-        if exchange.status == 401:
-            return not policy.holds(request.principal, Scope.ACCOUNT)
-        return request.filters_response and (exchange.status == 200 or is_account(route))
 
     def failed(self, exchange: Exchange, reason: str, status: int) -> Answer:
         """Record what went wrong after the admission, and return an answer for a client that has seen nothing yet."""
@@ -424,7 +347,7 @@ class RequestLifecycle:
         self.flow_views.end(exchange)
         self._count(exchange)
         if exchange.state.holds_lease:
-            asyncio_utils.create_task(self._settle(exchange), name="limits", keep_ref=True)
+            asyncio_utils.create_task(self.leases.give_back(exchange), name="limits", keep_ref=True)
         if exchange.suppress_log:
             where = client_ip.network_of(exchange.client)
             self.connections.warn_rate_limited(
@@ -451,19 +374,6 @@ class RequestLifecycle:
         except Exception as error:
             logger.error("ollama_auth: a request was not counted: %s", type(error).__name__)
 
-    async def _settle(self, exchange: Exchange) -> None:
-        """Give back what an exchange held of its limits; what it used is in the ledger by now."""
-        request, limiter, used = exchange.state.upstream_request, exchange.state.limiter, exchange.used
-        if request is None or limiter is None:
-            return
-        asked = exchange.state.asked
-        if exchange.state.learns and used and used.complete and asked and asked.names:
-            limiter.learn(request.principal.name, asked.names[0], used.completion_tokens or 0)
-        try:
-            await limiter.leave(request.principal, exchange.state.lease)
-        except StorageUnavailableError as error:
-            self.connections.warn_rate_limited(f"the storage of limits does not answer ({error})")
-
     def internal_error(self, error: Exception, exchange: Exchange | None = None) -> Answer:
         """Log where an exception came from, but not its message, which may hold what a client sent; return a 503.
 
@@ -477,27 +387,3 @@ class RequestLifecycle:
         logger.error("ollama_auth: %s at %s: the request was denied (%s)", type(error).__name__, where, request_id)
         message = "the gateway failed to decide, so it denies"
         return responses.error(request_id, 503, message, dialect, retry_after(RETRY_SECONDS))
-
-
-def exceeded(limit: Exceeded) -> RefusedError:
-    """Make the error of a limit that is used up, or that running requests may use up."""
-    what = "what is left of the limit of this key is reserved for its running requests"
-    message = f"{what if limit.reserved else 'the limit of this key is used up'}: {limit.name} is {limit.limit}"
-    fields = (retry_after(limit.retry_after), *limit_fields(limit.windows))
-    used_up = limit.name in ("tokens_per_day", "tokens_per_month") and not limit.reserved
-    if used_up and limit.retry_after > MOST_WAITED:
-        fields = (DO_NOT_RETRY, *fields)
-    error = RefusedError(limit.name, 429, message, *fields)
-    error.used_up = used_up
-    return error
-
-
-def limit_fields(windows: Iterable[Window]) -> Fields:
-    """Return the RateLimit fields of draft-ietf-httpapi-ratelimit-headers."""
-    known = [(UNITS[window.name], window) for window in windows]
-    if not known:
-        return ()
-    return (
-        (b"ratelimit-policy", b", ".join(b'"%s";q=%d;w=%d' % (unit, one.limit, one.length) for unit, one in known)),
-        (b"ratelimit", b", ".join(b'"%s";r=%d;t=%d' % (unit, one.remaining, one.reset) for unit, one in known)),
-    )

@@ -8,8 +8,8 @@ from tests.harness.base import ROOT
 
 PACKAGE = ROOT / "addons" / "ollama_auth"
 LAYERS = """
-    __main__ | addon | lifecycle console | proxy | mitmweb | runtime | authorizer telemetry process
-    | exchange settings
+    __main__ | addon | lifecycle console | proxy | mitmweb | runtime leases
+    | authorizer response_filter telemetry process | exchange settings
     | option_table | auth | http | ollama_api | bounded_copy clock errors units | __init__
 """
 FLOOR = {room: floor for floor, rooms in enumerate(LAYERS.split("|")) for room in rooms.split()}
