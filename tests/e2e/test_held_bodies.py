@@ -218,7 +218,8 @@ def test_the_wait_of_the_gate_is_not_the_clients(options: tuple[str, ...], cert:
 
     upstream = Scripted().start(stall)
     as_anna, as_free = (("authorization", bearer(name).partition(": ")[2]) for name in ("anna", "free"))
-    with Gate(upstream.url, *options, *IMPATIENT, "--certs", str(cert)) as gate, H2(gate.port, cert) as client:
+    timeout = ("--set", "ollama_body_timeout=3")  # More than it takes to fill all buffers.
+    with Gate(upstream.url, *options, *timeout, "--certs", str(cert)) as gate, H2(gate.port, cert) as client:
         held = client.request("POST", "/api/chat", as_anna, body=None, key=False)
         other = client.request("POST", "/demo/sink", as_free, body=None, key=False)
         client.wire.socket.settimeout(0.5)
@@ -227,7 +228,7 @@ def test_the_wait_of_the_gate_is_not_the_clients(options: tuple[str, ...], cert:
                 while (size := min(client.h2.local_flow_control_window(other) - 100, 16_000)) > 0:
                     client.data(other, bytes(size))
                 client.read()
-        time.sleep(2)
+        time.sleep(4)
         reads.set()
         client.wire.socket.settimeout(PATIENCE)
         client.flush()

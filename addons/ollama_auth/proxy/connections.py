@@ -234,12 +234,15 @@ class ClientConnection:
                 self.connecting[server] = math.inf
                 self.cancel(server, CONNECT_TIMEOUT)
 
-    def check_bodies(self, now: float) -> None:
-        """Give up bodies that pause for too long. While nothing is read of the client, its time stands still."""
+    def check_bodies(self, now: float, before: float) -> None:
+        """Give up bodies that pause for too long. While nothing is read of the client, its time stands still.
+
+        `before` is the time of the last check.
+        """
         reads = self.client not in self.read_holds and all(map(self.flushed, self.handler.transports))
         for stream_id, deadline in list(self.body_deadlines.items()):
             if not reads:
-                self.body_deadlines[stream_id] = deadline + SWEEP_SECONDS
+                self.body_deadlines[stream_id] = deadline + now - before
             elif now > deadline:
                 del self.body_deadlines[stream_id]
                 self.send_event(BodyTimeout(stream_id))
@@ -413,10 +416,10 @@ class Connections:
 
         Runs until cancelled.
         """
-        full_peers_due = 0.0
+        full_peers_due, now = 0.0, time.monotonic()
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            now = time.monotonic()
+            before, now = now, time.monotonic()
             patience = settings().idle_timeout
             vanished_after = settings().vanished_after if settings().keepalive_idle and now > full_peers_due else 0
             if vanished_after:
@@ -424,7 +427,7 @@ class Connections:
             for peer in self:
                 try:
                     peer.check_connects(now)
-                    peer.check_bodies(now)
+                    peer.check_bodies(now, before)
                     if vanished_after:
                         peer.spare_full_peers(vanished_after)
                     if peer.deadline is not None and now > peer.deadline:
