@@ -600,14 +600,14 @@ async def test_views_have_addresses_and_a_plain_key_has_its_own(page: Page, stan
 async def test_the_form_of_a_key_is_that_of_its_fields(page: Page, stand: Stand) -> None:
     """A field that the page has never heard of is asked for and shown, and what was not changed is not sent."""
     field = FORM[-1] | {"column": False}
-    hours = field | {"name": "hours", "label": "Hours"}
-    stand.answers["me"] = me(fields=[*FORM, hours, field | {"name": "rooms", "label": "Rooms", "kind": "words"}])
-    stand.answers["keys"]["keys"][2] |= {"hours": "08:00-18:00", "rooms": ["a", "b"]}
+    colour = field | {"name": "colour", "label": "Colour"}
+    stand.answers["me"] = me(fields=[*FORM, colour, field | {"name": "rooms", "label": "Rooms", "kind": "words"}])
+    stand.answers["keys"]["keys"][2] |= {"colour": "dark red", "rooms": ["a", "b"]}
     await sign_in(page, stand.url, "sk-ollama-test", "keys")
-    await page.until("document.body.innerText.includes('Hours 08:00-18:00')")
-    assert (await rows(page, "keys"))[2][4] == "2 at once100%Hours 08:00-18:00Rooms a b"
+    await page.until("document.body.innerText.includes('Colour dark red')")
+    assert (await rows(page, "keys"))[2][4] == "2 at once100%Colour dark redRooms a b"
     await act(page, "ci-runner", "Edit")
-    await fill(page, models=" a,  b* ", concurrent_requests="", tokens_per_day="7", hours="22:00-06:00", rooms="b")
+    await fill(page, models=" a,  b* ", concurrent_requests="", tokens_per_day="7", colour="blue", rooms="b")
     await page.evaluate("document.querySelector('dialog [value=infer]').click()")
     await press(page, "Save", "dialog[open]")
     await page.until("!document.querySelector('dialog')")
@@ -615,7 +615,7 @@ async def test_the_form_of_a_key_is_that_of_its_fields(page: Page, stand: Stand)
     assert (method, path) == ("PATCH", "keys/ci-runner")
     assert body == {
         "scopes": ["embed", "list"], "models": ["a", "b*"], "concurrent_requests": None, "tokens_per_day": 7,
-        "hours": "22:00-06:00", "rooms": ["b"],
+        "colour": "blue", "rooms": ["b"],
     }  # fmt: skip
     stand.answers["keys/ci-runner"] = 400
     await act(page, "ci-runner", "Edit")

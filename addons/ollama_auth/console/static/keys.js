@@ -11,7 +11,7 @@ import { usageButton } from "./usage.js";
 const fields = () => session.me?.fields ?? [];
 
 /** Those that have no column of their own, as far as a key has them. @param {Key} key */
-export const others = key => fields().filter(field => !field.column && key[field.name] !== null);
+export const others = key => fields().filter(field => !field.column && key[field.name]);
 
 /** The words of a value. @param {unknown} value */
 export const plain = value => [value ?? []].flat().join(" ");
