@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from tests.harness.base import wait_until
 from tests.harness.certificates import certificate
 from tests.harness.gate import WAY, Gate
-from tests.harness.upstream import Upstream
+from tests.harness.upstream import Scripted, Upstream
 
 with warnings.catch_warnings():
     # mitmproxy and ldap3 call their libraries by old names, which only tests in this process would hear of.
@@ -50,6 +50,14 @@ def upstream(shared_upstream: Upstream) -> Iterator[Upstream]:
     yield shared_upstream
     shared_upstream.go_on()
     wait_until(lambda: not shared_upstream.open_connections, "the connections upstream to end")
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[Scripted]:
+    """An upstream that does what a test says."""
+    script = Scripted()
+    yield script
+    script.stop()
 
 
 @pytest.fixture(scope="session")

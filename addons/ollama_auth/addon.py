@@ -41,7 +41,8 @@ from .lifecycle import RequestLifecycle
 from .mitmweb.flows import COLUMNS, FlowViews
 from .ollama_api import strict_json
 from .option_table import OPTIONS
-from .proxy.connections import ClientConnection, Connections
+from .proxy.client_connection import ClientConnection
+from .proxy.connections import Connections
 from .proxy.events import Reservation
 from .proxy.hook_dispatch import HookDispatcher
 from .proxy.layer import GateLayer

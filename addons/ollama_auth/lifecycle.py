@@ -33,7 +33,8 @@ from .ollama_api.prompt import Prompt
 from .ollama_api.request_models import BodyError
 from .ollama_api.routes import Dialect
 from .ollama_api.usage import UsageReader
-from .proxy.connections import ClientConnection, Connections, Peer
+from .proxy.client_connection import ClientConnection, Peer
+from .proxy.connections import Connections
 from .proxy.events import Reservation
 from .response_filter import filter_response, is_filtered
 from .runtime import ActiveConfig

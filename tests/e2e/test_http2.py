@@ -21,7 +21,7 @@ from tests.harness.certificates import trusting
 from tests.harness.credentials import bearer, entry
 from tests.harness.gate import Controlled, Gate, assert_sound, log_lines, logged
 from tests.harness.http2 import H2
-from tests.harness.upstream import Scripted, Upstream
+from tests.harness.upstream import Scripted, Upstream, cut_off
 from tests.harness.wire import Line, TlsWire, Wire, ask, assert_gone, chat, head, parse
 
 pytestmark = pytest.mark.ways
@@ -46,13 +46,6 @@ def brief(shared_upstream: Upstream, cert: Path) -> Iterator[Gate]:
     with Gate(shared_upstream.url, *JSON_LOG, "--certs", str(cert), *sets) as gate:
         yield gate
         assert_sound(gate, shared_upstream)
-
-
-@pytest.fixture(scope="module")
-def script() -> Iterator[Scripted]:
-    script = Scripted()
-    yield script
-    script.stop()
 
 
 @pytest.fixture(scope="module")
@@ -649,14 +642,7 @@ def test_breaking(broken: Gate, script: Scripted, cert: Path, data: bytes, statu
 
 def test_a_body_that_only_the_end_ends_is_cut_off_by_a_reset(broken: Gate, script: Scripted, cert: Path) -> None:
     more = threading.Event()
-
-    def play(peer: Line) -> None:
-        peer.head()
-        peer.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
-        more.wait(PATIENCE)
-        peer.reset()
-
-    with script.plays(play), logged(broken) as lines, H2(broken.port, cert) as client:
+    with script.plays(cut_off(more)), logged(broken) as lines, H2(broken.port, cert) as client:
         stream = client.request("GET", "/api/tags")
         assert client.until(h2.events.DataReceived, stream).data == b"hello"
         more.set()

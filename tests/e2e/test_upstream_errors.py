@@ -16,7 +16,7 @@ from tests.harness.base import BEARER, PATIENCE, wait_until
 from tests.harness.credentials import bearer, entry
 from tests.harness.gate import Controlled, Gate, assert_sound, logged
 from tests.harness.http2 import H2
-from tests.harness.upstream import Script, Scripted
+from tests.harness.upstream import Script, Scripted, cut_off
 from tests.harness.wire import Line, Response, Wire, ask, chat, head, parse
 
 pytestmark = pytest.mark.ways
@@ -26,10 +26,8 @@ STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Scripted]:
-    upstream = Scripted()
-    yield upstream
-    upstream.stop()
+def upstream(script: Scripted) -> Scripted:
+    return script
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +238,7 @@ def test_a_stream_that_breaks_for_http_1_0(gate: Gate, upstream: Scripted) -> No
         more.wait(PATIENCE)
 
     data = b"GET /api/tags HTTP/1.0\r\n" + BEARER.encode() + b"\r\n\r\n"
-    with upstream.plays(play), logged(gate) as lines, Wire(gate.port, data) as wire:
+    with upstream.plays(cut_off(more)), logged(gate) as lines, Wire(gate.port, data) as wire:
         assert wire.read_until(b"hello").endswith(b"\r\n\r\nhello")
         more.set()
         with pytest.raises(ConnectionResetError):
@@ -259,15 +257,8 @@ def test_a_body_that_only_the_end_ends(gate: Gate, upstream: Scripted) -> None:
 def test_a_body_that_only_the_end_ends_is_cut_off_by_a_reset(gate: Gate, upstream: Scripted, version: bytes) -> None:
     """The end of the client's connection would look like the end of the body: it is reset, too."""
     more = threading.Event()
-
-    def play(peer: Line) -> None:
-        peer.head()
-        peer.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
-        more.wait(PATIENCE)
-        peer.reset()
-
     data = b"GET /api/tags HTTP/%s\r\nHost: gate\r\n%s\r\n\r\n" % (version, BEARER.encode())
-    with upstream.plays(play), logged(gate) as lines, Wire(gate.port, data) as wire:
+    with upstream.plays(cut_off(more)), logged(gate) as lines, Wire(gate.port, data) as wire:
         assert wire.read_until(b"hello").endswith(b"\r\n\r\nhello")
         more.set()
         with pytest.raises(ConnectionResetError):

@@ -157,3 +157,15 @@ class Scripted:
             peer.socket.shutdown(socket.SHUT_RDWR)
         peer.close()
         self._running -= 1
+
+
+def cut_off(more: threading.Event) -> Script:
+    """A body that only the end of its connection ends, and a reset in place of that, once `more` is set."""
+
+    def play(peer: Line) -> None:
+        peer.head()
+        peer.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        more.wait(PATIENCE)
+        peer.reset()
+
+    return play

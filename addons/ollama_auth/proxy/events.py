@@ -13,7 +13,7 @@ from ..exchange import Exchange, Refusal, Verdict
 from ..http.head import Head, HeadError
 from ..http.responses import Answer
 from ..settings import Settings
-from .connections import ClientConnection, Peer
+from .client_connection import ClientConnection, Peer
 
 type Commands = layer.CommandGenerator[None]
 

@@ -22,7 +22,7 @@ from mitmproxy import http
 from mitmproxy.connection import Connection
 from mitmproxy.proxy.layers.http import HttpLayer, HttpStream
 
-from .connections import ClientConnection
+from .client_connection import ClientConnection
 from .http1_client import BoundedHttp1Client
 from .http1_server import BoundedHttp1Server
 from .transport import BulkProtocol, BulkReader, transport_of

@@ -21,7 +21,7 @@ from mitmproxy.proxy.layers.http._http1 import Http1Server
 from ..exchange import Exchange, Refusal
 from ..http.head import CHUNKED, Head, HeadError, late, parse_head, take_head
 from ..http.responses import Answer, error, render
-from .connections import ClientConnection, Drain, Expire, Resume
+from .client_connection import ClientConnection, Drain, Expire, Resume
 from .events import MALFORMED_BODY, Commands, Failure, Lifecycle, ParsedRequestHeaders, Refuse
 from .http1_messages import Body, closes, request_of
 

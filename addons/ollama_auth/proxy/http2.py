@@ -29,7 +29,7 @@ from mitmproxy.proxy.layers.http._http2 import Http2Server, StreamState
 
 from ..http.head import Fields
 from ..http.responses import Answer
-from .connections import ClientConnection, Drain, Expire, Resume
+from .client_connection import ClientConnection, Drain, Expire, Resume
 from .events import Commands, Failure, Lifecycle, Refuse
 from .http1_server import LINGER_BYTES, LINGER_SECONDS
 from .http2_frames import (

@@ -5,7 +5,7 @@ from collections import defaultdict, deque
 from mitmproxy.connection import Connection
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection, SendH2Data
 
-from .connections import ClientConnection
+from .client_connection import ClientConnection
 
 PART_OVERHEAD = 128
 """Bytes that a part of a response takes beside its data."""

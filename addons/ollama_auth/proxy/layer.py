@@ -19,7 +19,7 @@ from mitmproxy.proxy.layers.http import (
     RegisterHttpConnection,
 )
 
-from .connections import BodyTimeout, ClientConnection, ConnectLost, Drain, Expire, Resume
+from .client_connection import BodyTimeout, ClientConnection, ConnectLost, Drain, Expire, Resume
 from .events import Commands, Lifecycle
 from .fast_path import FastPaths
 from .hook_dispatch import HookDispatcher

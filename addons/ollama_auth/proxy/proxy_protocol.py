@@ -13,7 +13,8 @@ from ..auth.client_ip import network_of, normal
 from ..errors import OllamaAuthError
 from ..http.request_rules import Address
 from ..settings import Settings
-from .connections import ClientConnection, Connections
+from .client_connection import ClientConnection
+from .connections import Connections
 from .events import Commands
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"

@@ -35,7 +35,7 @@ from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook, HttpRespo
 from ..exchange import Admission, Exchange, Refusal, UpstreamRequest, Verdict
 from ..http.head import CHUNKED, Head, listed
 from ..mitmweb.flows import address_request, refused_flow
-from .connections import CONNECT_TIMEOUT, BodyTimeout, ClientConnection
+from .client_connection import CONNECT_TIMEOUT, BodyTimeout, ClientConnection
 from .events import (
     MALFORMED_BODY,
     ClosedBeforeResponse,

@@ -14,16 +14,16 @@ from mitmproxy.proxy import events
 from mitmproxy.proxy.server import ConnectionHandler
 
 from ollama_auth.exchange import Exchange
+from ollama_auth.proxy import client_connection
 from ollama_auth.proxy import connections as module
-from ollama_auth.proxy.connections import (
+from ollama_auth.proxy.client_connection import (
     CONNECT_TIMEOUT,
     EXPIRY_GRACE_SECONDS,
-    WARNING_INTERVAL,
     ClientConnection,
-    Connections,
     ConnectLost,
     Expire,
 )
+from ollama_auth.proxy.connections import WARNING_INTERVAL, Connections
 from ollama_auth.settings import UNCONFIGURED
 
 MADE_ROOM = "connections without a request were closed to make room for new ones"
@@ -300,6 +300,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(client_connection, "time", clock)
     monkeypatch.setattr(module, "SWEEP_SECONDS", 0)
     return clock
 

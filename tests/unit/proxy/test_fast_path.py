@@ -25,7 +25,7 @@ from ollama_auth.auth.keys import Principal
 from ollama_auth.exchange import Admission, Exchange, UpstreamRequest
 from ollama_auth.http.head import Head
 from ollama_auth.http.responses import Answer
-from ollama_auth.proxy.connections import ClientConnection
+from ollama_auth.proxy.client_connection import ClientConnection
 from ollama_auth.proxy.fast_path import SocketFastPath
 from ollama_auth.proxy.layer import GateLayer
 from ollama_auth.proxy.transport import BulkReader

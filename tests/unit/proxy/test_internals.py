@@ -129,17 +129,17 @@ mitmproxy.proxy.server
     01f1b7cc991c ConnectionHandler.handle_client                addon.Gate.client_disconnected
     01f1b7cc991c ConnectionHandler.handle_client                teardown.take_apart_at_end
     a2b42657ebe8 ConnectionHandler.server_event                 teardown.take_apart
-    5e0b3cbaf7a4 ConnectionHandler.open_connection              connections.ClientConnection.check_connects
+    5e0b3cbaf7a4 ConnectionHandler.open_connection              client_connection.ClientConnection.check_connects
     95c3f93e9824 ConnectionHandler.handle_connection            transport.close_sockets
-    6b5743460456 ConnectionHandler.drain_writers                connections.ClientConnection.hold_reading
-    6b5743460456 ConnectionHandler.drain_writers                connections.ClientConnection.check_connects
+    6b5743460456 ConnectionHandler.drain_writers                client_connection.ClientConnection.hold_reading
+    6b5743460456 ConnectionHandler.drain_writers                client_connection.ClientConnection.check_connects
     6b5743460456 ConnectionHandler.drain_writers                addon.Gate.server_disconnected
     5e0b3cbaf7a4 ConnectionHandler.open_connection              upstream.OllamaServer
     6b5743460456 ConnectionHandler.drain_writers                transport.BulkReader
-    0d1e6b0aa6e4 ConnectionHandler.on_timeout                   connections.ClientConnection.close_now
+    0d1e6b0aa6e4 ConnectionHandler.on_timeout                   client_connection.ClientConnection.close_now
     9ac797016052 ConnectionHandler.hook_task                    transport.close_sockets
-    a2b42657ebe8 ConnectionHandler.server_event                 connections.ClientConnection.send_event
-    c0d10cc05dd6 ConnectionHandler.close_connection             connections.ClientConnection.close_now
+    a2b42657ebe8 ConnectionHandler.server_event                 client_connection.ClientConnection.send_event
+    c0d10cc05dd6 ConnectionHandler.close_connection             client_connection.ClientConnection.close_now
     f498a46ab1b0 ConnectionIO                                   transport.transport_of
 mitmproxy.proxy.mode_servers
     10e340d70b3f ProxyConnectionHandler                         addon.Gate.client_connected
@@ -409,8 +409,8 @@ def test_each_option_was_thought_of(program: str, tmp_path: Path) -> None:
 
 
 ALL_OURS = """
-connections events http1_client http1_messages http1_server http2 http2_unsent layer proxy_protocol stream tls transport
-upstream
+client_connection connections events http1_client http1_messages http1_server http2 http2_unsent layer proxy_protocol
+stream tls transport upstream
 """
 OURS = [
     member
