@@ -30,6 +30,8 @@ from .upstream import OllamaServer, Upstream, http1_of
 
 MAX_FREE = 32
 """Connections to the upstream that stay open for the next streams of a client's HTTP/2 connection."""
+JOINED = 64 * 1024
+"""Bytes from which on pieces are sent without waiting for more."""
 
 
 class GateLayer(HttpLayer):
@@ -57,7 +59,7 @@ class GateLayer(HttpLayer):
                 if taken == len(event.data):
                     return
                 event = events.DataReceived(event.connection, event.data[taken:])
-        yield from super().handle_event(event)
+        yield from joined(super().handle_event(event))
 
     def _handle_event(self, event: events.Event) -> Commands:
         try:
@@ -177,3 +179,34 @@ def fork(context: Context) -> Context:
     forked.client, forked.server, forked.options = context.client, context.server, context.options
     forked.layers = context.layers.copy()
     return forked
+
+
+def joined(work: Commands) -> Commands:
+    """Send in one piece what one event has for a connection, such as the head and the body of a response.
+
+    Each piece costs a call of the system, and with TLS a record; HTTP/2 makes one for each frame.
+    """
+    first: commands.SendData | None = None
+    pieces: list[bytes] = []
+    size = 0
+    for command in work:
+        if (
+            isinstance(command, commands.SendData)
+            and first
+            and command.connection is first.connection
+            and size < JOINED
+        ):
+            pieces.append(command.data)
+            size += len(command.data)
+            continue
+        if first:
+            first.data = b"".join(pieces)
+            yield first
+            first = None
+        if isinstance(command, commands.SendData):
+            first, pieces, size = command, [command.data], len(command.data)
+        else:
+            yield command
+    if first:
+        first.data = b"".join(pieces)
+        yield first

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from mitmproxy.connection import ConnectionState
 from mitmproxy.net.tls import starts_like_tls_record
-from mitmproxy.proxy import commands, events, layer, tunnel
+from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import tls
 from OpenSSL import SSL
@@ -78,26 +78,6 @@ class ClientTls(tls.ClientTLSLayer):
         yield from super().receive_data(data)
         if self.tls.get_state_string() == b"error":
             yield commands.CloseConnection(self.conn)
-
-    def event_to_child(self, event: events.Event) -> Commands:
-        """Do as TunnelLayer does, but send in one piece all that an event has for the client.
-
-        HTTP/2 writes each frame by itself, and each piece costs a TLS record and calls of OpenSSL and of the system.
-        """
-        if self.tunnel_state is not tunnel.TunnelState.OPEN:
-            yield from super().event_to_child(event)
-            return
-        pieces: list[bytes] = []
-        for command in self.child_layer.handle_event(event):
-            if isinstance(command, commands.SendData) and command.connection is self.conn:
-                pieces.append(command.data)
-                continue
-            if pieces:
-                yield from self.send_data(b"".join(pieces))
-                pieces.clear()
-            yield from self._handle_command(command)
-        if pieces:
-            yield from self.send_data(b"".join(pieces))
 
     def send_data(self, data: bytes) -> Commands:
         try:
