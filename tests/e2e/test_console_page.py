@@ -601,7 +601,9 @@ async def test_the_form_of_a_key_is_that_of_its_fields(page: Page, stand: Stand)
     """A field that the page has never heard of is asked for and shown, and what was not changed is not sent."""
     field = FORM[-1] | {"column": False}
     colour = field | {"name": "colour", "label": "Colour"}
-    stand.answers["me"] = me(fields=[*FORM, colour, field | {"name": "rooms", "label": "Rooms", "kind": "words"}])
+    rooms = field | {"name": "rooms", "label": "Rooms", "kind": "words"}
+    days = {"name": "days", "label": "Days", "kind": "choices", "choices": {"mon": "Monday", "tue": "Tuesday"}}
+    stand.answers["me"] = me(fields=[*FORM, colour, rooms, field | days | {"default": "every day"}])
     stand.answers["keys"]["keys"][2] |= {"colour": "dark red", "rooms": ["a", "b"]}
     await sign_in(page, stand.url, "sk-ollama-test", "keys")
     await page.until("document.body.innerText.includes('Colour dark red')")
@@ -619,8 +621,11 @@ async def test_the_form_of_a_key_is_that_of_its_fields(page: Page, stand: Stand)
     }  # fmt: skip
     stand.answers["keys/ci-runner"] = 400
     await act(page, "ci-runner", "Edit")
+    await page.evaluate("document.querySelectorAll('dialog [name=scopes]:checked').forEach(box => box.click())")
+    await page.evaluate("document.querySelector('dialog [value=tue]').click()")
     await press(page, "Save", "dialog[open]")
     await page.until("document.querySelector('dialog .problem').textContent === 'this key may not'")
+    assert stand.sent[-1][3] == {"scopes": [], "days": ["tue"]}
     assert not [one for one in page.complaints if "400" not in one]
 
 

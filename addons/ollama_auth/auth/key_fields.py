@@ -6,7 +6,7 @@ No fault quotes a value, which may be a key that was put in the wrong place.
 import re
 import tomllib
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -224,8 +224,8 @@ class Field:
     """A key without it may do no more. To lose any other one makes a file suspect (cut_off.py)."""
     unit: str = ""
     """For a limit: what stands behind its number."""
-    choices: Iterable[Scope] = ()
-    """What the items of a list may be."""
+    choices: Mapping[str, str] | None = None
+    """What the items of a list may be, with what each means."""
     column: bool = False
     """Tables of keys have a column for it, or a word at its name. All others are listed in the column of the limits."""
     option: Option | None = None
@@ -246,13 +246,13 @@ def _limit(name: str, option: str, meaning: str, unit: str) -> Field:
 _SCOPE = Option("scope", "S", "what it may do", "infer embed list")
 _MODEL = Option("model", "M", "which it may use, with * for any characters", "all")
 _EXPIRES = Option("expires", "WHEN", "30d, 2027-01-01 (the end of that day in UTC) or 2027-01-01T00:00:00Z", "never")
-_NOTE = Option("note", "TEXT", "whose it is, for people to read")
+_SCOPES = {one.value: one.meaning for one in Scope}
 ROWS = (
     Field("name", key_name, harmless=True, column=True),
     Field("sha256", _digest, credential=True),
     Field("ssh_ed25519", ssh_key, credential=True),
     # Without scopes a key has DEFAULT_SCOPES: cut_off.py compares them itself.
-    Field("scopes", scope, many=frozenset, choices=Scope, show=_in_order, harmless=True, column=True, option=_SCOPE),
+    Field("scopes", scope, many=frozenset, choices=_SCOPES, show=_in_order, harmless=True, column=True, option=_SCOPE),
     Field("models", model_pattern, many=tuple, column=True, option=_MODEL),
     Field("expires", instant, short=expiry, show=time_of, column=True, option=_EXPIRES),
     _limit("requests_per_minute", "rpm", "requests a minute", "/min"),
@@ -260,7 +260,7 @@ ROWS = (
     _limit("tokens_per_day", "tokens-per-day", "tokens a day", " tokens/day"),
     _limit("tokens_per_month", "tokens-per-month", "tokens a month", " tokens/month"),
     Field("disabled", _flag, column=True),
-    Field("note", note, harmless=True, column=True, option=_NOTE),
+    Field("note", note, harmless=True, column=True, option=Option("note", "TEXT", "whose it is, for people to read")),
     Field("previous_sha256", _digest, credential=True),
     Field("previous_until", instant, credential=True),
 )

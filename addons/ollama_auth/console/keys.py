@@ -29,7 +29,7 @@ FORM = [
     {"name": field.name, "label": field.name.replace("_", " ").capitalize(), "unit": field.unit}
     | {"kind": "choices" if field.choices else "words" if field.many else "number" if field.unit else "text"}
     | {"meaning": field.option.meaning, "default": field.option.default}
-    | {"choices": {one: one.meaning for one in field.choices}, "column": field.column}
+    | {"choices": field.choices or {}, "column": field.column}
     for field in ROWS
     if field.option
 ]

@@ -98,8 +98,8 @@ export function view(query) {
       h("div", { class: "columns" }, ...fields().map(one => input(one, key?.[one.name]))),
       key && warnOwn(key),
     ], key ? "Save" : "Add", async form => {
-      const other = (/** @type {[string, unknown]} */ [name, value]) => JSON.stringify(value) !== JSON.stringify(key?.[name] ?? null);
-      const values = Object.fromEntries(fields().map(one => /** @type {[string, unknown]} */ ([one.name, given(one, form)])).filter(other));
+      const edited = fields().filter(one => JSON.stringify(given(one, form)) !== JSON.stringify(key?.[one.name] ?? null));
+      const values = Object.fromEntries(edited.map(one => [one.name, given(one, form)]));
       if (key) await send("PATCH", `keys/${encodeURIComponent(key.name)}`, values);
       else {
         const made = await send("POST", "keys", { ...values, name: text(form, "name") ?? "" });
@@ -156,9 +156,11 @@ function input({ name, kind, label, meaning, choices, default: otherwise }, valu
 }
 
 /** What was filled in for a field. @param {Field} field @param {FormData} form */
-function given({ name, kind }, form) {
-  const typed = text(form, name);
-  return kind === "choices" ? form.getAll(name) : kind === "words" ? typed?.split(/[\s,]+/) ?? null : kind === "number" ? typed && Number(typed) : typed;
+function given({ name, kind, choices, default: otherwise }, form) {
+  const typed = text(form, name), chosen = form.getAll(name);
+  // Nothing is chosen where nothing was, except if the default is a choice: who takes that away may not get it.
+  if (kind === "choices") return chosen.length || Object.hasOwn(choices, otherwise.split(" ")[0]) ? chosen : null;
+  return kind === "words" ? typed?.split(/[\s,]+/) ?? null : kind === "number" ? typed && Number(typed) : typed;
 }
 
 /** What is in an input, or null. @param {FormData} form @param {string} name */

@@ -21,7 +21,6 @@ export const REASONS = {
   "tokens_per_month": "The key has used up its tokens of the month, or runs what may use them up",
   "throttled": "Many different wrong keys came from one address",
   "limits unavailable": "The storage that counts limits does not answer",
-  "malformed body": "The request body could not be read",
   "body timeout": "The request body stopped coming",
   "connections": "Too many connections of one client behind a proxy",
   "held bodies": "Too many large requests at once",
