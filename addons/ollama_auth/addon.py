@@ -6,10 +6,8 @@ There are two addons. `OllamaAuth` is what the script auth.py contains; mitmprox
 that file changes. `Gate` is inserted before all other addons once and stays: while no configured `OllamaAuth` is
 loaded, it answers every request 503. So an unconfigured, broken, reloaded or removed script always means "deny".
 
-The way of a request: proxy/listener.py accepts its connection, and refuses a stranger's first request itself. All else
-it hands to mitmproxy, which calls `client_connected`, then `next_layer`, which puts the layers of proxy/ in place. From
-there on requests do not pass this module: the layers call RequestLifecycle (lifecycle.py) for each request head. Its
-Admission is what lets a request go upstream; `server_connect` below is a second, independent lock.
+Requests do not pass this module: the layers that `next_layer` puts in place call RequestLifecycle (lifecycle.py), whose
+Admission lets a request go upstream; `server_connect` below is a second, independent lock.
 """
 
 import asyncio
@@ -111,7 +109,7 @@ class Gate:
         """The gate was taken out of mitmproxy's addons: it denies everything for the rest of the run."""
         views = FlowViews(self.config, hooks.options)
         self.addons = [views]  # mitmproxy calls their hooks after the gate's own, before those of other addons.
-        self.lifecycle = RequestLifecycle(self.config, self.connections, self.is_open, views, self.monitor)
+        self.lifecycle = RequestLifecycle(self.config, self.connections, self.is_open, views)
         self.on_behalf: dict[tuple[str, int], str] = {}
         """Addresses of clients that the console asks the gate for, by its own end of the connection."""
         self.listener = Listener(self.lifecycle, self.connections, self.most_connections, self.is_direct)

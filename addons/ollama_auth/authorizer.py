@@ -6,7 +6,6 @@ of its own, and the first one that refuses ends the walk. `lifecycle.py` turns t
 """
 
 import re
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from . import clock
@@ -33,14 +32,6 @@ KEY_IN_PATH = "key in path"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,%d}" % redaction.MAX_SEARCHED)
 
 
-@dataclass(slots=True)
-class AbuseState:
-    """What is remembered about credentials between requests, all of it bounded."""
-
-    throttle: Throttle
-    replays: ReplayCache
-
-
 class Decision(NamedTuple):
     """What was decided about a head, and what of that the log may show."""
 
@@ -58,9 +49,8 @@ class Decision(NamedTuple):
 class Authorizer:
     """The rules in force, and what is remembered between requests."""
 
-    def __init__(self, settings: Settings, abuse: AbuseState) -> None:
-        self.settings = settings
-        self.abuse = abuse
+    def __init__(self, settings: Settings, throttle: Throttle, replays: ReplayCache) -> None:
+        self.settings, self.throttle, self.replays = settings, throttle, replays
 
     def parse(self, head: Head, exchange: Exchange, server: Address | None) -> None:
         """Put into the record of a request what its head says, whatever will be decided.
@@ -144,12 +134,12 @@ class Authorizer:
         try:
             identity = identify(head, target, self.settings.ring, clock.wall(), self.settings.signature_window)
         except RefusedError as error:
-            if error.reason in GUESSES and self.abuse.throttle.failed(network, error.key or error.reason):
+            if error.reason in GUESSES and self.throttle.failed(network, error.key or error.reason):
                 raise throttled(error.key) from None
             raise
         signature = identity.signature
         single_use = found.route_class in policy.REPLAY_HURTS
-        if signature and single_use and self.abuse.replays.replayed(signature.value, clock.monotonic()):
+        if signature and single_use and self.replays.replayed(signature.value, clock.monotonic()):
             raise replayed()
         return identity
 

@@ -41,7 +41,6 @@ from .runtime import ActiveConfig
 from .settings import UNCONFIGURED, Settings
 from .telemetry import audit_log
 from .telemetry.ledger import entry_of
-from .telemetry.monitor import Monitor
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +62,7 @@ class RequestLifecycle:
     """What happens to requests, one object for all of them."""
 
     def __init__(
-        self,
-        config: ActiveConfig,
-        connections: Connections,
-        ready: Callable[[], bool],
-        flow_views: FlowViews,
-        monitor: Monitor,
+        self, config: ActiveConfig, connections: Connections, ready: Callable[[], bool], flow_views: FlowViews
     ) -> None:
         """`ready` says whether a configured script holds the gate open."""
         self.config = config
@@ -76,7 +70,6 @@ class RequestLifecycle:
         self.ready = ready
         self.flow_views = flow_views
         self.watched = flow_views.watched
-        self.monitor = monitor
         self.draining = False
         self.self_check = os.environ.get("OLLAMA_AUTH_SELF_CHECK")
         """The id of the request with which scripts/serve asks whether strangers are kept out: see mitmdump.py there."""
@@ -123,7 +116,8 @@ class RequestLifecycle:
                 decision = authorizer.authorize(head, exchange, network, peer.sockname)
                 verdict = self._apply(decision, exchange, peer)
                 if isinstance(verdict, UpstreamRequest) and verdict.inspects_body:
-                    self._begin_to_hold(exchange, verdict, head.body)
+                    exchange.state.held_body = HeldBody(verdict.principal.name)
+                    self.held_bodies.check(verdict.principal.name, max(0, head.body), *self._most_held)
         except Exception as error:
             verdict = self._refuse(exchange, error)
         if isinstance(verdict, Refusal):
@@ -171,11 +165,6 @@ class RequestLifecycle:
         if exchange.route and exchange.route.prompts:
             exchange.prompt = Prompt(exchange.route.path)
         return decision.verdict if decision.verdict.waits else self._admit(exchange, decision.verdict, peer)
-
-    def _begin_to_hold(self, exchange: Exchange, request: UpstreamRequest, announced: int) -> None:
-        """Refuse a body whose Content-Length (negative: none) is too much to be held. Raises RefusedError."""
-        exchange.state.held_body = HeldBody(request.principal.name)
-        self.held_bodies.check(request.principal.name, max(0, announced), *self._most_held)
 
     @property
     def _most_held(self) -> tuple[int, int]:
@@ -312,7 +301,7 @@ class RequestLifecycle:
             get = flow.response.headers.get
             kinds = get("content-type", ""), get("content-encoding", "")
             exchange.usage = UsageReader(exchange.route.usage, *kinds, exchange.status)
-            exchange.on_token_interval = self.monitor.on_token_interval
+            exchange.on_token_interval = self.config.monitor.on_token_interval
         flow.response.stream = self.flow_views.response_started(exchange, flow)
 
     def rewrite_response(self, exchange: Exchange, flow: http.HTTPFlow) -> Answer | None:
@@ -369,7 +358,7 @@ class RequestLifecycle:
         try:
             if self.config.ledger:
                 self.config.ledger.add(entry_of(exchange), row=not exchange.suppress_log)
-            self.monitor.ended(exchange)
+            self.config.monitor.ended(exchange)
             if self.config.audit:
                 self.config.audit.write(exchange)
         except Exception as error:

@@ -3,6 +3,7 @@
 mitmproxy shows the help texts with `mitmdump --options`. Readers take (option name, value) and raise SettingsError.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,31 +73,19 @@ def optional(_: str, value: str | None) -> str | None:
     return value or None
 
 
-def positive(name: str, value: int | None) -> int | None:
-    """Return a number that is at least 1, or None where it is unset."""
-    return value if value is None else _at_least(1, name, value)
+def number(least: int, most: float = math.inf) -> Reader:
+    """Make a reader that takes a number of that range, or None where it is unset."""
+
+    def read(name: str, value: int | None) -> int | None:
+        if value is not None and not least <= value <= most:
+            bound = f"least {least}" if value < least else f"most {most}"
+            raise SettingsError(f"{name} is {value}: it must be at {bound}")
+        return value
+
+    return read
 
 
-def not_negative(name: str, value: int | None) -> int | None:
-    """Return a number that is at least 0, or None where it is unset."""
-    return value if value is None else _at_least(0, name, value)
-
-
-def _at_least(least: int, name: str, value: int) -> int:
-    if value < least:
-        raise SettingsError(f"{name} is {value}: it must be at least {least}")
-    return value
-
-
-def up_to(most: int, least: int = 1) -> Reader:
-    """Make a reader that takes a number of that range."""
-
-    def number(name: str, value: int) -> int:
-        if value > most:
-            raise SettingsError(f"{name} is {value}: it must be at most {most}")
-        return _at_least(least, name, value)
-
-    return number
+positive, not_negative = number(1), number(0)
 
 
 def size(name: str, text: str) -> int:
@@ -287,9 +276,10 @@ OPTIONS: tuple[Option, ...] = (
            not_negative),
     Option("ollama_keepalive_idle", int, 30,
            "Seconds of silence of a client or of Ollama, after which TCP asks whether it is still there. A peer that "
-           "answers may be silent for as long as it likes. 0: never.", up_to(MOST_SECONDS, 0)),
-    Option("ollama_keepalive_interval", int, 10, "Seconds between two such questions.", up_to(MOST_SECONDS)),
-    Option("ollama_keepalive_probes", int, 3, "Such questions without an answer that end the connection.", up_to(127)),
+           "answers may be silent for as long as it likes. 0: never.", number(0, MOST_SECONDS)),
+    Option("ollama_keepalive_interval", int, 10, "Seconds between two such questions.", number(1, MOST_SECONDS)),
+    Option("ollama_keepalive_probes", int, 3,
+           "Such questions without an answer that end the connection.", number(1, 127)),
     Option("ollama_trusted_proxies", Sequence[str], [],
            "Addresses and networks of the proxies in front that are believed when they name the client, such as "
            "10.0.0.2 or 10.0.0.0/24. Repeat for several. Environment, with commas: OLLAMA_TRUSTED_PROXIES. "

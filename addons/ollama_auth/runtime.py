@@ -22,7 +22,7 @@ from .auth.limits import RENEW, Limiter, counted_here, limited
 from .auth.periods import Calendar
 from .auth.shared_limits import LimitsError, StorageUnavailableError, check_storage
 from .auth.throttle import ReplayCache, Throttle
-from .authorizer import AbuseState, Authorizer
+from .authorizer import Authorizer
 from .settings import Settings, SettingsError
 from .telemetry import workers
 from .telemetry.access_log import AccessLog
@@ -55,7 +55,7 @@ class ActiveConfig:
         self.ledger: Ledger | None = None
         self.monitor = monitor
         self._emit = emit
-        self._abuse = AbuseState(Throttle(), ReplayCache())
+        self._throttle, self._replays = Throttle(), ReplayCache()
         self._hidden: dict[str, bytes] = {}
         """Digests of keys that were given as an option, and URLs with a password, by what the option shows now."""
         self._reading = asyncio.Lock()
@@ -123,16 +123,16 @@ class ActiveConfig:
         if limiter:
             limiter.calendar, limiter.principals = Calendar(new.timezone), new.ring.principals
         self.settings, self.limiter = new, limiter
-        self._abuse.throttle.most = new.max_wrong_keys
-        self.authorizer = Authorizer(new, self._abuse)
+        self._throttle.most = new.max_wrong_keys
+        self.authorizer = Authorizer(new, self._throttle, self._replays)
         for warning in new.warnings:
             if old is None or warning not in old.warnings:
                 logger.warning("ollama_auth: %s", warning)
 
     def _limiter_for(self, new: Settings) -> Limiter | None:
-        if self.settings and self.limiter and storage_of(self.settings) == storage_of(new):
+        url, old, principals = new.limits_storage, self.settings, new.ring.principals.values()
+        if old and self.limiter and (old.limits_storage, old.limits_name) == (url, new.limits_name):
             return self.limiter
-        url, principals = new.limits_storage, new.ring.principals.values()
         if url is None and not any(map(limited, principals)):
             return None
         alone = any(map(counted_here, principals)) or new.usage_db is None
@@ -154,12 +154,9 @@ class ActiveConfig:
 
     def close(self) -> None:
         """Write what the logs have left to write, and stop the status server."""
-        self.log.close()
-        if self.audit:
-            self.audit.close()
-        if self.ledger:
-            self.ledger.close()
-        self.monitor.close()
+        for part in (self.log, self.audit, self.ledger, self.monitor):
+            if part:
+                part.close()
 
     # The keys file.
 
@@ -247,11 +244,6 @@ class ActiveConfig:
             return await self._read_again(options, self.settings)
         self.take(replace(before, ring=ring, warnings=warnings))
         return ring
-
-
-def storage_of(one: Settings) -> tuple[object, ...]:
-    """What a limiter was made of."""
-    return one.limits_storage, one.limits_name
 
 
 def audit_of(one: Settings) -> tuple[object, ...]:

@@ -224,7 +224,7 @@ def read_keys(
     path = keys_file_of(options, environ)
     found: list[keys.Key] = []
     warnings: tuple[str, ...] = ()
-    if path is None or _names_a_key(options, environ):
+    if path is None or any(is_given(value) for one in _sources(options, environ) for value in one.values()):
         found.append(keys.Key(read_key(options, environ, hidden), keys.Principal("default")))
     try:
         if path is not None:
@@ -235,10 +235,6 @@ def read_keys(
         return keys.KeyRing(found), warnings
     except (keys_file.KeysFileError, keys.InvalidKeyError) as fault:
         raise SettingsError(str(fault)) from None
-
-
-def _names_a_key(options: Options, environ: Mapping[str, str]) -> bool:
-    return any(is_given(value) for source in _sources(options, environ) for value in source.values())
 
 
 def is_given(value: str | None) -> TypeGuard[str]:
@@ -314,25 +310,17 @@ def _find_secret(sources: Iterable[Mapping[str, str | None]]) -> tuple[str, str]
 
 
 def _read_key_file(path: str, name: str) -> str:
+    what = "URL" if "storage" in name.lower() else "key"
     try:
         with Path(path).expanduser().open("rb") as file:
             raw = file.read(MAX_KEY_FILE + 1)
     except (OSError, ValueError, RuntimeError) as error:
         # It happens that the key itself is put here.
         shown = repr(path) if path.startswith(("~", ".")) or Path(path).is_absolute() else "the file"
-        raise SettingsError(
-            f"{name}: can't read {shown} ({why_unreadable(error)}); name a file this process may read "
-            f"that holds the {_what(name)}"
-        ) from None
+        remedy = f"name a file this process may read that holds the {what}"
+        raise SettingsError(f"{name}: can't read {shown} ({why_unreadable(error)}); {remedy}") from None
     if len(raw) > MAX_KEY_FILE:
-        what = _what(name)
-        raise SettingsError(
-            f"{name}: {path!r} is far too large to be a {what}; name a file that holds the {what} alone"
-        )
+        raise SettingsError(f"{name}: {path!r} is far too large to be a {what}; name a file that holds it alone")
     # An editor or `echo` ends the file with a line end, which is no part of the key.
     text = raw.decode("utf-8", "replace")
     return text.removesuffix("\n").removesuffix("\r")
-
-
-def _what(name: str) -> str:
-    return "URL" if "storage" in name.lower() else "key"

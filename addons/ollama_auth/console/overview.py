@@ -122,5 +122,5 @@ def shown_key(name: str) -> str:
 def _throttled(call: Call) -> list[dict[str, Any]]:
     """The networks that send too many wrong keys."""
     authorizer = call.console.config.authorizer
-    found = authorizer.abuse.throttle.throttled() if authorizer else {}
+    found = authorizer.throttle.throttled() if authorizer else {}
     return [{"key": None, "client": one, "reason": "throttled", "requests": keys} for one, keys in found.items()]

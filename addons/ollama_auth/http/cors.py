@@ -47,17 +47,14 @@ def preflight(method: bytes, fields: Fields, origins: Collection[str]) -> Answer
     # A page may send what it likes: what is not on the gate's list goes nowhere.
     names = b", ".join(values(fields, b"access-control-request-headers"))
     granted = ((b"access-control-allow-headers", names),) if _NAMES.fullmatch(names) else ()
-    return Answer(
-        204,
-        (
-            (b"access-control-allow-origin", allowed),
-            (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE"),
-            *granted,
-            (b"access-control-max-age", b"600"),
-            (b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
-        ),
-        b"",
+    answer = (
+        (b"access-control-allow-origin", allowed),
+        (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE"),
+        *granted,
+        (b"access-control-max-age", b"600"),
+        (b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
     )
+    return Answer(204, answer, b"")
 
 
 def response_fields(fields: Fields, origins: Collection[str]) -> Fields:
@@ -72,11 +69,7 @@ def response_fields(fields: Fields, origins: Collection[str]) -> Fields:
 
 def strip(fields: Fields) -> Fields:
     """The fields of a response of Ollama's without its own CORS, and with one Vary: less Origin, which it never saw."""
-    kept = tuple(
-        (name, value)
-        for name, value in fields
-        if name.lower() != b"vary" and not name.lower().startswith(b"access-control-")
-    )
+    kept = tuple((n, v) for n, v in fields if n.lower() != b"vary" and not n.lower().startswith(b"access-control-"))
     listed = [item.strip(b" \t") for value in values(fields, b"vary") for item in value.split(b",")]
     varies = {item.lower(): item for item in reversed(listed) if item and item.lower() not in _REQUESTED}
     return (*kept, (b"vary", b", ".join(reversed(varies.values())))) if varies else kept

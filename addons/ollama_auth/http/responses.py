@@ -39,11 +39,6 @@ class Answer:
         """The response to a request of that method: without its body to HEAD."""
         return replace(self, body=b"") if method == b"HEAD" else self
 
-    @property
-    def phrase(self) -> str:
-        """The reason phrase of the status line."""
-        return HTTPStatus(self.status).phrase
-
 
 def id_fields(request_id: str, dialect: Dialect) -> Fields:
     """The fields by which a client can name a request: every response has them. Anthropic's libraries read the second
@@ -87,7 +82,7 @@ def retry_after(seconds: int) -> tuple[bytes, bytes]:
 
 def render(answer: Answer, *, close: bool = True) -> bytes:
     """Serialize an answer as HTTP/1.1; `close` adds `Connection: close`."""
-    lines = [f"HTTP/1.1 {answer.status} {answer.phrase}".encode()]
+    lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}".encode()]
     lines += [name.title() + b": " + value for name, value in answer.fields]
     lines += [b"Connection: close"] if close else []
     return b"\r\n".join(lines) + b"\r\n\r\n" + answer.body

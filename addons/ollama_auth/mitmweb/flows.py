@@ -226,13 +226,10 @@ class FlowViews:
         if flow.is_replay != "request":
             self._drop_old(flow)
             return
+        exchange, message = self._replayed(flow), "the gate refused this request, so it is not sent again"
         if "ollama_reason" in flow.metadata:
-            refusal = error(
-                flow.metadata.get("ollama_id", flow.id), 403, "the gate refused this request, so it is not sent again"
-            )
+            refusal = error(flow.metadata.get("ollama_id", flow.id), 403, message)
             flow.response = http.Response.make(refusal.status, refusal.body, http.Headers(refusal.fields))
-        exchange = self._replayed(flow)
-        if "ollama_reason" in flow.metadata:
             exchange.status, exchange.reason = 403, flow.metadata["ollama_reason"]
             self._log(exchange)
             return

@@ -220,9 +220,9 @@ def _recognize_openai(answer: Answer, data: bytes, name: bytes) -> bool:
     if data == b"[DONE]":
         answer.ended = True
         return True
-    if answer.usage.model is None or len(data) > LONG_EVENT or b'"finish_reason":null' not in data:
+    if answer.usage.model is None or len(data) > LONG_EVENT:
         return False
-    if b'"model":""' in data:
+    if b'"finish_reason":null' not in data or b'"model":""' in data:
         return False
     answer.usage.events += 1
     return True

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mitmproxy import http
-from mitmproxy.proxy import commands, layer
+from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._events import RequestHeaders, ResponseProtocolError
 
@@ -96,3 +96,8 @@ class OllamaReserveHook(commands.StartHook):
     """A hook of our own, `ollama_reserve`, that fills in the verdict: layers can't await, but a hook may."""
 
     reservation: Reservation
+
+
+def ignore_event(_: events.Event) -> Commands:
+    """Do nothing: the state of a layer that has ended."""
+    yield from ()

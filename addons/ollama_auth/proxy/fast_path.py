@@ -14,13 +14,14 @@ import os
 import re
 from asyncio import WriteTransport
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import time
 
 from h11._readers import ChunkedReader, ContentLengthReader
 from mitmproxy import http
 from mitmproxy.connection import Connection
 from mitmproxy.proxy.layers.http import HttpLayer, HttpStream
+from mitmproxy.proxy.server import TimeoutWatchdog
 
 from .client_connection import ClientConnection
 from .http1_client import BoundedHttp1Client
@@ -162,30 +163,26 @@ class FastPaths:
                     reader.fast_path = reader.target = None
 
 
+@dataclass(eq=False, slots=True)
 class SocketFastPath:
     """The fast path from socket to socket, taken while nothing received earlier is still unsent."""
 
-    __slots__ = ("_checked_at", "_descriptor", "_fast_path", "_paths", "_peer", "_reader", "_transport", "_watchdog")
+    _fast_path: LayerFastPath
+    _paths: FastPaths
+    _peer: ClientConnection
+    _transport: WriteTransport
+    """That of `_fast_path.target`."""
+    _reader: BulkReader
+    """That of its source."""
+    _checked_at: int = -1
+    """The event count of the layers at which the fast path was last found open."""
+    _descriptor: int | None = None
+    _watchdog: TimeoutWatchdog = field(init=False)
 
-    def __init__(
-        self,
-        fast_path: LayerFastPath,
-        paths: FastPaths,
-        peer: ClientConnection,
-        transport: WriteTransport,
-        reader: BulkReader,
-    ) -> None:
-        """`transport` is that of `fast_path.target`, `reader` that of its source."""
-        self._fast_path = fast_path
-        self._paths = paths
-        self._peer = peer
-        self._watchdog = peer.handler.timeout_watchdog
-        self._transport = transport
-        self._reader = reader
-        self._checked_at = -1
-        """The event count of the layers at which the fast path was last found open."""
-        own = transport.get_extra_info("socket") if os.name == "posix" else None
-        self._descriptor: int | None = own.fileno() if own else None
+    def __post_init__(self) -> None:
+        own = self._transport.get_extra_info("socket") if os.name == "posix" else None
+        self._descriptor = own.fileno() if own else None
+        self._watchdog = self._peer.handler.timeout_watchdog
 
     def __call__(self, data: bytes) -> int:
         """Forward as much of the start of `data` as possible, and return its length in bytes. Never raises."""

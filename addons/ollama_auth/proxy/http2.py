@@ -174,7 +174,8 @@ class BoundedHttp2Server(Http2Server):
                 if received.stream > self.last_stream:
                     answers += self.turn_away(received)
                     continue
-                if received.kind in (DATA, RST_STREAM) and not self.expects(received.stream):
+                expected = received.stream in self.streams or received.stream in self.discarding
+                if received.kind in (DATA, RST_STREAM) and not expected:
                     self.frames.count_idle(len(received.raw) < SMALL)
                 batch.append(received.raw)
                 if received.kind == HEADERS:
@@ -199,10 +200,6 @@ class BoundedHttp2Server(Http2Server):
     def hand_on(self, batch: list[bytes]) -> Commands:
         if batch:
             yield from super()._handle_event(events.DataReceived(self.conn, b"".join(batch)))
-
-    def expects(self, stream_id: int) -> bool:
-        """Tell whether more of the request on this stream may come."""
-        return stream_id in self.streams or stream_id in self.discarding
 
     def handle_h2_event(self, event: h2.events.Event) -> layer.CommandGenerator[bool]:
         if isinstance(event, h2.events.RequestReceived):

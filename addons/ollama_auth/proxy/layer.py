@@ -20,12 +20,12 @@ from mitmproxy.proxy.layers.http import (
 )
 
 from .client_connection import BodyTimeout, ClientConnection, ConnectLost, Drain, Expire, Resume
-from .events import Commands, Lifecycle
+from .events import Commands, Lifecycle, ignore_event
 from .fast_path import FastPaths
 from .hook_dispatch import HookDispatcher
 from .http1_server import BoundedHttp1Server
 from .http2 import BoundedHttp2Server, EventHandled
-from .stream import GateStream, ignore_event
+from .stream import GateStream
 from .upstream import OllamaServer, Upstream, http1_of
 
 MAX_FREE = 32

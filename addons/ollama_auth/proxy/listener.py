@@ -145,8 +145,7 @@ class NewConnection(asyncio.Protocol):
 
     def end(self, answer: bytes = b"") -> None:
         """Send the last bytes of the connection, and close it."""
-        if answer:
-            self.transport.write(answer)
+        self.transport.write(answer)
         self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:

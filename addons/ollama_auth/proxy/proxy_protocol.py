@@ -15,7 +15,7 @@ from ..http.request_rules import Address
 from ..settings import Settings
 from .client_connection import ClientConnection
 from .connections import Connections
-from .events import Commands
+from .events import Commands, ignore_event
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 """The first bytes of a header of version 2."""
@@ -83,10 +83,7 @@ class ProxyHeaderLayer(layer.Layer):
         if answer:
             yield commands.SendData(self.context.client, answer)
         yield commands.CloseConnection(self.context.client)
-        self._handle_event = self.done  # type: ignore[assignment,method-assign]
-
-    def done(self, _: events.Event) -> Commands:
-        yield from ()
+        self._handle_event = ignore_event  # type: ignore[assignment,method-assign]
 
 
 def parse(data: bytes) -> tuple[int, Address | None] | None:

@@ -46,6 +46,7 @@ from .events import (
     ParsedRequestHeaders,
     Refuse,
     Reservation,
+    ignore_event,
 )
 from .fast_path import FastPaths
 from .hook_dispatch import FLOW_HOOKS, FlowHook, HookDispatcher
@@ -414,11 +415,6 @@ class GateStream(HttpStream):
         if (yield from self.make_server_connection()):
             yield SendHttp(RequestHeaders(self.stream_id, self.flow.request, end_stream=True), self.context.server)
             yield SendHttp(RequestEndOfMessage(self.stream_id), self.context.server)
-
-
-def ignore_event(_: events.Event) -> Commands:
-    """Do nothing: the state of a stream that has ended."""
-    yield from ()
 
 
 def head_of(event: RequestHeaders) -> Head:

@@ -148,4 +148,4 @@ def test_an_answer_is_one_response_whatever_it_says(status: int, message: str, d
 
 @each_of("status", STATUSES)
 def test_every_status_in_use_has_a_phrase(status: int) -> None:
-    assert error("1", status, "no").phrase
+    assert render(error("1", status, "no")).partition(b"\r\n")[0].split(b" ", 2)[2]
