@@ -177,6 +177,8 @@ class Exchange:
     """Takes the seconds between two tokens of a stream."""
     recording: Recording | None = None
     """Takes both bodies, for the audit log."""
+    shown: tuple[str, str, str, float, float | None] | None = None
+    """See `shown` in access_log.py."""
     state: RequestState = field(default_factory=RequestState)
 
     @property

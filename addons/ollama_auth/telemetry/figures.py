@@ -13,15 +13,9 @@ def key_of(exchange: Exchange) -> str:
     return exchange.key if exchange.key and exchange.identified else NO_KEY
 
 
-def used_by(exchange: Exchange) -> Usage | None:
-    """What a request used, once it has ended."""
-    return exchange.used
-
-
 def answering_model(exchange: Exchange) -> str | None:
     """The model of a successful answer; the name in a refused request may be any text, so it is no label."""
-    used = used_by(exchange)
-    return short(used.model or UNKNOWN_MODEL) if used else None
+    return short(exchange.used.model or UNKNOWN_MODEL) if exchange.used else None
 
 
 def current_model(exchange: Exchange) -> str | None:

@@ -20,11 +20,10 @@ from secrets import randbits
 
 from .. import clock
 from ..exchange import Exchange
-from ..http.head import MAX_METHOD
 from ..ollama_api.model_names import short
 from . import usage_db
-from .access_log import MAX_MODEL, as_ms, escape_name, names_in_one, path
-from .figures import UNKNOWN_MODEL, used_by
+from .access_log import MAX_MODEL, shown
+from .figures import UNKNOWN_MODEL
 from .usage_db import HOUR, MAX_ROWS, QUARTER, Entry, UnusableError
 
 logger = logging.getLogger(__name__)
@@ -82,6 +81,8 @@ class Ledger:
         self._lock = threading.Lock()
         """For what waits to be written; never held while something is."""
         self._rows: list[Entry] = []
+        self._summed = 0
+        """How many of the first rows are in the sums already; the thread adds the others, in one go."""
         self._sums: usage_db.Sums = {}
         self._spent: usage_db.Spent = {}
         self._own: defaultdict[str, Spent] = defaultdict(Spent)
@@ -114,11 +115,11 @@ class Ledger:
                     self._start()
                 if entry.model not in self._models:
                     entry = self._with_bounded_model(entry)
-                usage_db.add_to(self._sums, entry)
                 if row and len(self._rows) < MAX_WAITING:
                     self._rows.append(entry)
-                elif row:
-                    self._lost += 1
+                else:
+                    self._lost += row
+                    usage_db.add_to(self._sums, entry)
                 if tokens := entry.tokens:
                     place = entry.key, self._own[entry.key].add(int(clock.wall()) // QUARTER, tokens)
                     self._spent[place] = self._spent.get(place, 0) + tokens
@@ -199,7 +200,7 @@ class Ledger:
         while not last:
             self._work.wait()
             last = self._stop.wait(PAUSE)
-            with suppress(Exception):
+            with suppress(Exception), self._using:
                 self._write_waiting()
         with suppress(Exception), self._using:
             if self._connection:
@@ -209,9 +210,11 @@ class Ledger:
     def _write_waiting(self) -> None:
         self._work.clear()
         with self._lock:
-            rows, sums, spent = self._rows, self._sums, self._spent
-            self._rows, self._sums, self._spent = [], {}, {}
+            rows, summed, sums, spent = self._rows, self._summed, self._sums, self._spent
+            self._rows, self._summed, self._sums, self._spent = [], 0, {}, {}
         try:
+            for row in rows[summed:]:
+                usage_db.add_to(sums, row)
             self._attempt(rows, sums, spent)
         except sqlite3.OperationalError as error:  # Such as a lock, or a full disk: it may be over soon.
             self._put_back(rows, sums, spent)
@@ -227,21 +230,20 @@ class Ledger:
             self._failing, self._lost = False, 0
 
     def _attempt(self, rows: list[Entry], sums: usage_db.Sums, spent: usage_db.Spent) -> None:
-        with self._using:
-            try:
-                connection = self._current()
-                usage_db.write(connection, rows, sums, spent, self._process)
-                if time.monotonic() - self._trimmed >= TRIM:
-                    self._trimmed = time.monotonic()
-                    usage_db.trim(connection, clock.wall(), self.days, MAX_ROWS if self._path else MAX_ROWS_IN_MEMORY)
-            except sqlite3.Error as error:
-                if self._path and self._connection:
-                    self._connection.close()
-                    self._connection = None
-                if not usage_db.is_damage(error):
-                    raise
-                self._connection = self._open()
-                usage_db.write(self._connection, rows, sums, spent, self._process)
+        try:
+            connection = self._current()
+            usage_db.write(connection, rows, sums, spent, self._process)
+            if time.monotonic() - self._trimmed >= TRIM:
+                self._trimmed = time.monotonic()
+                usage_db.trim(connection, clock.wall(), self.days, MAX_ROWS if self._path else MAX_ROWS_IN_MEMORY)
+        except sqlite3.Error as error:
+            if self._path and self._connection:
+                self._connection.close()
+                self._connection = None
+            if not usage_db.is_damage(error):
+                raise
+            self._connection = self._open()
+            usage_db.write(self._connection, rows, sums, spent, self._process)
 
     def _put_back(self, rows: list[Entry], sums: usage_db.Sums, spent: usage_db.Spent) -> None:
         """Let it wait for the next write."""
@@ -249,7 +251,7 @@ class Ledger:
         with self._lock:
             room = max(0, MAX_WAITING - len(self._rows))
             self._lost += len(rows[room:])
-            self._rows = rows[:room] + self._rows
+            self._rows, self._summed = rows[:room] + self._rows, len(rows[:room])
             for place, numbers in self._sums.items():
                 sums[place] = [sum(pair) for pair in zip(numbers, sums.get(place, [0] * len(numbers)), strict=True)]
             for spent_at, tokens in self._spent.items():
@@ -323,35 +325,23 @@ def inode(file: Path) -> tuple[int, int] | None:
 
 def entry_of(exchange: Exchange) -> Entry:
     """The row of an exchange that has ended."""
-    used = used_by(exchange)
-    seconds = (exchange.ended or exchange.started) - exchange.started
-    duration = as_ms(seconds)
-    ttft = as_ms(exchange.ttft) if exchange.usage and exchange.ttft is not None else None
-    completion = used.completion_tokens if used else None
-    known = usage_db.UNKNOWN_KEY if exchange.key else usage_db.NO_KEY
+    used, status, key = exchange.used, exchange.status, exchange.key
+    method, where, stripped, duration, ttft = shown(exchange)
+    if not exchange.usage:
+        ttft = None
+    prompt, completion, estimated, made = None, None, False, None
+    if used:
+        prompt, completion, estimated = bounded(used.prompt_tokens), bounded(used.completion_tokens), used.estimated
+        if completion:
+            made = round(duration - ttft, 1) if exchange.stream and ttft else duration
     return Entry(
-        exchange.time,
-        exchange.time + seconds,
-        exchange.id,
-        exchange.client,
-        escape_name(exchange.method[:MAX_METHOD]),
-        str(exchange.route.route_class) if exchange.route else "",
-        path(exchange) or "",
-        exchange.status,
-        bounded(used.prompt_tokens) if used else None,
-        bounded(completion),
-        used.estimated if used else False,
-        min(exchange.bytes_in, MAX_COUNT),
-        min(exchange.bytes_out, MAX_COUNT),
-        ttft,
-        duration,
-        (round(duration - ttft, 1) if exchange.stream and ttft else duration) if completion else None,
-        names_in_one(exchange.stripped),
-        exchange.key if exchange.identified and exchange.key else known,
-        shown_model(exchange.model) if exchange.model else UNKNOWN_MODEL if used else "",
-        str(exchange.outcome),
+        exchange.time, exchange.time + (exchange.ended or exchange.started) - exchange.started, exchange.id,
+        exchange.client, method, exchange.route.route_class.value if exchange.route else "", where, status, prompt,
+        completion, estimated, min(exchange.bytes_in, MAX_COUNT), min(exchange.bytes_out, MAX_COUNT), ttft, duration,
+        made, stripped, key if key and exchange.identified else usage_db.UNKNOWN_KEY if key else usage_db.NO_KEY,
+        shown_model(exchange.model) if exchange.model else UNKNOWN_MODEL if used else "", exchange.outcome.value,
         exchange.reason or "",
-    )
+    )  # fmt: skip
 
 
 def bounded(count: int | None) -> int | None:
@@ -360,5 +350,5 @@ def bounded(count: int | None) -> int | None:
 
 def shown_model(name: str) -> str:
     """A name of a model as text for a database, bounded."""
-    shown = short(name[:MAX_MODEL])
-    return shown if shown.isprintable() else shown.encode("unicode_escape").decode("ascii")
+    found = short(name[:MAX_MODEL])
+    return found if found.isprintable() else found.encode("unicode_escape").decode("ascii")

@@ -13,7 +13,7 @@ from mitmproxy import version
 
 from .. import __version__
 from ..exchange import Exchange, Outcome
-from .figures import answering_model, key_of, used_by
+from .figures import answering_model, key_of
 
 # Seconds. A model may take minutes to load and to think, and makes from 1 to 300 tokens a second.
 _FIRST_TOKEN = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
@@ -87,7 +87,7 @@ class Metrics:
             self._duration.observe(exchange.ended - exchange.started)
         if exchange.first_token:
             self._first_token.observe(exchange.first_token - exchange.started)
-        if (used := used_by(exchange)) and (model := answering_model(exchange)):
+        if (used := exchange.used) and (model := answering_model(exchange)):
             model = self._model_label(model)
             self._tokens.labels(key, model, "prompt").inc(used.prompt_tokens or 0)
             self._tokens.labels(key, model, "completion").inc(used.completion_tokens or 0)

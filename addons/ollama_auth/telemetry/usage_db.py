@@ -59,7 +59,12 @@ _MIGRATIONS = (
 NEWEST = len(_MIGRATIONS)
 _SUMS = ("requests", "prompt_tokens", "completion_tokens", "estimated", "bytes_in", "bytes_out", "generation_ms")
 ADD_TO_HOURS = "ON CONFLICT DO UPDATE SET " + ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUMS)
-_INSERT = f"INSERT INTO requests VALUES ({', '.join('?' * 18)})"
+ROW = (
+    "time", "ended", "id", "client", "method", "class", "path", "status", "prompt_tokens", "completion_tokens",
+    "estimated", "bytes_in", "bytes_out", "ttft_ms", "duration_ms", "generation_ms", "stripped",
+)  # fmt: skip
+"""Columns of `requests`, in the order of an Entry."""
+_INSERT = f"INSERT INTO requests ({', '.join(ROW)}, group_id) VALUES ({', '.join('?' * (len(ROW) + 1))})"
 
 type Group = tuple[str, str, str, str]
 """(key, model, outcome, reason)"""
@@ -178,7 +183,7 @@ def write(
         )
         found = "SELECT id FROM groups WHERE key = ? AND model = ? AND outcome = ? AND reason = ?"
         ids = {group: connection.execute(found, group).fetchone()[0] for group in groups}
-        connection.executemany(_INSERT, ((*row[:3], ids[row[-4:]], *row[3:-4]) for row in rows))
+        connection.executemany(_INSERT, ((*row[:-4], ids[row[-4:]]) for row in rows))
         connection.executemany(
             f"INSERT INTO hours VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) {ADD_TO_HOURS}",
             ((hour, ids[group], *numbers) for (hour, group), numbers in sums.items()),

@@ -13,6 +13,7 @@ from functools import cache, partial
 from operator import add
 from typing import Any
 
+from . import usage_db
 from .usage_db import DAY, HOUR, QUARTER
 
 PERIODS = ("hour", "day", "month")
@@ -202,11 +203,7 @@ def seconds_ahead(time: float, zone: tzinfo) -> int:
     return int(ahead.total_seconds()) if ahead else 0
 
 
-_ROW = (
-    "time", "ended", "id", "client", "method", "class", "path", "status", "prompt_tokens", "completion_tokens",
-    "estimated", "bytes_in", "bytes_out", "ttft_ms", "duration_ms", "generation_ms", "stripped",
-)  # fmt: skip
-ROW = ("number", *_ROW, *NAMES)
+ROW = ("number", *usage_db.ROW, *NAMES)
 """The columns of what `latest` returns."""
 
 
@@ -227,7 +224,7 @@ def latest(
     if before is not None:
         condition, values = f"{condition} AND requests.rowid < ?", [*values, before]
     rows = connection.execute(
-        f"SELECT requests.rowid, {', '.join(f'requests.{name}' for name in _ROW)}, {', '.join(NAMES)} "
+        f"SELECT requests.rowid, {', '.join(f'requests.{name}' for name in usage_db.ROW)}, {', '.join(NAMES)} "
         f"FROM requests JOIN groups ON groups.id = group_id WHERE {condition} ORDER BY requests.rowid DESC LIMIT ?",
         [*values, limit],
     )
