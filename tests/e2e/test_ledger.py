@@ -15,7 +15,7 @@ import pytest
 from ollama_auth.telemetry.usage_queries import latest, sums
 from tests.harness.base import BEARER, KEY, wait_until
 from tests.harness.credentials import bearer, entry
-from tests.harness.gate import Gate, assert_sound, log_lines
+from tests.harness.gate import Controlled, Gate, assert_sound, log_lines
 from tests.harness.upstream import Upstream
 from tests.harness.wire import Wire, ask, chat, head
 
@@ -154,3 +154,21 @@ def test_two_gates_share_a_file(upstream: Upstream, tmp_path: Path) -> None:
         for gate in (one, two):
             assert_sound(gate)
             assert "the ledger" not in gate.output
+
+
+def test_requests_go_after_their_days_and_sums_stay(upstream: Upstream, tmp_path: Path) -> None:
+    file = tmp_path / "usage.db"
+    with Controlled(upstream.url, *ledger_at(file), "--set", "ollama_usage_days=7") as gate:
+        gate.do("from ollama_auth.telemetry import ledger; ledger.TRIM = 0")
+        for days in (0, 5, 9):
+            gate.do(f"from ollama_auth import clock; clock.offset = {days * 86_400}")
+            assert ask(gate.port, "GET", "/api/tags", BEARER).status == 200
+            wait_until(lambda days=days: rows(file) and rows(file)[0]["time"] > time.time() + (days - 1) * 86_400, "it")
+        wait_until(lambda: len(rows(file)) == 2, "the first to go")
+        gate.do("ctx.options.ollama_usage_days = 2")
+        assert ask(gate.port, "GET", "/api/tags", BEARER).status == 200
+        wait_until(
+            lambda: [row["time"] > time.time() + 8 * 86_400 for row in rows(file)] == [True] * 2, "the next, too"
+        )
+        with closing(sqlite3.connect(file)) as connection:
+            assert sums(connection, ())[()].requests == 4

@@ -127,7 +127,8 @@ def escape_name(name: str) -> str:
 
 
 def as_ms(seconds: float) -> float:
-    return round(seconds * 1000, 1)
+    """Milliseconds, to one decimal; round() takes several times as long."""
+    return int(seconds * 10_000 + 0.5) / 10
 
 
 class AccessLog:

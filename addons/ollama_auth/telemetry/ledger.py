@@ -336,10 +336,10 @@ def entry_of(exchange: Exchange) -> Entry:
             made = round(duration - ttft, 1) if exchange.stream and ttft else duration
     return Entry(
         exchange.time, exchange.time + (exchange.ended or exchange.started) - exchange.started, exchange.id,
-        exchange.client, method, exchange.route.route_class.value if exchange.route else "", where, status, prompt,
+        exchange.client, method, str(exchange.route.route_class) if exchange.route else "", where, status, prompt,
         completion, estimated, min(exchange.bytes_in, MAX_COUNT), min(exchange.bytes_out, MAX_COUNT), ttft, duration,
         made, stripped, key if key and exchange.identified else usage_db.UNKNOWN_KEY if key else usage_db.NO_KEY,
-        shown_model(exchange.model) if exchange.model else UNKNOWN_MODEL if used else "", exchange.outcome.value,
+        shown_model(exchange.model) if exchange.model else UNKNOWN_MODEL if used else "", str(exchange.outcome),
         exchange.reason or "",
     )  # fmt: skip
 

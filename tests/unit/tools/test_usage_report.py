@@ -20,9 +20,11 @@ from typing import Any
 
 import pytest
 
+from ollama_auth.telemetry import usage_queries
 from ollama_auth.telemetry.ledger import Ledger
 from scripts.tools.usage import __main__ as cli
 from scripts.tools.usage import access_logs, progress
+from scripts.tools.usage.ledger import open_ledger
 from tests.harness.base import BEARER, ROOT, wait_until
 from tests.harness.gate import Gate
 from tests.harness.tools import CLEAN, TOOLS, call, execute
@@ -377,6 +379,17 @@ def test_the_ledger_and_the_log_have_the_same_figures(terminal: Terminal, ledger
     for more in ((), ("--key", "bob"), ("--timezone", "Asia/Tokyo", "--since", "2026-11-24")):
         assert terminal.json("--by", by, *more) == terminal.json("--by", by, *more, "access.log")
         assert terminal.run("--by", by, *more, "usage.db")[0] == terminal.run("--by", by, *more, "access.log")[0]
+
+
+def test_all_of_a_report_is_of_one_moment(ledger: Path) -> None:
+    with closing(open_ledger(str(ledger))) as connection:
+        with closing(Ledger(str(ledger))) as written:
+            row = access_logs.read(text_of(LOG[0]).encode())
+            assert row
+            written.add(row)
+        with closing(open_ledger(str(ledger))) as later:
+            assert [usage_queries.sums(one, ())[()].requests for one in (later, connection)] == [8, 7]
+            assert [len(usage_queries.latest(one)) for one in (later, connection)] == [8, 7]
 
 
 def test_the_ledger_of_a_real_gate_and_its_log(terminal: Terminal, upstream: Upstream) -> None:
