@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from mitmproxy import ctx, exceptions, options, optmanager, version
@@ -198,12 +199,11 @@ class Gate:
         return self.config.settings
 
     async def running(self) -> None:
-        asyncio_utils.create_task(
-            self.connections.sweep(lambda: self.lifecycle.settings), name="gate sweep", keep_ref=True
-        )
-        asyncio_utils.create_task(self.monitor.publish(), name="gate workers", keep_ref=True)
-        asyncio_utils.create_task(self.config.watch(ctx.options), name="gate keys", keep_ref=True)
-        asyncio_utils.create_task(self.config.renew(), name="gate leases", keep_ref=True)
+        start = partial(asyncio_utils.create_task, keep_ref=True)
+        start(self.connections.sweep(lambda: self.lifecycle.settings), name="gate sweep")
+        start(self.monitor.publish(), name="gate workers")
+        start(self.config.watch(ctx.options), name="gate keys")
+        start(self.config.renew(), name="gate leases")
         with suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):  # Windows has none of this.
             stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN or not process.has_terminal()
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.hang_up, stays)
@@ -216,11 +216,8 @@ class Gate:
         if self.lifecycle.settings.keys_file:  # Bodies will be read.
             threading.Thread(target=strict_json.prepare, name="gate patterns", daemon=True).start()
         process.freeze_startup_objects()
-        asyncio_utils.create_task(
-            process.collect_when_idle(lambda: not self.under_way, lambda: len(self.connections)),
-            name="gate garbage collection",
-            keep_ref=True,
-        )
+        collecting = process.collect_when_idle(lambda: not self.under_way, lambda: len(self.connections))
+        start(collecting, name="gate garbage collection")
 
     def _announce(self, servers: Iterable[ServerInstance[Any]]) -> None:
         """Say where the gate listens, now that it does."""

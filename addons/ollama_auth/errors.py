@@ -26,9 +26,8 @@ class RefusedError(OllamaAuthError):
 
     `reason` is its word in the log, `status` the HTTP status, `message` the text for the client; `fields` are added to
     the response; `worth_retrying` says that the very same request may succeed at once, and `used_up` that none will for
-    long. For the log alone: `key` is the
-    name or fingerprint of its sender, where that is known by now; `suppress_log` says that it is one of so many that
-    they are counted and not logged.
+    long. For the log alone: `key` is the name or fingerprint of its sender, where that is known by now; `suppress_log`
+    says that it is one of so many that they are counted and not logged.
     """
 
     key: str | None = None

@@ -20,31 +20,40 @@ UNITS = {"requests_per_minute": b"requests", "tokens_per_day": b"tokens", "token
 
 
 class Leases:
-    """Those of all requests. Each method raises RefusedError, or lets a request pass without them, as the operator
-    chose, while the storage of limits is not available."""
+    """Those of all requests."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
 
-    async def take(self, exchange: Exchange, request: UpstreamRequest, limiter: Limiter, settings: Settings) -> None:
-        """Ask the limits before the body has come."""
-        signature = request.single_use_signature
+    async def ask(self, exchange: Exchange, request: UpstreamRequest, limiter: Limiter, settings: Settings) -> None:
+        """Take a lease, or if there is one, reserve tokens for the body, which is here then. Raises RefusedError.
+
+        While the storage of limits is not available, a request passes without them if the operator chose so.
+        """
         try:
-            if signature and await limiter.signature_age(signature, settings.signature_window) > REPLAY_GRACE:
-                raise replayed()
-            granted = await limiter.enter(request.principal, exchange.state.lease)
+            if exchange.state.reserved:
+                await self._reserve_tokens(exchange, request, limiter)
+            else:
+                await self._take(exchange, request, limiter, settings.signature_window)
         except StorageUnavailableError as error:
-            self._unavailable(error, settings)
-            return
+            self._say(error)
+            if settings.limits_unavailable == "closed":
+                retry = retry_after(RETRY_SECONDS)
+                raise RefusedError("limits unavailable", 503, "limits can't be counted now", retry) from None
+
+    @staticmethod
+    async def _take(exchange: Exchange, request: UpstreamRequest, limiter: Limiter, signature_window: int) -> None:
+        signature = request.single_use_signature
+        if signature and await limiter.signature_age(signature, signature_window) > REPLAY_GRACE:
+            raise replayed()
+        granted = await limiter.enter(request.principal, exchange.state.lease)
         if isinstance(granted, Exceeded):
             raise exceeded(granted)
         exchange.state.limiter, exchange.state.holds_lease = limiter, True
         exchange.state.limit_fields = limit_fields(granted.windows)
 
-    async def reserve_tokens(
-        self, exchange: Exchange, request: UpstreamRequest, limiter: Limiter, settings: Settings
-    ) -> None:
-        """Reserve the tokens of a request whose body is here."""
+    @staticmethod
+    async def _reserve_tokens(exchange: Exchange, request: UpstreamRequest, limiter: Limiter) -> None:
         prompt, name, asked = exchange.prompt, request.principal.name, exchange.state.asked
         if prompt is None:
             raise PermissionError("a body was not read")
@@ -56,12 +65,7 @@ class Leases:
             most = prompt.most_of_answer(usual)
             exchange.state.learns = most == usual
             tokens += most
-        try:
-            over = await limiter.reserve(request.principal, exchange.state.lease, tokens)
-        except StorageUnavailableError as error:
-            self._unavailable(error, settings)
-            return
-        if over:
+        if over := await limiter.reserve(request.principal, exchange.state.lease, tokens):
             raise exceeded(over)
 
     async def give_back(self, exchange: Exchange) -> None:
@@ -76,12 +80,6 @@ class Leases:
             await limiter.leave(request.principal, exchange.state.lease)
         except StorageUnavailableError as error:
             self._say(error)
-
-    def _unavailable(self, error: StorageUnavailableError, settings: Settings) -> None:
-        self._say(error)
-        if settings.limits_unavailable == "closed":
-            retry = retry_after(RETRY_SECONDS)
-            raise RefusedError("limits unavailable", 503, "limits can't be counted now", retry) from None
 
     def _say(self, error: StorageUnavailableError) -> None:
         self._warn(f"the storage of limits does not answer ({error})")

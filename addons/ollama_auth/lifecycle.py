@@ -230,8 +230,7 @@ class RequestLifecycle:
             return
         try:
             begun = exchange.state.reserved
-            ask = self.leases.reserve_tokens if begun else self.leases.take
-            await ask(exchange, request, limiter, self.settings)
+            await self.leases.ask(exchange, request, limiter, self.settings)
             exchange.state.reserved, exchange.state.tokens_reserved = True, begun
             waits = request.inspects_body and not begun
             if exchange.ended is None:

@@ -157,9 +157,7 @@ UNCONFIGURED = _settings(_DEFAULTS, limits_storage=None, ring=keys.KeyRing(()), 
 def check_names(deferred: Mapping[str, Any], names: Iterable[str] = ()) -> None:
     """Refuse misspelt options, which mitmproxy keeps in silence for scripts that may define them later.
 
-    `names` are those that there are besides ours.
-
-    Raises SettingsError.
+    `names` are those that there are besides ours. Raises SettingsError.
     """
     for name in deferred:
         lower = name.lower()

@@ -43,7 +43,7 @@ def render(found: Conversation, body: bytes, speed: float | None = None) -> str:
             break
     if found.left_out:
         blocks.append(f"({found.left_out} further parts are not shown)")
-    if not found.complete and not found.errors:
+    if not found.ended and not found.errors:
         blocks.append("(incomplete: this is what has come so far)")
     # Texts may hold lone surrogates, which can't be encoded.
     return BLANK.join([*filter(None, blocks), "\n".join(raw(body))]).encode("utf-8", "backslashreplace").decode()

@@ -68,10 +68,6 @@ class Conversation:
     parts: dict[Hashable, Part] = field(default_factory=dict)
     """The conversation itself, in its order."""
 
-    @property
-    def complete(self) -> bool:
-        return self.ended and not self.errors
-
     def add(self, key: Hashable, role: str, kind: Kind, text: object = "", name: object = None) -> None:
         """Add to the part of that key and kind; with None, add a part of its own."""
         text, name = text_of(text), name_of(name) or ""

@@ -70,23 +70,20 @@ class Outflow:
         return now - self.waits_since
 
 
-class Peer(Protocol):
+@dataclass(eq=False, kw_only=True, slots=True)
+class Peer:
     """What deciding on a request needs of its connection: a ClientConnection, or a NewConnection."""
 
-    @property
-    def address(self) -> str: ...
-    @property
-    def network(self) -> str: ...
-    @property
-    def sockname(self) -> tuple[str, int] | None:
-        """The local address that the client connected to."""
-        ...
-
-    admitted: bool
+    address: str = "unknown"
+    network: str = ""
+    """What it counts for: that of its address, or behind a trusted proxy that of the client of its latest request."""
+    sockname: tuple[str, int] | None = None
+    """The local address that the client connected to."""
+    admitted: bool = False
     """A request of this connection was admitted; until then it may have no connection to the upstream."""
-    authenticated_before: bool
+    authenticated_before: bool = False
     """A request of this connection had a valid credential, even if it was refused for another reason."""
-    exchanges: dict[int, Exchange]
+    exchanges: dict[int, Exchange] = field(default_factory=dict)
     """Requests that were not refused and have not ended, by Python's id; the ids of clients are not unique."""
 
 
@@ -98,27 +95,21 @@ class BoundedServer(Protocol):
 
 
 @dataclass(eq=False, slots=True)
-class ClientConnection:
+class ClientConnection(Peer):
     """One client connection."""
 
     client: Client
     handler: ConnectionHandler
     deadline: float | None
     """In terms of `time.monotonic`; None while a request is running."""
-    address: str = "unknown"
-    network: str = ""
-    """What it counts for: that of its address, or behind a trusted proxy that of the client of its latest request."""
     expiry_sent: bool = False
     """The deadline has passed, and an Expire event was sent."""
     http_server: BoundedServer | None = None
     """None until the first byte has arrived, or the TLS handshake is done."""
-    admitted: bool = False
-    authenticated_before: bool = False
     shared: bool = False
     """It belongs to a trusted proxy, so one client of it must not cost the others the connection."""
     awaits_proxy_header: bool = False
     """Its first bytes name the client: see proxy/proxy_protocol.py."""
-    exchanges: dict[int, Exchange] = field(default_factory=dict)
     closed: bool = False
     """It has ended, or is about to: nothing more goes upstream for it."""
     read_holds: dict[Connection, set[object]] = field(default_factory=dict)
@@ -133,7 +124,7 @@ class ClientConnection:
     def __post_init__(self) -> None:
         if self.client.peername:
             self.address = normal(str(self.client.peername[0]))
-        self.network = network_of(self.address)
+        self.network, self.sockname = network_of(self.address), self.client.sockname
         self.outflow = Outflow(transport_of(self.handler, self.client), self.network)
 
     def stand_for(self, address: str) -> None:
@@ -145,10 +136,6 @@ class ClientConnection:
     def idle(self) -> bool:
         """Tell whether no request is running, so that nothing is lost by closing the connection."""
         return not self.exchanges and (self.http_server is None or self.http_server.idle)
-
-    @property
-    def sockname(self) -> tuple[str, int] | None:
-        return self.client.sockname
 
     def await_request(self, head_timeout: float, idle_timeout: float) -> None:
         """Set the deadline for the next request; a client that never authenticated gets no more time than at first."""

@@ -182,9 +182,9 @@ class BoundedHttp1Server(Body, Http1Server):
         elif close or closes(self.response):
             yield from self.end_connection(read_on=bool(self.buf))
         else:
-            yield from self.next_request()
+            self.next_request()
 
-    def next_request(self) -> Commands:
+    def next_request(self) -> None:
         self.request_done = self.response_done = False
         self.request = self.response = self.trailers = None
         self.stream_id += 2
@@ -196,7 +196,6 @@ class BoundedHttp1Server(Body, Http1Server):
             self.resuming = True
             self.peer.hold_reading(self.peer.client, self)
             self.peer.send_event(Resume())
-        yield from ()
 
     def resume(self) -> Commands:
         """Read the next request from what has already arrived, one per event."""
@@ -210,7 +209,7 @@ class BoundedHttp1Server(Body, Http1Server):
         """Send an answer of our own; then close the connection, or go on if all of the request was read."""
         if keep_alive and not self.closing:
             yield commands.SendData(self.conn, render(answer, close=False))
-            yield from self.next_request()
+            self.next_request()
         else:
             yield from self.send_final_answer(answer)
 

@@ -17,10 +17,11 @@ from h11._receivebuffer import ReceiveBuffer
 from mitmproxy.proxy.mode_servers import ServerInstance
 
 from ..auth.client_ip import network_of, normal
-from ..exchange import Exchange, new_id
+from ..exchange import new_id
 from ..http.head import HeadError, late, parse_head, take_head
 from ..http.responses import RETRY_SECONDS, error, render, retry_after
 from ..ollama_api.routes import Dialect
+from .client_connection import Peer
 from .connections import Connections
 from .events import Lifecycle
 
@@ -67,14 +68,13 @@ class Listener:
                 server.close()
 
 
-class NewConnection(asyncio.Protocol):
+class NewConnection(asyncio.Protocol, Peer):
     """A client connection, up to the end of its first request head."""
 
     def __init__(self, listener: Listener, serve: Serve) -> None:
+        super().__init__()
         self.listener, self.serve = listener, serve
         self.received = ReceiveBuffer()
-        self.exchanges: dict[int, Exchange] = {}
-        self.authenticated_before = self.admitted = False
         self.refused = False
         """It is one too many, and not counted; it was told so."""
 

@@ -71,7 +71,8 @@ def test_an_answer(name: str) -> None:
     found = recorded(name)
     assert [(part.role, part.kind) for part in found.parts.values()] == [("assistant", Kind.TEXT)]
     assert found.model == "tiny"
-    assert found.complete
+    assert found.ended
+    assert not found.errors
     assert found.finish_reason in ("length", "completed", "max_tokens")
     if name != "v1-chat-stream":  # No client asked for the figures.
         assert found.completion_tokens == 20
@@ -92,7 +93,8 @@ def test_a_request(name: str) -> None:
     if name != "err-chat-bad-json":
         assert [(part.role, part.kind) for part in found.parts.values()] == [("user", Kind.TEXT)]
         assert found.model
-        assert found.complete
+        assert found.ended
+        assert not found.errors
 
 
 @pytest.mark.slow
@@ -104,7 +106,7 @@ def test_a_stream_cut_at_any_byte_shows_what_had_come(name: str) -> None:
         text = "".join(part.text for part in found.parts.values())
         assert whole.startswith(text)
         assert text.startswith(had)
-        if not found.complete:
+        if not found.ended or found.errors:
             assert "(incomplete" in render(found, body[:end])
         had = text
     assert had == whole or RECORDED[name]["type"].startswith(JSON)
@@ -123,7 +125,6 @@ def test_a_stream_cut_at_any_byte_shows_what_had_come(name: str) -> None:
 def test_errors(name: str, error: str) -> None:
     found = recorded(name)
     assert found.errors == [error]
-    assert not found.complete
     assert f"error: {error}"[:40] in render(found, b"")
 
 
