@@ -93,10 +93,10 @@ def _stats(connection: sqlite3.Connection) -> dict[str, dict[str, Any]]:
     now = time.time()
     day = Period(now - DAY, DAY, 1)
     found: dict[str, dict[str, Any]] = {}
-    for row in usage_periods.groups(connection, day.since, exact=True):
-        one = found.setdefault(row["model"], {"requests": 0, "failed": 0, "ttft_ms": None, "speed": None})
-        one["requests"] += row["requests"]
-        one["failed"] += row["requests"] if row["outcome"] == "failed" else 0
+    for (_, model, _, _), sums in usage_periods.groups(connection, day.since, exact=True).items():
+        one = found.setdefault(model, {"requests": 0, "failed": 0, "ttft_ms": None, "speed": None})
+        one["requests"] += sums.requests
+        one["failed"] += sums.failed
     for model, median, most in usage_periods.percentiles(connection, "model", "ttft_ms", day, (0.5, 0.95)):
         found[model]["ttft_ms"] = [median, most]
     for model, median, _ in usage_periods.percentiles(connection, "model", usage_periods.SPEED, day, (0.5, 0.05)):

@@ -3,7 +3,6 @@
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from functools import partial
 from re import fullmatch
 from typing import Any
@@ -12,7 +11,8 @@ from ..exchange import Outcome
 from ..telemetry import figures, usage_periods
 from ..telemetry.status_server import Problem
 from ..telemetry.usage_db import DAY, HOUR, NO_KEY, QUARTER
-from ..telemetry.usage_periods import Period
+from ..telemetry.usage_periods import Groups, Period
+from ..telemetry.usage_queries import NAMES, Sums, added
 from .router import Call
 
 RANGES = {"now": (10, 60), "hour": (60, 60), "day": (900, 96), "week": (2 * HOUR, 84), "month": (DAY, 30)}
@@ -65,52 +65,41 @@ def _past(connection: sqlite3.Connection, chosen: Period) -> dict[str, Any]:
     buckets = usage_periods.buckets(connection, chosen)
     if not exact:
         usage_periods.hourly(connection, chosen, buckets)
-    rows = usage_periods.groups(connection, chosen.since, exact=exact)
+    groups = usage_periods.groups(connection, chosen.since, exact=exact)
     ttft = usage_periods.percentiles(connection, "0", "ttft_ms", chosen, (0.5, 0.95))
     return {
         "first": usage_periods.first_known(connection),
         "buckets": buckets,
-        "sums": _sums(rows) | {"ttft_ms": ttft[0][1:] if ttft else None},
-        "keys": _table("key", rows),
-        "models": _table("model", [row for row in rows if row["model"]]),
-        "reasons": _reasons(rows),
+        "sums": added(groups.values()).figures | {"ttft_ms": ttft[0][1:] if ttft else None},
+        "keys": _table("key", groups),
+        "models": _table("model", {names: one for names, one in groups.items() if names[1]}),
+        "reasons": _reasons(groups),
     }
 
 
-def _sums(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    total: defaultdict[str, float] = defaultdict(int)
-    for row in rows:
-        for name in ("requests", "prompt_tokens", "completion_tokens", "generation_ms"):
-            total[name] += row[name]
-        total[row["outcome"]] += row["requests"]
-    made, took = total["completion_tokens"], total.pop("generation_ms", 0)
-    outcomes = {str(outcome): total[outcome] for outcome in Outcome}
-    names = ("requests", "prompt_tokens", "completion_tokens")
-    return {name: total[name] for name in names} | outcomes | {"speed": round(1000 * made / took, 1) if took else None}
-
-
-def _table(by: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _table(by: str, groups: Groups) -> list[dict[str, Any]]:
     """Sums by a column, the busiest first."""
-    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        found[row[by]].append(row)
-    table = [{by: shown_key(name) if by == "key" else name, **_sums(some)} for name, some in found.items()]
+    found: defaultdict[str, list[Sums]] = defaultdict(list)
+    for names, one in groups.items():
+        found[names[NAMES.index(by)]].append(one)
+    table = [{by: shown_key(name) if by == "key" else name, **added(some).figures} for name, some in found.items()]
     return sorted(table, key=lambda row: (-row["requests"], row[by]))[:MAX_SHOWN]
 
 
-def _reasons(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _reasons(groups: Groups) -> list[dict[str, Any]]:
     """Why requests did not succeed: whose, and of which models."""
-    found: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        if row["outcome"] != Outcome.ANSWERED:
-            found[row["outcome"], row["reason"]].append(row)
+    found: defaultdict[tuple[str, str], list[tuple[str, str, int]]] = defaultdict(list)
+    for (key, model, outcome, reason), one in sorted(groups.items(), key=lambda group: -group[1].requests):
+        if outcome != Outcome.ANSWERED:
+            found[outcome, reason].append((shown_key(key), model, one.requests))
     table: list[dict[str, Any]] = []
     for (outcome, reason), some in found.items():
-        some.sort(key=lambda row: -row["requests"])
-        keys = list(dict.fromkeys(shown_key(row["key"]) for row in some))[:MAX_NAMES]
-        models = list(dict.fromkeys(row["model"] for row in some if row["model"]))[:MAX_NAMES]
-        requests = sum(row["requests"] for row in some)
-        table.append({"outcome": outcome, "reason": reason, "requests": requests, "keys": keys, "models": models})
+        keys, models, requests = zip(*some, strict=True)
+        table.append({
+            "outcome": outcome, "reason": reason, "requests": sum(requests),
+            "keys": list(dict.fromkeys(keys))[:MAX_NAMES],
+            "models": list(dict.fromkeys(filter(None, models)))[:MAX_NAMES],
+        })  # fmt: skip
     return sorted(table, key=lambda row: -row["requests"])[:MAX_SHOWN]
 
 

@@ -13,7 +13,7 @@ from ..telemetry import usage_queries
 from ..telemetry.spreadsheet import harmless
 from ..telemetry.status_server import Problem
 from ..telemetry.usage_db import NO_KEY
-from ..telemetry.usage_queries import COLUMNS, FOREVER, PERIODS, Chosen
+from ..telemetry.usage_queries import COLUMNS, FIGURES, FOREVER, PERIODS, Chosen
 from . import access
 from .overview import shown_key
 from .router import Call, Text
@@ -24,10 +24,6 @@ LIVE = 1.0
 """Seconds between two looks for requests that have ended."""
 MAX_LIVE = 500
 """Requests that one look shows; the others are in the list."""
-FIGURES = (
-    "requests", "answered", "refused", "failed", "broken_off", "prompt_tokens", "completion_tokens", "estimated",
-    "bytes_in", "bytes_out", "speed",
-)  # fmt: skip
 FILTERS = ("key", "model", "outcome", "reason", "client")
 
 
@@ -43,26 +39,10 @@ async def usage(call: Call) -> object:
     )
     rows = [
         {column: shown_key(name) if column == "key" else name for column, name in zip(by, names, strict=True)}
-        | {figure: figures[figure] for figure in FIGURES}
-        for names, figures in sorted((names, _figures(one)) for names, one in found.items())
+        | one.figures
+        for names, one in sorted(found.items())
     ]
     return _table(call, [*by, *FIGURES], "rows", rows)
-
-
-def _figures(sums: usage_queries.Sums) -> dict[str, Any]:
-    return {
-        "requests": sums.requests,
-        "answered": sums.answered,
-        "refused": sums.refused,
-        "failed": sums.failed,
-        "broken_off": sums.broken_off,
-        "prompt_tokens": sums.prompt_tokens,
-        "completion_tokens": sums.completion_tokens,
-        "estimated": sums.estimated,
-        "bytes_in": sums.bytes_in,
-        "bytes_out": sums.bytes_out,
-        "speed": sums.speed,
-    }
 
 
 async def requests(call: Call) -> object:

@@ -11,15 +11,16 @@ import time
 from functools import partial
 
 from ..bounded_copy import MAX_KEPT, BoundedCopy, Recording
-from ..clock import utc
 from ..exchange import Exchange
 from ..ollama_api.routes import RouteClass
+from . import access_log
 from .line_writer import LineWriter
 
 PIECE = 64 * 1024
 """Bytes that are made JSON at once; Python's other threads wait meanwhile."""
 KEPT_WHEN_FULL = 8 * 1024
 """Bytes of a body that are kept where too much waits to be written."""
+FIELDS = ("time", "id", "key", "path", "status", "reason", "model")
 _UNSAFE = frozenset(map(chr, (*range(0x7F, 0xA0), 0x2028, 0x2029)))
 """What terminals obey, or take for the end of a line, besides what JSON escapes."""
 
@@ -45,16 +46,8 @@ class AuditLog:
 
 def fields(exchange: Exchange) -> dict[str, object]:
     """The fields of a line that apply, besides the bodies; `id` is that of the access log."""
-    found = {
-        "time": utc(exchange.time),
-        "id": exchange.id,
-        "key": exchange.key,
-        "path": (exchange.path or b"").decode("utf-8", "replace"),
-        "status": exchange.status,
-        "reason": exchange.reason,
-        "model": exchange.model,
-    }
-    return {name: value for name, value in found.items() if value is not None}
+    found = access_log.record(exchange) | {"path": (exchange.path or b"").decode("utf-8", "replace")}
+    return {name: found[name] for name in FIELDS if name in found}
 
 
 def line(found: dict[str, object], recording: Recording) -> bytes:

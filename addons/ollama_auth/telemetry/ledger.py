@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -84,7 +84,7 @@ class Ledger:
         self._summed = 0
         """How many of the first rows are in the sums already; the thread adds the others, in one go."""
         self._sums: usage_db.Sums = {}
-        self._spent: usage_db.Spent = {}
+        self._spent: usage_db.Spent = Counter()
         self._own: defaultdict[str, Spent] = defaultdict(Spent)
         self._others: dict[tuple[str, int], tuple[float, dict[int, int]]] = {}
         """(when it was read, tokens by process) by key and quarter."""
@@ -121,8 +121,7 @@ class Ledger:
                     self._lost += row
                     usage_db.add_to(self._sums, entry)
                 if tokens := entry.tokens:
-                    place = entry.key, self._own[entry.key].add(int(clock.wall()) // QUARTER, tokens)
-                    self._spent[place] = self._spent.get(place, 0) + tokens
+                    self._spent[entry.key, self._own[entry.key].add(int(clock.wall()) // QUARTER, tokens)] += tokens
             if not self._work.is_set():
                 self._work.set()
         except Exception as error:
@@ -211,7 +210,7 @@ class Ledger:
         self._work.clear()
         with self._lock:
             rows, summed, sums, spent = self._rows, self._summed, self._sums, self._spent
-            self._rows, self._summed, self._sums, self._spent = [], 0, {}, {}
+            self._rows, self._summed, self._sums, self._spent = [], 0, {}, Counter()
         try:
             for row in rows[summed:]:
                 usage_db.add_to(sums, row)
@@ -254,9 +253,8 @@ class Ledger:
             self._rows, self._summed = rows[:room] + self._rows, len(rows[:room])
             for place, numbers in self._sums.items():
                 sums[place] = [sum(pair) for pair in zip(numbers, sums.get(place, [0] * len(numbers)), strict=True)]
-            for spent_at, tokens in self._spent.items():
-                spent[spent_at] = tokens + spent.get(spent_at, 0)
-            self._sums, self._spent = sums, spent
+            self._sums = sums
+            self._spent.update(spent)
 
     def _current(self) -> sqlite3.Connection:
         """The connection, opened anew where its file was moved away. Raises sqlite3.Error."""

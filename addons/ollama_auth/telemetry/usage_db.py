@@ -7,6 +7,7 @@ of it. Only what it needs of the standard library is imported here, for scripts/
 """
 
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -70,7 +71,7 @@ type Group = tuple[str, str, str, str]
 """(key, model, outcome, reason)"""
 type Sums = dict[tuple[int, Group], list[float]]
 """By (hour, group), in the order of the columns of `hours`."""
-type Spent = dict[tuple[str, int], int]
+type Spent = Counter[tuple[str, int]]
 """Tokens by (key, quarter)."""
 
 

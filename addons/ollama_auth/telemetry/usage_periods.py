@@ -11,6 +11,7 @@ from typing import Any
 
 from ..exchange import Outcome
 from .usage_db import HOUR
+from .usage_queries import NAMES, Chosen, Sums, aggregates, summed, sums
 
 COUNTS = (*map(str, Outcome), "prompt_tokens", "completion_tokens", "at_once")
 _BY_LIMITS = ("requests_per_minute", "concurrent_requests", "tokens_per_day", "tokens_per_month", "held bodies")
@@ -37,6 +38,8 @@ class Period:
             yield index, max(0.0, min(ended, start + self.step) - max(begun, start))
 
 
+type Groups = dict[tuple[str, ...], Sums]
+"""By (key, model, outcome, reason)."""
 type Running = Iterable[tuple[float, float | None, int]]
 """(began, milliseconds to the first token or None, tokens so far) of requests under way."""
 
@@ -106,17 +109,18 @@ def percentiles(
     ).fetchall()
 
 
-def groups(connection: sqlite3.Connection, since: float, *, exact: bool) -> list[dict[str, Any]]:
+def groups(connection: sqlite3.Connection, since: float, *, exact: bool) -> Groups:
     """Return sums by key, model, outcome and reason; those of whole hours, which are kept for ever, unless `exact`."""
-    table, time, count = ("requests", "ended", "count(*)") if exact else ("hours", "hour", "sum(requests)")
-    names = ("requests", "prompt_tokens", "completion_tokens", "generation_ms", "key", "model", "outcome", "reason")
+    if not exact:
+        return sums(connection, NAMES, Chosen(since))
     rows = connection.execute(
-        f"SELECT {count}, coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0), "
-        f"coalesce(sum(generation_ms), 0), key, model, outcome, reason FROM {table} "
-        f"JOIN groups ON groups.id = group_id WHERE {time} >= ? GROUP BY group_id",
-        (since if exact else since // HOUR * HOUR,),
+        f"SELECT {', '.join((*NAMES, *aggregates('count(*)')))} FROM requests JOIN groups ON groups.id = group_id "
+        "WHERE ended >= ? GROUP BY group_id",
+        (since,),
     )
-    return [dict(zip(names, row, strict=True)) for row in rows]
+    return {
+        (key, model, outcome, reason): Sums(*summed(numbers, outcome)) for key, model, outcome, reason, *numbers in rows
+    }
 
 
 def hourly(connection: sqlite3.Connection, period: Period, found: list[dict[str, Any]]) -> None:

@@ -6,11 +6,11 @@ Everything here may raise sqlite3.Error.
 """
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, tzinfo
 from functools import cache, partial
-from operator import add
+from operator import add, attrgetter
 from typing import Any
 
 from . import usage_db
@@ -56,11 +56,36 @@ class Sums:
         tokens, took = self.completion_tokens, self.generation_ms
         return round(1000 * tokens / took, 1) if tokens and took else None
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        """FIGURES and their values."""
+        return dict(zip(FIGURES, attrgetter(*FIGURES)(self), strict=True))
 
+
+FIGURES = (
+    "requests", "answered", "refused", "failed", "broken_off", "prompt_tokens", "completion_tokens", "estimated",
+    "bytes_in", "bytes_out", "speed",
+)  # fmt: skip
+"""What the console shows of sums."""
 _NUMBERS = tuple(one.name for one in fields(Sums))
 _SUMMED = _NUMBERS[1:7]
 _OUTCOMES = _NUMBERS[7:]
 _OUTCOME = NAMES.index("outcome")
+
+
+def aggregates(count: str) -> list[str]:
+    """SQL for what `summed` takes; `count` is that of the requests."""
+    return [count, *(f"coalesce(sum({name}), 0)" for name in _SUMMED)]
+
+
+def summed(numbers: list[Any], outcome: str) -> list[Any]:
+    """The fields of Sums, of requests that all ended in one way."""
+    return [*numbers, *(numbers[0] * (outcome == name) for name in _OUTCOMES)]
+
+
+def added(parts: Iterable[Sums]) -> Sums:
+    """The sums of all of these together."""
+    return Sums(*map(sum, zip(*map(attrgetter(*_NUMBERS), parts), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +120,10 @@ def sums(
     clients = "client" in by or "client" in chosen.where
     if not clients:
         chosen = Chosen(chosen.since // HOUR * HOUR, chosen.until, chosen.where)
-    what = ["count(*)" if clients else "sum(requests)", *(f"coalesce(sum({name}), 0)" for name in _SUMMED)]
+    what = aggregates("count(*)" if clients else "sum(requests)")
     found: dict[tuple[str, ...], list[Any]] = {}
     for place, outcome, numbers in _grouped(connection, "requests" if clients else "hours", what, by, chosen, zone):
-        counts = [*numbers, *(numbers[0] * (outcome == name) for name in _OUTCOMES)]
+        counts = summed(numbers, outcome)
         found[place] = [*map(add, found[place], counts)] if place in found else counts
     return {place: Sums(*numbers) for place, numbers in found.items()}
 

@@ -4,14 +4,13 @@ import csv
 import io
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
-from operator import attrgetter
 from typing import Any
 
 from ollama_auth.telemetry.spreadsheet import harmless
-from ollama_auth.telemetry.usage_queries import Chosen, Sums, first_tokens, sums
+from ollama_auth.telemetry.usage_queries import Chosen, Sums, added, first_tokens, sums
 
 from .. import PACKAGE  # noqa: F401, not a script: see there
 
@@ -43,20 +42,12 @@ def report(connection: sqlite3.Connection, by: Sequence[str], chosen: Chosen, zo
     return Report(by, rows, numbers(added(found.values()), whole))
 
 
-def added(parts: Iterable[Sums]) -> Sums:
-    """The sums of all of these together."""
-    return Sums(*map(sum, zip(*map(attrgetter(*Sums.__slots__), parts), strict=True)))
-
-
 def numbers(of: Sums, ttft: Sequence[float] | None) -> dict[str, Any]:
     """The fields NUMBERS for CSV and JSON."""
     median, p95 = ttft or (None, None)
-    return {
-        "requests": of.requests, "refused": of.refused, "failed": of.failed, "broken_off": of.broken_off,
-        "prompt_tokens": of.prompt_tokens, "completion_tokens": of.completion_tokens, "estimated": bool(of.estimated),
-        "tokens_per_second": of.speed, "ttft_p50_ms": median, "ttft_p95_ms": p95, "bytes_in": of.bytes_in,
-        "bytes_out": of.bytes_out,
-    }  # fmt: skip
+    named = {"tokens_per_second": of.speed, "ttft_p50_ms": median, "ttft_p95_ms": p95, "estimated": bool(of.estimated)}
+    found = of.figures | named
+    return {name: found[name] for name in NUMBERS}
 
 
 def printable(text: str) -> str:
