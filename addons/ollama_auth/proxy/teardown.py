@@ -5,14 +5,13 @@ garbage collection, which stops all requests for a time that grows with the numb
 """
 
 import asyncio
-from collections.abc import Generator
 from typing import Any
 
 from h2.connection import H2Connection
-from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy import layer
 from mitmproxy.proxy.server import ConnectionHandler
 
-from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
+from .events import ignore_event
 
 DELAY = 1.0
 """Seconds after the end of a connection in which what is still on its way to its layers may arrive."""
@@ -21,13 +20,10 @@ DELAY = 1.0
 class EndedLayer(layer.Layer):
     """Takes every event and does nothing."""
 
+    handle_event = _handle_event = staticmethod(ignore_event)  # type: ignore[assignment]
+
     def __init__(self) -> None:
         pass  # Without a context: that would be part of a cycle.
-
-    def _handle_event(self, event: events.Event) -> Generator[commands.Command, Any, None]:
-        yield from ()
-
-    handle_event = _handle_event
 
 
 def take_apart_at_end(handler: ConnectionHandler) -> None:
