@@ -1,9 +1,9 @@
 """Tell the other processes on one port (`scripts/serve --workers`) what is under way in this one, by a file a second.
 
-What has ended is in the ledger, which they share. What is under way is not: it would be written to the disk each second
-for nothing, must not outlive its process, and is of no use after it. The counters of Prometheus are merged by its own
-library, from the same folder. Their supervisor makes the folder and sets OLLAMA_WORKERS and PROMETHEUS_MULTIPROC_DIR; a
-single process has no folder and shares nothing.
+What has ended is in the ledger, which they share. What is under way is not: it must not outlive its process, also where
+that is killed, is of no use after it, and would be written to the ledger's disk each second, 4 kB for an idle process.
+The counters of Prometheus are merged by its own library, from the same folder. Their supervisor makes the folder and
+sets OLLAMA_WORKERS and PROMETHEUS_MULTIPROC_DIR; a single process has no folder and shares nothing.
 """
 
 import json
