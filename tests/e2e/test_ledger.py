@@ -5,6 +5,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -156,19 +157,47 @@ def test_two_gates_share_a_file(upstream: Upstream, tmp_path: Path) -> None:
             assert "the ledger" not in gate.output
 
 
-def test_requests_go_after_their_days_and_sums_stay(upstream: Upstream, tmp_path: Path) -> None:
-    file = tmp_path / "usage.db"
-    with Controlled(upstream.url, *ledger_at(file), "--set", "ollama_usage_days=7") as gate:
-        gate.do("from ollama_auth.telemetry import ledger; ledger.TRIM = 0")
-        for days in (0, 5, 9):
-            gate.do(f"from ollama_auth import clock; clock.offset = {days * 86_400}")
-            assert ask(gate.port, "GET", "/api/tags", BEARER).status == 200
-            wait_until(lambda days=days: rows(file) and rows(file)[0]["time"] > time.time() + (days - 1) * 86_400, "it")
-        wait_until(lambda: len(rows(file)) == 2, "the first to go")
-        gate.do("ctx.options.ollama_usage_days = 2")
-        assert ask(gate.port, "GET", "/api/tags", BEARER).status == 200
-        wait_until(
-            lambda: [row["time"] > time.time() + 8 * 86_400 for row in rows(file)] == [True] * 2, "the next, too"
+CALLS = """
+import sys
+from collections import Counter
+ctx.calls = Counter()
+def count(frame, event, argument):
+    if event == "call" and frame.f_code.co_filename.endswith(("/ledger.py", "/usage_db.py")):
+        ctx.calls[frame.f_code.co_name] += 1
+sys.setprofile(count)
+"""
+
+
+@pytest.fixture
+def gate(upstream: Upstream, tmp_path: Path) -> Iterator[Controlled]:
+    with Controlled(upstream.url, *ledger_at(tmp_path / "usage.db"), "--set", "ollama_usage_days=7") as gate:
+        yield gate
+
+
+def test_a_token_costs_nothing(gate: Controlled) -> None:
+    """The event loop calls as much of the ledger for an answer of one token as for a long one."""
+    found = []
+    for most in (1, 1, 1000):  # The first one starts it.
+        gate.do(CALLS)
+        answer = ask(gate.port, "POST", "/api/chat", BEARER, body=chat(stream=True, options={"num_predict": most}))
+        assert (answer.body.count(b"\n") > 3) == (most > 1)
+        found.append(
+            wait_until(lambda: (calls := gate.do("result = sorted(ctx.calls.items())")) != "[]" and calls, "it")
         )
-        with closing(sqlite3.connect(file)) as connection:
-            assert sums(connection, ())[()].requests == 4
+    assert found[1] == found[2]
+    assert "('entry_of', 1)" in found[1]
+
+
+def test_requests_go_after_their_days_and_sums_stay(gate: Controlled, tmp_path: Path) -> None:
+    file = tmp_path / "usage.db"
+    gate.do("from ollama_auth.telemetry import ledger; ledger.TRIM = 0")
+    for days in (0, 5, 9):
+        gate.do(f"from ollama_auth import clock; clock.offset = {days * 86_400}")
+        assert ask(gate.port, "GET", "/api/tags", BEARER).status == 200
+        wait_until(lambda days=days: rows(file) and rows(file)[0]["time"] > time.time() + (days - 1) * 86_400, "it")
+    wait_until(lambda: len(rows(file)) == 2, "the first to go")
+    gate.do("ctx.options.ollama_usage_days = 2")
+    assert ask(gate.port, "GET", "/api/tags", BEARER).status == 200
+    wait_until(lambda: [row["time"] > time.time() + 8 * 86_400 for row in rows(file)] == [True] * 2, "the next, too")
+    with closing(sqlite3.connect(file)) as connection:
+        assert sums(connection, ())[()].requests == 4
