@@ -6,7 +6,7 @@ Everything here may raise sqlite3.Error.
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, tzinfo
 from functools import cache, partial
@@ -24,8 +24,8 @@ FOREVER = 253_402_300_799.0
 """The end of the year 9999."""
 MAX_SAMPLE = 200_000
 """Times that percentiles are made of, about, where there are more."""
-PART_ROWS, PART_HOURS = 10_000, 720
-"""What is summed up at once: to sort a million rows takes longer than to sort 10,000 a hundred times."""
+PART_ROWS, PART_HOURS = 20_000, 720
+"""What is summed up at once: to sort a million rows takes longer than 20,000, again and again."""
 _EPOCH = date(1970, 1, 1).toordinal()
 
 
@@ -141,7 +141,9 @@ def first_tokens(
     share = min(requests, last - first + 1) // MAX_SAMPLE + 1
     share += share % 5 == 0  # Requests that come by the second are not all left out.
     sample = f"ttft_ms IS NOT NULL AND CAST(time * 1000 + 0.001 AS INTEGER) % {share} = 0"
-    for place, _, (times,) in _grouped(connection, "requests", ["group_concat(ttft_ms)"], by, chosen, zone, sample):
+    for place, _, (times,) in _grouped(
+        connection, "requests", ["group_concat(ttft_ms)"], by, chosen, zone, sample, "{},{}".format
+    ):
         found.setdefault(place, []).extend(map(float, times.split(",")))
     everything = [number for numbers in found.values() for number in numbers]
     return {place: median_and_p95(numbers) for place, numbers in found.items()}, median_and_p95(everything)
@@ -155,8 +157,12 @@ def _grouped(
     chosen: Chosen,
     zone: tzinfo,
     also: str = "true",
+    join: Callable[[Any, Any], Any] = add,
 ) -> Iterator[tuple[tuple[str, ...], str, list[Any]]]:
-    """Yield (values of the columns `by`, outcome, values of the aggregates `what`), perhaps several of a place."""
+    """Yield (values of the columns `by`, outcome, values of the aggregates `what`), perhaps several of a place.
+
+    `join` makes one of two values of the same aggregate.
+    """
     time = "hour" if table == "hours" else "time"
     condition, values = chosen.condition(time)
     period, unit = next((name for name in PERIODS if name in by), ""), "0"
@@ -164,6 +170,9 @@ def _grouped(
         unit = f"CAST({time} AS INTEGER) / {HOUR}"
     elif period:
         unit = f"CAST({time} + {offset(connection, time, chosen, zone)} AS INTEGER) / {DAY}"
+    if period == "month":  # Grouped by days, nearly each row of a month may be a group of its own.
+        note_months(connection)
+        unit = f"coalesce((SELECT first FROM months WHERE day = {unit}), {unit})"
     groups = {number: names for number, *names in connection.execute(f"SELECT id, {', '.join(NAMES)} FROM groups")}
     # The least group with the same names stands for all of them: a number is quicker to group by than names.
     alike = ", ".join(name for name in NAMES if name in by or name == "outcome")
@@ -179,11 +188,23 @@ def _grouped(
     name = cache(partial(shown, period=period, zone=zone))
     order = [(*NAMES, "client", period).index(column) for column in by]
     first, last = ends(connection, table, part)
+    found: dict[tuple[str, int], list[Any]] = {}
     for start in range(first, last + 1, size):
-        for address, place, *numbers in connection.execute(query, [start, start + size - 1, *values]):
-            at, group = divmod(place, count)
-            row = (*groups[group], address, name(at))
-            yield tuple([row[index] for index in order]), row[_OUTCOME], numbers
+        for address, place, *parts in connection.execute(query, [start, start + size - 1, *values]):
+            key = address, place
+            found[key] = [*map(join, found[key], parts)] if key in found else parts
+    for (address, place), whole in found.items():
+        at, group = divmod(place, count)
+        row = (*groups[group], address, name(at))
+        yield tuple([row[index] for index in order]), row[_OUTCOME], whole
+
+
+def note_months(connection: sqlite3.Connection) -> None:
+    """Make a temporary table of the days that there may be, with the first of their month, both in days since 1970."""
+    first, last = (hour // DAY for hour in ends(connection, "hours", "hour"))
+    days = [(day, day + 1 - date.fromordinal(_EPOCH + day).day) for day in range(first - 1, last + 2)]
+    connection.execute("CREATE TEMP TABLE IF NOT EXISTS months (day INTEGER PRIMARY KEY, first INTEGER NOT NULL)")
+    connection.executemany("INSERT OR IGNORE INTO months VALUES (?, ?)", days)
 
 
 def ends(connection: sqlite3.Connection, table: str, column: str) -> tuple[int, int]:
