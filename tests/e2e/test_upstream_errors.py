@@ -422,9 +422,16 @@ CANCELLED_BEFORE_IT_TELLS = """
 
 def test_a_connection_whose_task_is_cancelled(upstream: Scripted) -> None:
     """By others that find it broken when they write, before it has told of its end, or its begin: no request waits."""
-    with Controlled(upstream.url) as gate, upstream.plays(lambda peer: peer.head() and peer.read_all()):
+    arrived = threading.Event()
+
+    def silent(peer: Line) -> None:
+        peer.head()
+        arrived.set()
+        peer.read_all()
+
+    with Controlled(upstream.url) as gate, upstream.plays(silent):
         with Wire(gate.port, head("GET", "/api/tags", BEARER)) as wire:
-            wait_until(lambda: upstream.busy, "the request upstream")
+            assert arrived.wait(PATIENCE)
             gate.do("""
                 import asyncio
                 [peer] = ctx.master.addons.get("ollama_gate").connections
