@@ -108,6 +108,8 @@ class RequestLifecycle:
         exchange, authorizer = Exchange(peer.address, shown_method(head.method)), self.config.authorizer
         try:
             exchange.client = self.settings.proxies.client_of(peer.address, head.fields)
+            if isinstance(peer, ClientConnection) and peer.closed:  # Nobody would finish it.
+                raise client_left()
             if authorizer is None or not self.ready():
                 verdict: Verdict = self._not_ready(exchange)
             else:
@@ -181,6 +183,8 @@ class RequestLifecycle:
         try:
             state = exchange.state
             request, held, reader = state.upstream_request, state.held_body, state.body_reader
+            if exchange.ended is not None:  # Nobody would release it.
+                raise client_left()
             if request is None or held is None or reader is None:
                 return self._not_ready(exchange)
             if request.max_body is not None and exchange.bytes_in > request.max_body:
@@ -245,6 +249,8 @@ class RequestLifecycle:
         authorizer = self.config.authorizer
         if authorizer is None or exchange.route is None or not self.ready():
             return self._not_ready(exchange)
+        if exchange.ended is not None:
+            raise client_left()
         if request.needs_lease and not exchange.state.reserved:
             raise PermissionError("a request without its lease was about to be admitted")
         if exchange.reserves_tokens:
@@ -376,3 +382,8 @@ class RequestLifecycle:
         logger.error("ollama_auth: %s at %s: the request was denied (%s)", type(error).__name__, where, request_id)
         message = "the gateway failed to decide, so it denies"
         return responses.error(request_id, 503, message, dialect, retry_after(RETRY_SECONDS))
+
+
+def client_left() -> RefusedError:
+    """Return the refusal of what a client sent before it left, and what waited in the layers since."""
+    return RefusedError("client left", 503, "the client has left")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.harness.base import PATIENCE, wait_until
 from tests.harness.credentials import bearer, entry
-from tests.harness.gate import Gate, assert_sound, logged
+from tests.harness.gate import Controlled, Gate, assert_sound, logged
 from tests.harness.http2 import H2
 from tests.harness.upstream import Scripted, Upstream
 from tests.harness.wire import Line, Response, Wire, ask, chat, head
@@ -235,3 +235,28 @@ def test_the_wait_of_the_gate_is_not_the_clients(options: tuple[str, ...], cert:
         client.data(held, b"x", end=True)
         assert client.status(held) == 400, "its body is there, and is no JSON"
     upstream.stop()
+
+
+THE_CLIENT = "gate = ctx.master.addons.get('ollama_gate'); [peer] = gate.connections\n"
+
+
+def test_what_a_client_sent_before_it_left(upstream: Upstream, options: tuple[str, ...]) -> None:
+    """What waited in the layers until then gets no lease, no memory and nothing upstream: nobody would give it back."""
+    rest = chat()
+    with Controlled(upstream.url, *options) as gate:
+        with Wire(gate.port, head("GET", "/api/version", bearer("free"))) as wire:
+            assert wire.read_response().status == 200
+            gate.do(THE_CLIENT + "peer.closed = True")
+            with upstream.untouched():
+                wire.send(head("POST", "/api/chat", bearer("one"), f"Content-Length: {len(rest)}") + rest)
+                assert wire.read_response().status == 503
+            gate.do(THE_CLIENT + "peer.closed = False")
+        wait_until(lambda: gate.do("result = len(ctx.master.addons.get('ollama_gate').connections)") == "0", "the end")
+        with started(gate, "one", len(rest), rest[:9]) as wire:
+            wait_until(lambda: "{}" not in gate.do(THE_CLIENT + "result = peer.exchanges"), "the head")
+            gate.do(THE_CLIENT + "[one] = peer.exchanges.values(); gate.lifecycle.finish(one, peer)")
+            with upstream.untouched():
+                wire.send(rest[9:])
+                assert wire.read_response().status == 503
+        assert chat_as(gate, "one").status == 200
+        assert gate.do("result = len(ctx.master.addons.get('ollama_gate').lifecycle.held_bodies._bodies)") == "0"

@@ -177,6 +177,7 @@ class Ledger:
         """Return what a function of usage_queries reads. Blocks: call it in a thread. Raises sqlite3.Error."""
         if self._path:
             with closing(usage_db.connect(self._path)) as connection:
+                connection.execute("BEGIN")  # All of it is of one moment.
                 return ask(connection)
         with self._using:
             return ask(self._current())

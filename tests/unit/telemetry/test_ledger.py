@@ -56,6 +56,24 @@ def requests_in(file: Path) -> int:
         return int(connection.execute("SELECT count(*) FROM requests").fetchone()[0])
 
 
+def test_all_of_a_question_is_of_one_moment_and_needs_no_temporary_file(tmp_path: Path) -> None:
+    """What is written meanwhile is not seen: the console looks up names after sums. An image may have no /tmp."""
+
+    def ask(connection: sqlite3.Connection) -> tuple[list[int], int]:
+        seen = [sums(connection, ())[()].requests]
+        kept.add(ENTRY._replace(model="new"))
+        written(kept)
+        return [*seen, sums(connection, ())[()].requests], *connection.execute("PRAGMA temp_store").fetchone()
+
+    with closing(Ledger(str(tmp_path / "usage.db"))) as kept:
+        kept.add(ENTRY)
+        written(kept)
+        assert kept.query(ask) == ([1, 1], 2)
+        assert kept.query(lambda connection: sums(connection, ())[()].requests) == 2
+    with closing(Ledger()) as in_memory:
+        assert in_memory.query(lambda connection: connection.execute("PRAGMA temp_store").fetchone()) == (2,)
+
+
 def test_what_was_added_is_found_by_each_column(ledger: Ledger) -> None:
     ledger.add(ENTRY)
     ledger.add(ENTRY._replace(key="bob", model="n", client="::1", estimated=True))

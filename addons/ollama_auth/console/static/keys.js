@@ -93,12 +93,13 @@ export function view(query) {
 
   /** @param {Key | null} key */
   function edit(key) {
+    const inputs = fields().map(one => input(one, key?.[one.name])), before = new FormData(h("form", {}, ...inputs));
     dialog(key ? `Edit ${key.name}` : "Add a key", [
       !key && field("Name: a person or a program", h("input", { name: "name", required: true, maxlength: 64, placeholder: "alice", autocomplete: "off" })),
-      h("div", { class: "columns" }, ...fields().map(one => input(one, key?.[one.name]))),
+      h("div", { class: "columns" }, ...inputs),
       key && warnOwn(key),
     ], key ? "Save" : "Add", async form => {
-      const edited = fields().filter(one => JSON.stringify(given(one, form)) !== JSON.stringify(key?.[one.name] ?? null));
+      const edited = fields().filter(one => JSON.stringify(given(one, form)) !== JSON.stringify(given(one, before)));
       const values = Object.fromEntries(edited.map(one => [one.name, given(one, form)]));
       if (key) await send("PATCH", `keys/${encodeURIComponent(key.name)}`, values);
       else {
