@@ -176,7 +176,7 @@ class Ledger:
     def query[T](self, ask: Callable[[sqlite3.Connection], T]) -> T:
         """Return what a function of usage_queries reads. Blocks: call it in a thread. Raises sqlite3.Error."""
         if self._path:
-            with closing(usage_db.connect(self._path)) as connection:
+            with closing(usage_db.without_files(usage_db.connect(self._path))) as connection:
                 connection.execute("BEGIN")  # All of it is of one moment.
                 return ask(connection)
         with self._using:

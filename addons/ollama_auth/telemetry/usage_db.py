@@ -132,10 +132,16 @@ def connect(path: Path | None, *, write: bool = False, timeout: float = 2.0) -> 
 
     `timeout` is in seconds, for a lock of another process.
     """
-    uri = f"file:{quote(str(path.absolute()))}?mode={'rw' if write else 'ro'}" if path else ":memory:"
-    made = sqlite3.connect(uri, timeout=timeout, uri=True, check_same_thread=False, isolation_level=None)
-    made.execute("PRAGMA temp_store = MEMORY")  # An image may have no folder for temporary files.
-    return made
+    if path is None:
+        return without_files(sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None))
+    uri = f"file:{quote(str(path.absolute()))}?mode={'rw' if write else 'ro'}"
+    return sqlite3.connect(uri, timeout=timeout, uri=True, check_same_thread=False, isolation_level=None)
+
+
+def without_files(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """Have a gate's connection keep in memory what it sorts: an image may have no folder for it. It takes longer."""
+    connection.execute("PRAGMA temp_store = MEMORY")
+    return connection
 
 
 def prepare(connection: sqlite3.Connection) -> None:
