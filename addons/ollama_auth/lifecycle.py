@@ -108,7 +108,7 @@ class RequestLifecycle:
         exchange, authorizer = Exchange(peer.address, shown_method(head.method)), self.config.authorizer
         try:
             exchange.client = self.settings.proxies.client_of(peer.address, head.fields)
-            if isinstance(peer, ClientConnection) and peer.closed:  # Nobody would finish it.
+            if peer.closed:  # Nobody would finish it.
                 raise client_left()
             if authorizer is None or not self.ready():
                 verdict: Verdict = self._not_ready(exchange)

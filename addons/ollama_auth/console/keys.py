@@ -5,8 +5,9 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from .. import clock
@@ -94,7 +95,8 @@ def _figures(today: float, month: float, connection: sqlite3.Connection) -> Figu
 
 def _sums_since(connection: sqlite3.Connection, since: float) -> dict[str, dict[str, Any]]:
     sums = usage_queries.sums(connection, ["key"], Chosen(since))
-    return {name: {figure: asdict(one)[figure] for figure in NOTHING} for (name,), one in sums.items()}
+    of = attrgetter(*NOTHING)
+    return {name: dict(zip(NOTHING, of(one), strict=True)) for (name,), one in sums.items()}
 
 
 def _last_minute(now: float, connection: sqlite3.Connection) -> dict[str, int]:

@@ -79,6 +79,8 @@ class Peer:
     """What it counts for: that of its address, or behind a trusted proxy that of the client of its latest request."""
     sockname: tuple[str, int] | None = None
     """The local address that the client connected to."""
+    closed: bool = False
+    """It has ended, or is about to: nothing more goes upstream for it."""
     admitted: bool = False
     """A request of this connection was admitted; until then it may have no connection to the upstream."""
     authenticated_before: bool = False
@@ -110,8 +112,6 @@ class ClientConnection(Peer):
     """It belongs to a trusted proxy, so one client of it must not cost the others the connection."""
     awaits_proxy_header: bool = False
     """Its first bytes name the client: see proxy/proxy_protocol.py."""
-    closed: bool = False
-    """It has ended, or is about to: nothing more goes upstream for it."""
     read_holds: dict[Connection, set[object]] = field(default_factory=dict)
     """The objects that have paused reading from the client or a server of it."""
     connecting: dict[Server, float] = field(default_factory=dict)

@@ -48,6 +48,8 @@ def read(line: bytes) -> Entry | None:
     if began[10:11] != "T":
         raise ValueError("not a valid time")
     moment = datetime.fromisoformat(began)
+    if not datetime.min.year < moment.year < datetime.max.year:  # In some time zone it may be out of Python's range.
+        raise ValueError("not a valid time")
     prompt, completion = get("prompt_tokens"), get("completion_tokens")
     received, sent = get("bytes_in", 0), get("bytes_out", 0)
     for number in (prompt or 0, completion or 0, received, sent):
