@@ -460,7 +460,8 @@ class Gate:
         transports = [transport for peer in self.connections if (transport := transport_of(peer.handler, peer.client))]
         until = time.monotonic() + seconds
         while time.monotonic() < until and not impatient.is_set():
-            if all(peer.idle for peer in self.connections) and not any(t.get_write_buffer_size() for t in transports):
+            busy = self.connections.begins or any(not peer.idle for peer in self.connections)
+            if not busy and not any(t.get_write_buffer_size() for t in transports):
                 return
             with suppress(TimeoutError):
                 await asyncio.wait_for(impatient.wait(), 0.05)

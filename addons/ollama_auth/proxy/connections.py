@@ -92,9 +92,15 @@ class Connections:
         return new
 
     def close_new(self) -> None:
-        """Close the connections that mitmproxy does not know yet."""
-        for transport in list(self._new):
-            transport.abort()
+        """Close the connections of which no request head has arrived."""
+        for new in list(self._new.values()):
+            if new.waits:
+                new.transport.abort()
+
+    @property
+    def begins(self) -> bool:
+        """Tell whether mitmproxy is about to get a connection."""
+        return any(not new.waits for new in self._new.values())
 
     def _make_room(self, of_network: str, most: int, most_per_network: int) -> bool:
         if most_per_network and self._networks[of_network] >= most_per_network and not self._evict(of_network):

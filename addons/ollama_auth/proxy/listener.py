@@ -3,13 +3,15 @@
 For each connection mitmproxy makes a handler, a task, a context and layers, which costs several times as much as the
 refusal. A `NewConnection` waits for the first request head. If no principal can be behind it, the lifecycle refuses it,
 by the same rules and with the same bytes as later; else all that has arrived goes to mitmproxy, as if it came just now.
+That is done for one connection after the other, so that those at work have their turns between.
 """
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
@@ -30,6 +32,10 @@ BACKLOG = 4096
 100, others in a burst retry after a second."""
 ACCEPTED = 8
 """Connections that asyncio accepts at once. Others are closed for them, if need be, before there are more."""
+TURNS = 6
+"""Turns of the event loop from one connection that goes to mitmproxy to the next; a beginning takes about as many."""
+MAX_HELD = 16 << 20
+"""Bytes that may have arrived on connections that wait for their turn; with more, they wait no longer."""
 TLS_RECORD = b"\x16"
 """The first byte of a TLS handshake (RFC 8446 section 5.1); no HTTP method begins with it."""
 TOO_MANY = "a connection was refused: all others are at work"
@@ -39,6 +45,39 @@ LINGER_SECONDS = 0.1
 connection, and the client might lose the answer (RFC 9112 section 9.6)."""
 
 type Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Pacer:
+    """Starts one thing after the other, TURNS of the event loop apart.
+
+    To serve a connection begins with milliseconds of work in several turns. If all did it at once, each token of those
+    that are served would wait for all of them.
+    """
+
+    def __init__(self) -> None:
+        self.held = 0
+        """Bytes that are kept for those that wait."""
+        self._waiting = deque[Callable[[], None]]()
+        self._turns = 0
+        """How many are left until the next may start."""
+
+    def start(self, function: Callable[[], None]) -> bool:
+        """Call the function now, or False: when it is its turn. It must not raise."""
+        if not self._turns:
+            self._turns = TURNS
+            asyncio.get_running_loop().call_soon(self._turn)
+        elif self.held < MAX_HELD:
+            self._waiting.append(function)
+            return False
+        function()
+        return True
+
+    def _turn(self) -> None:
+        self._turns -= 1
+        if self._turns:
+            asyncio.get_running_loop().call_soon(self._turn)
+        elif self._waiting:
+            self.start(self._waiting.popleft())
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +90,7 @@ class Listener:
     """(connections that there may be, those of one network or 0)."""
     direct: Callable[[], bool]
     """Whether connections go to mitmproxy at once: with TLS, or if somebody wants to see them."""
+    pacer: Pacer = field(default_factory=Pacer)
 
     async def take_over(self, instances: Iterable[ServerInstance[Any]]) -> None:
         """Take the listening sockets of mitmproxy's servers; those of UDP stay."""
@@ -77,20 +117,24 @@ class NewConnection(asyncio.Protocol, Peer):
         self.received = ReceiveBuffer()
         self.refused = False
         """It is one too many, and not counted; it was told so."""
+        self.queued = False
+        """It waits for its turn to go to mitmproxy."""
+        self.arrived = b""
+        """What mitmproxy is to get then."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         peername, self.sockname = (transport.get_extra_info(name) for name in ("peername", "sockname"))
-        if peername is None or self.listener.direct():
-            self.hand_over()
+        if peername is None:
+            self.begin()
             return
         settings, self.address = self.listener.lifecycle.settings, normal(str(peername[0]))
-        if settings.proxy_protocol and self.address in settings.proxies:
-            self.hand_over()
-            return
         self.network = network_of(self.address)
         self.deadline = time.monotonic() + settings.head_timeout
-        if not self.listener.connections.add_new(self, *self.listener.most()):
+        counted = self.listener.connections.add_new(self, *self.listener.most())
+        if self.listener.direct() or (settings.proxy_protocol and self.address in settings.proxies):
+            self.hand_over() if counted else self.begin()
+        elif not counted:
             self.listener.connections.warn_rate_limited(TOO_MANY)
             self.refused = True
             self.transport.write(too_many())
@@ -98,16 +142,24 @@ class NewConnection(asyncio.Protocol, Peer):
 
     @property
     def waits(self) -> bool:
-        """It waits for its first request head; else mitmproxy has it."""
-        return self.transport.get_protocol() is self
+        """Nothing that may be a request has arrived, and mitmproxy does not have it."""
+        return not self.arrived and self.transport.get_protocol() is self
 
     def data_received(self, data: bytes) -> None:
         if self.refused:
             self.transport.close()
-            return
-        self.received += data
+        elif self.queued:  # uvloop reads once, though it was told to pause in connection_made.
+            self.arrived += data
+            self.listener.pacer.held += len(data)
+            self.transport.pause_reading()
+        else:
+            self.received += data
+            self.answer_for(self.read_head)
+
+    def answer_for(self, step: Callable[[], bytes | None]) -> None:
+        """Take a step, and end the connection with the answer that it returns, or with that to an internal error."""
         try:
-            answer = self.read_head()
+            answer = step()
         except Exception as failure:
             answer = render(self.listener.lifecycle.internal_error(failure))
         if answer:
@@ -130,14 +182,29 @@ class NewConnection(asyncio.Protocol, Peer):
         return render(refusal)
 
     def hand_over(self, arrived: bytes = b"") -> None:
+        """Let mitmproxy serve the connection when it has its turn, and read nothing until then."""
+        self.arrived = arrived
+        if not self.listener.pacer.start(partial(self.answer_for, self.begin)):
+            self.queued = True
+            self.listener.pacer.held += len(arrived)
+            self.transport.pause_reading()
+
+    def begin(self) -> None:
         """Let mitmproxy serve the connection, as asyncio.start_server would have."""
+        if self.queued:
+            self.queued = False
+            self.listener.pacer.held -= len(self.arrived)
+        if self.transport.is_closing():
+            return
+        self.deadline = time.monotonic() + self.listener.lifecycle.settings.head_timeout
         loop = asyncio.get_running_loop()
         serve = partial(serve_until_cancelled, self.serve)
         protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), serve, loop=loop)
         self.transport.set_protocol(protocol)
+        self.transport.resume_reading()
         protocol.connection_made(self.transport)
-        if arrived:
-            protocol.data_received(arrived)
+        if self.arrived:
+            protocol.data_received(self.arrived)
 
     def expire(self) -> None:
         """Act on the deadline of the head."""

@@ -3,10 +3,14 @@
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from tests.harness.base import BEARER, wait_until
+from tests.harness.certificates import certificate
 from tests.harness.gate import Controlled, Gate, logged
 from tests.harness.upstream import Upstream
 from tests.harness.wire import Wire, ask, assert_gone, head, parse, wires
@@ -166,3 +170,65 @@ def test_they_count_among_all_connections(shared_upstream: Upstream) -> None:
             assert ask(gate.port, "GET", "/api/version", BEARER).status == 200
             assert_gone(silent[0])
         wait_until(lambda: "were closed to make room" in gate.output, "a warning")
+
+
+TURNS = """
+import asyncio
+from mitmproxy.proxy.server import ConnectionHandler
+ctx.turn, ctx.begun, before, loop = 0, [], ConnectionHandler.handle_client, asyncio.get_running_loop()
+def turn():
+    ctx.turn += 1
+    loop.call_soon(turn)
+def noted(self):
+    ctx.begun.append(ctx.turn)
+    return before(self)
+ConnectionHandler.handle_client = noted
+turn()
+"""
+NEVER = """
+from ollama_auth.proxy import listener
+listener.TURNS, listener.MAX_HELD = 10**9, 2000
+"""
+LEAVE = """
+import os, signal
+os.kill(os.getpid(), signal.SIGTERM)
+listener.TURNS, pacer._turns = 6, 3000
+"""
+QUEUE = "from ollama_auth.proxy import listener\npacer = ctx.master.addons.get('ollama_gate').listener.pacer\n"
+
+
+def test_connections_begin_one_after_the_other(shared_upstream: Upstream) -> None:
+    """Those at work have their turns between."""
+    request = head("GET", "/api/version", BEARER, "Connection: close")
+    with Controlled(shared_upstream.url) as gate, ExitStack() as stack:
+        gate.do(TURNS)
+        for wire in [stack.enter_context(Wire(gate.port, request)) for _ in range(30)]:
+            assert parse(wire.read_all()).status == 200
+        begun = eval(gate.do("result = ctx.begun"))  # noqa: S307
+        assert len(begun) == 30
+        assert all(later - earlier >= 6 for earlier, later in pairwise(begun))
+
+
+def test_what_waits_for_its_turn_is_bounded_and_is_answered_at_the_end(shared_upstream: Upstream) -> None:
+    def asking(more: int = 0) -> Wire:
+        return stack.enter_context(Wire(gate.port, head("GET", "/api/version", BEARER, "X: " + "x" * more)))
+
+    with Controlled(shared_upstream.url) as gate, ExitStack() as stack:
+        gate.do(NEVER)
+        assert asking().read_response().status == 200
+        waiting = [asking(more) for more in (0, 1500, 1500)]
+        wait_until(lambda: gate.do(QUEUE + "result = len(pacer._waiting)") == "3", "three to wait")
+        assert asking().read_response().status == 200, "with more than MAX_HELD nobody waits"
+        waiting.pop().close()
+        gate.do(QUEUE + LEAVE)
+        assert [parse(wire.read_all()).status for wire in waiting] == [200, 200]
+        assert gate.wait() == 0
+
+
+def test_they_make_room_while_they_wait_for_their_turn(shared_upstream: Upstream, tmp_path: Path) -> None:
+    options = ("--certs", str(certificate(tmp_path)), "--set", "ollama_max_connections=4")
+    with Controlled(shared_upstream.url, *options) as gate:
+        gate.do(NEVER)
+        with wires(gate.port, 5) as silent:
+            assert_gone(silent[1])
+            assert gate.do("result = len(ctx.master.addons.get('ollama_gate').connections)") == "4"
