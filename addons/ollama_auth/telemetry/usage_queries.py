@@ -7,6 +7,7 @@ Everything here may raise sqlite3.Error.
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, tzinfo
 from functools import cache, partial
@@ -110,11 +111,16 @@ class Chosen:
 
 
 def sums(
-    connection: sqlite3.Connection, by: Sequence[str], chosen: Chosen | None = None, zone: tzinfo = UTC
+    connection: sqlite3.Connection,
+    by: Sequence[str],
+    chosen: Chosen | None = None,
+    zone: tzinfo = UTC,
+    others: Sequence[sqlite3.Connection] = (),
 ) -> dict[tuple[str, ...], Sums]:
     """Return sums by the values of columns, in no order. Hours, days and months are those of a time zone.
 
     Without clients, [since, until) is widened to whole hours; with clients, the past ends where rows are kept no more.
+    `others` are further connections that see the same moment: with each, a thread takes its share of the rows.
     """
     chosen = chosen or Chosen()
     clients = "client" in by or "client" in chosen.where
@@ -122,14 +128,19 @@ def sums(
         chosen = Chosen(chosen.since // HOUR * HOUR, chosen.until, chosen.where)
     what = aggregates("count(*)" if clients else "sum(requests)")
     found: dict[tuple[str, ...], list[Any]] = {}
-    for place, outcome, numbers in _grouped(connection, "requests" if clients else "hours", what, by, chosen, zone):
-        counts = summed(numbers, outcome)
-        found[place] = [*map(add, found[place], counts)] if place in found else counts
+    table = "requests" if clients else "hours"
+    rows = _grouped([connection, *others], table, what, by, chosen, zone)
+    merge(found, ((place, summed(numbers, outcome)) for place, outcome, numbers in rows), add)
     return {place: Sums(*numbers) for place, numbers in found.items()}
 
 
 def first_tokens(
-    connection: sqlite3.Connection, by: Sequence[str], chosen: Chosen, zone: tzinfo, requests: int
+    connection: sqlite3.Connection,
+    by: Sequence[str],
+    chosen: Chosen,
+    zone: tzinfo,
+    requests: int,
+    others: Sequence[sqlite3.Connection] = (),
 ) -> tuple[dict[tuple[str, ...], list[float]], list[float]]:
     """Return median and 95th percentile of the times to the first token in milliseconds, of each place and of all.
 
@@ -142,7 +153,7 @@ def first_tokens(
     share += share % 5 == 0  # Requests that come by the second are not all left out.
     sample = f"ttft_ms IS NOT NULL AND CAST(time * 1000 + 0.001 AS INTEGER) % {share} = 0"
     for place, _, (times,) in _grouped(
-        connection, "requests", ["group_concat(ttft_ms)"], by, chosen, zone, sample, "{},{}".format
+        [connection, *others], "requests", ["group_concat(ttft_ms)"], by, chosen, zone, sample, "{},{}".format
     ):
         found.setdefault(place, []).extend(map(float, times.split(",")))
     everything = [number for numbers in found.values() for number in numbers]
@@ -150,7 +161,7 @@ def first_tokens(
 
 
 def _grouped(
-    connection: sqlite3.Connection,
+    connections: Sequence[sqlite3.Connection],
     table: str,
     what: list[str],
     by: Sequence[str],
@@ -163,6 +174,7 @@ def _grouped(
 
     `join` makes one of two values of the same aggregate.
     """
+    connection = connections[0]
     time = "hour" if table == "hours" else "time"
     condition, values = chosen.condition(time)
     period, unit = next((name for name in PERIODS if name in by), ""), "0"
@@ -171,13 +183,10 @@ def _grouped(
     elif period:
         unit = f"CAST({time} + {offset(connection, time, chosen, zone)} AS INTEGER) / {DAY}"
     if period == "month":  # Grouped by days, nearly each row of a month may be a group of its own.
-        note_months(connection)
         unit = f"coalesce((SELECT first FROM months WHERE day = {unit}), {unit})"
     groups = {number: names for number, *names in connection.execute(f"SELECT id, {', '.join(NAMES)} FROM groups")}
     # The least group with the same names stands for all of them: a number is quicker to group by than names.
     alike = ", ".join(name for name in NAMES if name in by or name == "outcome")
-    connection.execute("CREATE TEMP TABLE IF NOT EXISTS places (number INTEGER PRIMARY KEY, place INTEGER NOT NULL)")
-    connection.execute(f"REPLACE INTO temp.places SELECT id, min(id) OVER (PARTITION BY {alike}) FROM groups")
     count = max(groups, default=0) + 1
     client, grouped = ("client", "1, 2") if "client" in by else ("''", "2")
     part, size = ("hour", PART_HOURS * HOUR) if table == "hours" else ("requests.rowid", PART_ROWS)
@@ -185,18 +194,40 @@ def _grouped(
         f"SELECT {client}, {unit} * {count} + place, {', '.join(what)} FROM {table} CROSS JOIN places "
         f"WHERE {also} AND number = group_id AND {part} BETWEEN ? AND ? AND {condition} GROUP BY {grouped}"
     )
+    first, last = ends(connection, table, part)
+
+    def read(connection: sqlite3.Connection, starts: range) -> dict[tuple[str, int], list[Any]]:
+        if period == "month":
+            note_months(connection)
+        connection.execute(
+            "CREATE TEMP TABLE IF NOT EXISTS places (number INTEGER PRIMARY KEY, place INTEGER NOT NULL)"
+        )
+        connection.execute(f"REPLACE INTO temp.places SELECT id, min(id) OVER (PARTITION BY {alike}) FROM groups")
+        found: dict[tuple[str, int], list[Any]] = {}
+        for start in starts:
+            rows = connection.execute(query, [start, start + size - 1, *values])
+            merge(found, (((address, place), parts) for address, place, *parts in rows), join)
+        return found
+
+    starts, threads = range(first, last + 1, size), len(connections)
+    if threads == 1:
+        found = read(connection, starts)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            found, *more = pool.map(read, connections, [starts[number::threads] for number in range(threads)])
+        for other in more:
+            merge(found, other.items(), join)
     name = cache(partial(shown, period=period, zone=zone))
     order = [(*NAMES, "client", period).index(column) for column in by]
-    first, last = ends(connection, table, part)
-    found: dict[tuple[str, int], list[Any]] = {}
-    for start in range(first, last + 1, size):
-        for address, place, *parts in connection.execute(query, [start, start + size - 1, *values]):
-            key = address, place
-            found[key] = [*map(join, found[key], parts)] if key in found else parts
     for (address, place), whole in found.items():
         at, group = divmod(place, count)
         row = (*groups[group], address, name(at))
         yield tuple([row[index] for index in order]), row[_OUTCOME], whole
+
+
+def merge[K](into: dict[K, list[Any]], more: Iterable[tuple[K, list[Any]]], join: Callable[[Any, Any], Any]) -> None:
+    for key, parts in more:
+        into[key] = [*map(join, into[key], parts)] if key in into else parts
 
 
 def note_months(connection: sqlite3.Connection) -> None:

@@ -3,7 +3,7 @@
 import sqlite3
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import replace
 
 from ollama_auth.telemetry.usage_queries import sums
@@ -12,7 +12,7 @@ from ..terminal import ToolError, prepare_output, shown
 from .access_logs import Counting, count
 from .arguments import chosen_by, parse
 from .files import is_ledger
-from .ledger import forget, ledger_file, open_ledger
+from .ledger import forget, ledger_file, open_all
 from .table import FORMATS, printable, report
 
 
@@ -29,12 +29,15 @@ def run(command_line: Sequence[str]) -> int:
     faults: list[str] = []
     broken = 0
     # Lines of logs go into a database in a temporary file.
-    with closing(open_ledger(files[0]) if ledger else sqlite3.connect("", isolation_level=None)) as connection:
+    connections = open_all(files[0]) if ledger else [sqlite3.connect("", isolation_level=None)]
+    with ExitStack() as stack:
+        for connection in connections:
+            stack.callback(connection.close)
         if not ledger:
-            counting = Counting(connection)
+            counting = Counting(connections[0])
             faults, broken = count(files, counting), counting.broken
-        found = replace(report(connection, arguments.by, chosen_by(arguments), arguments.timezone), broken=broken)
-        empty = not found.rows and not sums(connection, ())
+        found = replace(report(connections, arguments.by, chosen_by(arguments), arguments.timezone), broken=broken)
+        empty = not found.rows and not sums(connections[0], ())
     if not empty and found.rows:
         sys.stdout.write(FORMATS[arguments.format](found))
     for fault in faults:

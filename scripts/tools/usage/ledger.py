@@ -12,6 +12,10 @@ from ollama_auth.telemetry import usage_db
 from ..terminal import ToolError, shown
 from .files import check
 
+MOST_CONNECTIONS = 4
+ATTEMPTS = 5
+"""To open several at one moment; a gate writes once a second."""
+
 
 def ledger_file() -> str:
     """The ledger of this folder, or of the environment. Raises ToolError if there is none."""
@@ -32,8 +36,6 @@ def open_ledger(name: str, *, write: bool = False) -> sqlite3.Connection:
     check(name)
     connection = usage_db.connect(Path(name).expanduser(), write=write)
     try:
-        if not write:
-            connection.execute("BEGIN")  # All of a report is of one moment.
         found = usage_db.version(connection)
     except sqlite3.Error as error:
         connection.close()
@@ -46,6 +48,29 @@ def open_ledger(name: str, *, write: bool = False) -> sqlite3.Connection:
             else f"{name} is the database of another program: name the file of the ledger"
         )
     return connection
+
+
+def open_all(name: str) -> list[sqlite3.Connection]:
+    """Open a ledger once for each processor, all to see the same moment. Raises ToolError and sqlite3.Error."""
+    first, *others = [open_ledger(name) for _ in range(min(os.cpu_count() or 1, MOST_CONNECTIONS))]
+    for _ in range(ATTEMPTS):
+        before = data_version(first)
+        for connection in (*others, first):
+            connection.execute("BEGIN")
+            data_version(connection)  # The first that is read fixes the moment.
+        if data_version(first) == before:  # Nobody has written meanwhile.
+            return [first, *others]
+        for connection in (*others, first):
+            connection.execute("ROLLBACK")
+    for connection in others:
+        connection.close()
+    first.execute("BEGIN")
+    return [first]
+
+
+def data_version(connection: sqlite3.Connection) -> int:
+    """A number that changes whenever another connection has written."""
+    return int(connection.execute("PRAGMA data_version").fetchone()[0])
 
 
 def forget(command_line: Sequence[str]) -> None:

@@ -34,10 +34,12 @@ class Report:
     broken: int = 0
 
 
-def report(connection: sqlite3.Connection, by: Sequence[str], chosen: Chosen, zone: tzinfo) -> Report:
-    """Ask a ledger, or a database of log lines. Raises sqlite3.Error."""
-    found = sums(connection, by, chosen, zone)
-    times, whole = first_tokens(connection, by, chosen, zone, sum(one.requests - one.refused for one in found.values()))
+def report(connections: Sequence[sqlite3.Connection], by: Sequence[str], chosen: Chosen, zone: tzinfo) -> Report:
+    """Ask a ledger, or a database of log lines, on connections that see the same moment. Raises sqlite3.Error."""
+    connection, *others = connections
+    found = sums(connection, by, chosen, zone, others)
+    requests = sum(one.requests - one.refused for one in found.values())
+    times, whole = first_tokens(connection, by, chosen, zone, requests, others)
     rows = [(place, numbers(found[place], times.get(place))) for place in sorted(found)]
     return Report(by, rows, numbers(added(found.values()), whole))
 

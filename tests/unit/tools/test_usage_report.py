@@ -13,17 +13,21 @@ import statistics
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import ExitStack, closing
+from datetime import UTC
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ollama_auth.telemetry import usage_queries
+from ollama_auth.telemetry import usage_db, usage_queries
 from ollama_auth.telemetry.ledger import Ledger
+from ollama_auth.telemetry.usage_queries import Chosen
 from scripts.tools.usage import __main__ as cli
 from scripts.tools.usage import access_logs, progress
+from scripts.tools.usage import ledger as usage_ledger
 from scripts.tools.usage.ledger import open_ledger
 from tests.harness.base import BEARER, ROOT, wait_until
 from tests.harness.gate import Gate
@@ -383,15 +387,42 @@ def test_the_ledger_and_the_log_have_the_same_figures(terminal: Terminal, ledger
         assert terminal.run("--by", by, *more, "usage.db")[0] == terminal.run("--by", by, *more, "access.log")[0]
 
 
-def test_all_of_a_report_is_of_one_moment(ledger: Path) -> None:
-    with closing(open_ledger(str(ledger))) as connection:
-        with closing(Ledger(str(ledger))) as written:
-            row = access_logs.read(text_of(LOG[0]).encode())
-            assert row
-            written.add(row)
-        with closing(open_ledger(str(ledger))) as later:
-            assert [usage_queries.sums(one, ())[()].requests for one in (later, connection)] == [8, 7]
-            assert [len(usage_queries.latest(one)) for one in (later, connection)] == [8, 7]
+@pytest.mark.parametrize("times", [1, 1000])
+def test_all_of_a_report_is_of_one_moment(ledger: Path, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """All connections see the same, also when somebody writes between, once or again and again, and go on to see it."""
+    row = access_logs.read(text_of(LOG[0]).encode())
+    assert row
+    asked, plain = [], usage_ledger.data_version
+    with ExitStack() as stack:
+        writer = stack.enter_context(closing(open_ledger(str(ledger), write=True)))
+
+        def data_version(connection: sqlite3.Connection) -> int:
+            asked.append(connection)
+            found = plain(connection)
+            if connection is not asked[0] and len(asked) <= 2 * times:
+                usage_db.write(writer, [row], {})
+            return found
+
+        monkeypatch.setattr(usage_ledger, "data_version", data_version)
+        monkeypatch.setattr(os, "cpu_count", lambda: 3)
+        connections = [stack.enter_context(closing(one)) for one in usage_ledger.open_all(str(ledger))]
+        assert len(connections) == (3 if times == 1 else 1)
+        for _ in range(2):
+            assert len({(usage_queries.newest(one), len(usage_queries.latest(one))) for one in connections}) == 1
+            usage_db.write(writer, [row], {})
+        assert usage_queries.newest(writer) > usage_queries.newest(connections[0])
+
+
+@pytest.mark.parametrize("by", [["key", "model", "day"], ["month", "client", "outcome"], []])
+def test_several_connections_take_shares(ledger: Path, monkeypatch: pytest.MonkeyPatch, by: list[str]) -> None:
+    with ExitStack() as stack:
+        one, *others = [stack.enter_context(closing(open_ledger(str(ledger)))) for _ in range(3)]
+        times = partial(usage_queries.first_tokens, one, by, Chosen(), UTC, 7)
+        alone = usage_queries.sums(one, by), times()
+        monkeypatch.setattr(usage_queries, "PART_ROWS", 2)
+        monkeypatch.setattr(usage_queries, "PART_HOURS", 1)
+        shared = usage_queries.sums(one, by, others=others), times(others)
+        assert shared == alone
 
 
 def test_the_ledger_of_a_real_gate_and_its_log(terminal: Terminal, upstream: Upstream) -> None:
