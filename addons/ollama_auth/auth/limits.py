@@ -9,20 +9,18 @@ No minute may last longer because the clock of the system was set back, or end e
 a monotonic clock is used, and in Redis its own. Days and months are those of the system's clock.
 """
 
-import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
-from functools import cache
 from math import ceil
 from secrets import token_hex
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from .. import clock
 from .keys import Principal
 from .periods import Calendar, Period
-from .shared_limits import Leases, SharedPlaces, SharedTokens, Shares, open_storage, storage_errors
+from .shared_limits import Leases, SharedPlaces, SharedRequests, SharedTokens, Shares, open_storage, storage_errors
 
 KNOWN = 3600
 """Seconds for which a storage remembers a limiter that renews nothing."""
@@ -94,14 +92,6 @@ def counted_here(principal: Principal) -> bool:
     return (principal.requests_per_minute, principal.concurrent_requests) != (None, None)
 
 
-class Limit(Protocol):
-    """The part of the library's RateLimitItem that is used here."""
-
-    amount: int
-
-    def get_expiry(self) -> int: ...
-
-
 class Limiter:
     """Counts by principal, in memory (`url` None) or at `redis://…`, `rediss://…`, `redis+sentinel://…`."""
 
@@ -124,14 +114,12 @@ class Limiter:
         """Those in force."""
         self._id = token_hex(8)
         if url is None:
-            self._requests: Any = LocalMovingWindow()
+            self._requests: SharedRequests | LocalRequests = LocalRequests()
             self._places: SharedPlaces | LocalPlaces = LocalPlaces()
             self._tokens: SharedTokens | LocalTokens = LocalTokens(shares)
             return
         storage, self._redis = open_storage(url, deployment)
-        from limits.aio.strategies import MovingWindowRateLimiter
-
-        self._requests = MovingWindowRateLimiter(storage)
+        self._requests = SharedRequests(storage)
         self._leases = Leases(self._redis)
         self._places = SharedPlaces(self._redis, self._leases, self._prefix)
         self._tokens = SharedTokens(self._redis, self._leases, self._prefix, shares)
@@ -162,13 +150,10 @@ class Limiter:
         limit = principal.requests_per_minute
         if limit is None:
             return Granted(tokens)
-        item = _library_item()(limit) if self._redis else PerMinute(limit)
-        taken = await self._requests.hit(item, principal.name)
-        stats = await self._requests.get_window_stats(item, principal.name)
-        now = time.time() if self._redis else clock.monotonic()
+        taken, remaining, wait = await self._requests.take(principal.name, limit)
         # No longer than the window is long, whatever the clock was set to.
-        reset = max(1, min(ceil(stats.reset_time - now), MINUTE))
-        requests = Window("requests_per_minute", limit, max(0, stats.remaining) if taken else 0, reset, MINUTE)
+        reset = max(1, min(ceil(wait), MINUTE))
+        requests = Window("requests_per_minute", limit, max(0, remaining) if taken else 0, reset, MINUTE)
         windows = (requests, *tokens)
         return Granted(windows) if taken else Exceeded(requests.name, limit, reset, windows)
 
@@ -278,60 +263,23 @@ class Limiter:
                 await self._redis.aclose()
 
 
-@cache
-def _library_item() -> Any:
-    """The library's limit, counted under the name of the principal alone: an edit of the limit forgets nothing."""
-    from limits import RateLimitItemPerMinute
-
-    class Named(RateLimitItemPerMinute):
-        def key_for(self, *identifiers: bytes | str | float) -> str:
-            return "/".join(("requests", *map(str, identifiers)))
-
-    return Named
-
-
-@dataclass(frozen=True, slots=True)
-class PerMinute:
-    """A limit of requests, as LocalMovingWindow takes it."""
-
-    amount: int
-
-    def get_expiry(self) -> int:
-        return MINUTE
-
-
-@dataclass(frozen=True, slots=True)
-class WindowStats:
-    """What is left of a limit, and when there is more, by the monotonic clock: as the `limits` library has it."""
-
-    reset_time: float
-    remaining: int
-
-
-class LocalMovingWindow:
-    """The times of the latest requests of each principal. Its methods are those of the `limits` library."""
+class LocalRequests:
+    """The times of the latest requests of each principal, in this process."""
 
     def __init__(self) -> None:
         self._times: defaultdict[str, deque[float]] = defaultdict(deque)
 
-    async def hit(self, item: Limit, name: str) -> bool:
-        """Count a request, if there is room for one."""
-        times = self._current(item, name)
-        if len(times) >= item.amount:
-            return False
-        times.append(clock.monotonic())
-        return True
+    async def take(self, name: str, limit: int) -> tuple[bool, int, float]:
+        """Count a request, if there is room for one in this minute.
 
-    async def get_window_stats(self, item: Limit, name: str) -> WindowStats:
-        times = self._current(item, name)
-        reset = times[0] + item.get_expiry() if times else clock.monotonic()
-        return WindowStats(reset, item.amount - len(times))
-
-    def _current(self, item: Limit, name: str) -> deque[float]:
-        times, start = self._times[name], clock.monotonic() - item.get_expiry()
-        while times and times[0] <= start:
+        Returns (whether there was, how many more there is room for, the seconds until there is room for another).
+        """
+        times, now = self._times[name], clock.monotonic()
+        while times and times[0] <= now - MINUTE:
             times.popleft()
-        return times
+        if taken := len(times) < limit:
+            times.append(now)
+        return taken, limit - len(times), times[0] + MINUTE - now
 
 
 class LocalPlaces:

@@ -204,6 +204,29 @@ class Leases:
             await pipe.execute()
 
 
+class SharedRequests:
+    """The requests of each principal in the last minute."""
+
+    def __init__(self, storage: Any) -> None:
+        from limits import RateLimitItemPerMinute
+        from limits.aio.strategies import MovingWindowRateLimiter
+
+        class Named(RateLimitItemPerMinute):
+            """Counted under the name of the principal alone: an edit of the limit forgets nothing."""
+
+            def key_for(self, *identifiers: bytes | str | float) -> str:
+                return "/".join(("requests", *map(str, identifiers)))
+
+        self._windows, self._limit = MovingWindowRateLimiter(storage), Named
+
+    async def take(self, name: str, limit: int) -> tuple[bool, int, float]:
+        """Count a request, as LocalRequests does."""
+        item = self._limit(limit)
+        taken = await self._windows.hit(item, name)
+        stats = await self._windows.get_window_stats(item, name)
+        return taken, stats.remaining, stats.reset_time - time.time()
+
+
 class SharedPlaces:
     """The concurrent requests of each principal."""
 

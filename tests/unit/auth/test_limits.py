@@ -39,7 +39,7 @@ async def test_a_storage_that_fails_between_two_limits(monkeypatch: pytest.Monke
 
     with monkeypatch.context() as patch:
         patch.setattr(shared_limits, "STORAGE_TIMEOUT", 0.01)
-        patch.setattr(limiter._requests, "hit", fail)
+        patch.setattr(limiter._requests, "take", fail)
         with pytest.raises(StorageUnavailableError):
             await limiter.enter(both, "a")
     assert isinstance(await limiter.enter(both, "b"), Granted)
