@@ -123,7 +123,7 @@ async def measure_requests_with_model(one: Running, size: Size) -> Mapping[str, 
 
 
 async def measure_refusals(one: Running, size: Size) -> Mapping[str, float]:
-    if not one.target.checks:
+    if not one.target.at.key:
         return {}
     return await with_cpu("refusals/s", "refusal", one, load.refusals(one.target.at, size.seconds), size.seconds)
 
@@ -176,24 +176,23 @@ async def measure_console(one: Running, size: Size) -> Mapping[str, float]:
     return {"console: first paint, ms": statistics.median(paints), "console: % of a core": statistics.median(costs)}
 
 
-async def measure_transfer(way: str, one: Running, size: Size, work: Awaitable[float]) -> Mapping[str, float]:
+async def transfer(name: str, one: Running, work: Awaitable[float]) -> Mapping[str, float]:
+    """The seconds of a transfer, and those of processor."""
     before = one.cpu()
-    name = f"{size.bytes >> 20} MiB {way}"
     return {f"{name}, s": await work, f"{name}, CPU s": one.cpu() - before}
 
 
 async def measure_upload(one: Running, size: Size) -> Mapping[str, float]:
-    return await measure_transfer("up", one, size, load.upload(one.target.at, size.bytes))
+    return await transfer(f"{size.bytes >> 20} MiB up", one, load.upload(one.target.at, size.bytes))
 
 
 async def measure_download(one: Running, size: Size) -> Mapping[str, float]:
-    return await measure_transfer("down", one, size, load.download(one.target.at, size.bytes))
+    return await transfer(f"{size.bytes >> 20} MiB down", one, load.download(one.target.at, size.bytes))
 
 
 async def measure_embeddings(one: Running, size: Size) -> Mapping[str, float]:
-    before, bytes_ = one.cpu(), size.bytes // 4
-    name = f"embeddings of {bytes_ >> 20} MiB"
-    return {f"{name}, s": await load.embeddings(one.target.at, bytes_), f"{name}, CPU s": one.cpu() - before}
+    part = size.bytes // 4
+    return await transfer(f"embeddings of {part >> 20} MiB", one, load.embeddings(one.target.at, part))
 
 
 async def measure_beginnings(one: Running, size: Size) -> Mapping[str, float]:
@@ -203,7 +202,7 @@ async def measure_beginnings(one: Running, size: Size) -> Mapping[str, float]:
 async def measure_many(one: Running, size: Size) -> Mapping[str, float]:
     late = [token.late for token in await load.slow_streams(one.target.at, size.many, 5.0)]
     name = f"token late, {size.many} streams of 1 token/s"
-    return {f"{name}, p99 ms": load.percentile(late, 0.99), f"{name}, max ms": max(late)}
+    return {f"{name}, p99 ms": load.p99(late), f"{name}, max ms": max(late)}
 
 
 async def measure_waits(one: Running, size: Size) -> Mapping[str, float]:

@@ -6,8 +6,9 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Self, cast
 
 from ollama_auth.errors import OllamaAuthError
@@ -34,6 +35,10 @@ class Address:
     def __post_init__(self) -> None:
         if not ipaddress.ip_address(self.host).is_loopback:
             raise WrongAnswerError(f"{self.host} is not this machine: the bench measures loopback addresses alone")
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
 
     def request(self, method: str, path: str, body: bytes = b"", length: int = 0, key: str | None = None) -> bytes:
         """A request head with its body, or for a body of `length` bytes that follows."""
@@ -165,48 +170,45 @@ class Count:
         self.bytes += len(data)
 
 
-async def requests(at: Address, seconds: float, method: str = "GET", path: str = "/api/version") -> float:
-    """Requests a second, on kept-alive connections."""
-    request = at.request(method, path, MODEL if method == "POST" else b"")
-    body = Count()
-    first = await Client.to(at, 200, body)
-    await first.ask(request)
-    first.close()
-    size, done, until = body.bytes, 0, time.perf_counter() + seconds
+async def repeated(seconds: float, asks: Sequence[Callable[[], Awaitable[object]]]) -> tuple[int, float]:
+    """Do each of `asks` again and again, all at once; return (how often they were done, how often a second)."""
+    begun = time.perf_counter()
 
-    async def one() -> int:
-        count = Count()
-        client, asked = await Client.to(at, 200, count), 0
-        while time.perf_counter() < until:
-            await client.ask(request)
+    async def one(ask: Callable[[], Awaitable[object]]) -> int:
+        asked = 0
+        while time.perf_counter() < begun + seconds:
+            await ask()
             asked += 1
-        client.close()
-        if not size or count.bytes != asked * size:
-            raise WrongAnswerError(f"{count.bytes} bytes in {asked} answers of {size}")
         return asked
 
-    begun = time.perf_counter()
-    done = sum(await asyncio.gather(*(one() for _ in range(CONNECTIONS))))
-    return done / (time.perf_counter() - begun)
+    done = sum(await asyncio.gather(*map(one, asks)))
+    return done, done / (time.perf_counter() - begun)
+
+
+async def requests(at: Address, seconds: float, method: str = "GET", path: str = "/api/version") -> float:
+    """Requests a second, on kept-alive connections."""
+    request, body = at.request(method, path, MODEL if method == "POST" else b""), Count()
+    clients = [await Client.to(at, 200, body) for _ in range(CONNECTIONS)]
+    await clients[0].ask(request)
+    size = body.bytes
+    asked, rate = await repeated(seconds, [partial(client.ask, request) for client in clients])
+    for client in clients:
+        client.close()
+    if not size or body.bytes != (asked + 1) * size:
+        raise WrongAnswerError(f"{body.bytes} bytes in {asked + 1} answers of {size}")
+    return rate
 
 
 async def refusals(at: Address, seconds: float) -> float:
     """Refusals a second, each on a connection of its own."""
     request = at.request("GET", "/api/version", key="wrong")
-    until = time.perf_counter() + seconds
 
-    async def one() -> int:
-        asked = 0
-        while time.perf_counter() < until:
-            client = await Client.to(at, 401, Count())
-            await client.ask(request)
-            client.close()
-            asked += 1
-        return asked
+    async def ask() -> None:
+        client = await Client.to(at, 401, Count())
+        await client.ask(request)
+        client.close()
 
-    begun = time.perf_counter()
-    done = sum(await asyncio.gather(*(one() for _ in range(CONNECTIONS))))
-    return done / (time.perf_counter() - begun)
+    return (await repeated(seconds, [ask] * CONNECTIONS))[1]
 
 
 class Token(NamedTuple):
@@ -268,11 +270,11 @@ def lateness(tokens: list[Token]) -> Lateness:
     if not tokens:
         raise WrongAnswerError("the streams were never all at work at once: this machine is too busy to measure")
     late = [token.late for token in tokens]
-    return Lateness(statistics.median(late), percentile(late, 0.99))
+    return Lateness(statistics.median(late), p99(late))
 
 
-def percentile(values: list[float], share: float) -> float:
-    return sorted(values)[math.ceil(len(values) * share) - 1]
+def p99(values: list[float]) -> float:
+    return sorted(values)[math.ceil(len(values) * 0.99) - 1]
 
 
 async def one_stream(at: Address, tokens: int) -> Lateness:
@@ -304,17 +306,7 @@ async def arriving(at: Address, bursts: int) -> Lateness:
 
 async def begun(at: Address, seconds: float) -> float:
     """Chats of one token a second, each on a new connection."""
-    until, begun = time.perf_counter() + seconds, time.perf_counter()
-
-    async def one() -> int:
-        asked = 0
-        while time.perf_counter() < until:
-            await stream(at, 1, 0)
-            asked += 1
-        return asked
-
-    done = sum(await asyncio.gather(*(one() for _ in range(CONNECTIONS))))
-    return done / (time.perf_counter() - begun)
+    return (await repeated(seconds, [partial(stream, at, 1, 0)] * CONNECTIONS))[1]
 
 
 async def slow_streams(at: Address, count: int, seconds: float) -> list[Token]:

@@ -113,8 +113,6 @@ class Target:
     at: Address
     command: list[str]
     variables: Mapping[str, str] = field(default_factory=dict)
-    checks: bool = True
-    """Whether it requires the key."""
     page: str = ""
     """The address of its page, if it has one."""
 
@@ -159,8 +157,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def address(checks: bool = True) -> Address:
-    return Address(HOST, free_port(), secrets.token_hex(16) if checks else "")
+def address() -> Address:
+    return Address(HOST, free_port(), secrets.token_hex(16))
 
 
 def program(name: str) -> str | None:
@@ -169,9 +167,8 @@ def program(name: str) -> str | None:
 
 
 def upstream() -> Target:
-    at = address(checks=False)
-    script = str(TOOLS / "bench" / "upstream.py")
-    return Target("direct", at, [sys.executable, script, str(at.port)], checks=False)
+    at = Address(HOST, free_port(), key="")
+    return Target("direct", at, [sys.executable, str(TOOLS / "bench" / "upstream.py"), str(at.port)])
 
 
 def caddy(binary: str, upstream: Address, folder: Path, certificate: Path | None = None) -> Target:
@@ -201,18 +198,21 @@ def arguments(at: Address, folder: Path) -> list[str]:
 
 
 def bare(upstream: Address, folder: Path) -> Target:
-    at = address(checks=False)
+    at = Address(HOST, free_port(), key="")
     (script := folder / "stream_all.py").write_text(STREAM_ALL)
-    mode = f"reverse:http://{HOST}:{upstream.port}"
-    command = [sys.executable, str(program("mitmdump")), "--mode", mode, "-s", str(script), *arguments(at, folder)]
-    return Target("bare", at, command, checks=False)
+    return Target("bare", at, [*mitmdump(upstream, script), *arguments(at, folder)])
+
+
+def mitmdump(upstream: Address, script: Path) -> list[str]:
+    command = [sys.executable, str(program("mitmdump"))]
+    return [*command, "--mode", f"reverse:{upstream.url}", "-s", str(script)]
 
 
 def ours(name: str, more: list[str], upstream: Address, folder: Path) -> Target:
     """The gate as scripts/serve starts it, with metrics and console."""
     at, listen = address(), f"{HOST}:{free_port()}"
     options = launch.read([*arguments(at, folder), *MANY_CONNECTIONS, *more])
-    command = gate_command(f"http://{HOST}:{upstream.port}", options)
+    command = gate_command(upstream.url, options)
     return Target(name, at, command, {KEY: at.key, METRICS_LISTEN: listen}, page=f"http://{listen}/")
 
 
@@ -230,12 +230,12 @@ def with_ledger(upstream: Address, folder: Path) -> Target:
 def workers(count: int, upstream: Address, folder: Path) -> Target:
     at = address()
     command = [sys.executable, str(TOOLS), "serve", "--workers", str(count), *arguments(at, folder), *MANY_CONNECTIONS]
-    variables = {
-        KEY: at.key,
-        "OLLAMA_ENDPOINT": f"http://{HOST}:{upstream.port}",
-        METRICS_LISTEN: f"{HOST}:{free_port()}",
-    }
-    return Target(f"ours x{count}", at, command, variables)
+    return Target(f"ours x{count}", at, command, gate_variables(at, upstream))
+
+
+def gate_variables(at: Address, upstream: Address) -> dict[str, str]:
+    """The environment of a gate that reads all of it there. It has its metrics and console on a port of their own."""
+    return {KEY: at.key, "OLLAMA_ENDPOINT": upstream.url, METRICS_LISTEN: f"{HOST}:{free_port()}"}
 
 
 def other(spec: str, upstream: Address, folder: Path) -> Target:
@@ -244,11 +244,11 @@ def other(spec: str, upstream: Address, folder: Path) -> Target:
     If it is a gate, its console is at the address of the environment.
     """
     name, _, command = spec.partition("=")
-    at, listen = address(), f"{HOST}:{free_port()}"
-    url = f"http://{HOST}:{upstream.port}"
-    words = [word.format(port=at.port, upstream=url, key=at.key, folder=folder) for word in shlex.split(command)]
-    variables = {KEY: at.key, "OLLAMA_ENDPOINT": url, METRICS_LISTEN: listen}
-    return Target(name, at, words, variables, page=f"http://{listen}/")
+    at = address()
+    values = {"port": at.port, "upstream": upstream.url, "key": at.key, "folder": folder}
+    variables = gate_variables(at, upstream)
+    words = [word.format(**values) for word in shlex.split(command)]
+    return Target(name, at, words, variables, page=f"http://{variables[METRICS_LISTEN]}/")
 
 
 def named_keys(name: str, entry: str, upstream: Address, folder: Path) -> Target:
@@ -262,7 +262,7 @@ def named_keys(name: str, entry: str, upstream: Address, folder: Path) -> Target
     (file := folder / f"keys-{name}.toml").write_text(text)
     file.chmod(0o600)
     more = [*arguments(at, folder), "--set", "ollama_max_wrong_keys=0"]
-    command = gate_command(f"http://{HOST}:{upstream.port}", launch.read(more))
+    command = gate_command(upstream.url, launch.read(more))
     return Target(name, at, command, {KEY: secrets.token_hex(16), KEYS_FILE: str(file)})
 
 
@@ -273,9 +273,8 @@ MODELS = SCOPES + 'models = ["demo", "qwen*"]\n'
 def plain(upstream: Address, folder: Path) -> Target:
     """The gate as README's line for mitmdump starts it."""
     at = address()
-    mode = f"reverse:http://{HOST}:{upstream.port}"
-    command = [sys.executable, str(program("mitmdump")), "--mode", mode, "-s", str(ROOT / "addons" / "auth.py")]
-    return Target("ours plain", at, [*command, *arguments(at, folder), *MANY_CONNECTIONS], {KEY: at.key})
+    command = [*mitmdump(upstream, ROOT / "addons" / "auth.py"), *arguments(at, folder), *MANY_CONNECTIONS]
+    return Target("ours plain", at, command, {KEY: at.key})
 
 
 def revision(name: str, more: list[str], upstream: Address, folder: Path) -> Target:
@@ -288,8 +287,7 @@ def revision(name: str, more: list[str], upstream: Address, folder: Path) -> Tar
             files.extractall(checkout, filter="data")
     at = address()
     command = [sys.executable, str(checkout / "scripts" / "tools"), "serve", *arguments(at, folder)]
-    endpoint = {"OLLAMA_ENDPOINT": f"http://{HOST}:{upstream.port}", METRICS_LISTEN: f"{HOST}:{free_port()}"}
-    return Target(f"ours {name}", at, [*command, *MANY_CONNECTIONS, *more], {KEY: at.key} | endpoint)
+    return Target(f"ours {name}", at, [*command, *MANY_CONNECTIONS, *more], gate_variables(at, upstream))
 
 
 def with_tls(upstream: Address, options: Namespace, folder: Path) -> dict[str, Make]:
