@@ -185,7 +185,7 @@ class ActiveConfig:
             return
         self._replaced_at = clock.monotonic() if self._replaced_at is None else self._replaced_at
         left = self._replaced_at + now.replaced_keys_timeout - clock.monotonic()
-        if left <= 0 and len(kept := now.ring.only("default")) < len(now.ring):
+        if left <= 0 and len(kept := KeyRing(now.ring.keys_of("default"))) < len(now.ring):
             self.take(replace(now, ring=kept))
             self._said_at = None
         if self._said_at is None or clock.monotonic() >= self._said_at + SAY_AGAIN:

@@ -44,7 +44,7 @@ def test_a_list_names_every_place(kind: str) -> None:
 
 
 REASON = re.compile(
-    r'(?:RefusedError|CredentialError|SignatureError|Refusal|Exceeded|__init__)\(\s*"([a-z_ ]+)"'
+    r'(?:RefusedError|CredentialError|Refusal|Exceeded|__init__)\(\s*"([a-z_ ]+)"'
     r'|\("(tokens_per_[a-z]+)", principal|Denial\(\d+, "([a-z_ ]+)"|KEY_IN_PATH = "([a-z ]+)"'
 )
 

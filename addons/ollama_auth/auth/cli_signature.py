@@ -24,10 +24,6 @@ _VALUE = re.compile(rb"([A-Za-z0-9+/]{68}):([A-Za-z0-9+/]{86}==)")
 _TIME = re.compile(rb"[1-9][0-9]{0,11}")
 
 
-class SignatureError(CredentialError):
-    """A signature that can't be verified; `reason` is one of "malformed", "stale", "bad signature"."""
-
-
 @dataclass(frozen=True, slots=True)
 class Signature:
     """A public key (32 bytes), which proves nothing yet, and a signature (64 bytes)."""
@@ -49,17 +45,17 @@ def parse(value: bytes) -> Signature | None:
 def verify(signature: Signature, method: bytes, target: bytes, now: float, window: float) -> bytes:
     """Return the public key that signed exactly this method and target, at most `window` seconds from `now`.
 
-    This takes some 0.1 ms, so check first whether the key is known at all. Raises SignatureError.
+    This takes some 0.1 ms, so check first whether the key is known at all. Raises CredentialError.
     """
     times = [value for name, value in map(_split, _parameters(target)) if name == b"ts"]
     if len(times) != 1 or not _TIME.fullmatch(times[0]):
-        raise SignatureError("malformed", "a signed request has one parameter `ts`, the time in seconds")
+        raise CredentialError("malformed", "a signed request has one parameter `ts`, the time in seconds")
     if not abs(now - int(times[0])) <= window:
-        raise SignatureError("stale", f"the request was not signed within {window:g} s of now: check the clock")
+        raise CredentialError("stale", f"the request was not signed within {window:g} s of now: check the clock")
     try:
         Ed25519PublicKey.from_public_bytes(signature.key).verify(signature.value, method + b"," + target)
     except (InvalidSignature, UnsupportedAlgorithm, ValueError):
-        raise SignatureError("bad signature", "the signature does not match this method, path and time") from None
+        raise CredentialError("bad signature", "the signature does not match this method, path and time") from None
     return signature.key
 
 

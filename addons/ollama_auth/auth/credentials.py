@@ -22,7 +22,7 @@ _VISIBLE = re.compile(rb"[!-~]*")
 
 
 class CredentialError(RefusedError):
-    """No usable credential; `reason` is one of "missing", "malformed", "duplicate", or a subclass's own."""
+    """No usable credential; `reason` says whether there is none, or what is wrong with it."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(reason, 401, message)

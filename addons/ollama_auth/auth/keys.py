@@ -130,10 +130,6 @@ class KeyRing:
         """Return the keys of a principal: the one in use, and perhaps the one it replaced."""
         return self._by_name.get(name, [])
 
-    def only(self, name: str) -> "KeyRing":
-        """The keys of one principal."""
-        return KeyRing(self.keys_of(name))
-
     def until(self, key: Key) -> float | None:
         """The time until which a key with the same secret is valid here, if it is one that was replaced."""
         found = self._by_digest.get(key.digest) if key.digest else None

@@ -7,7 +7,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ollama_auth.auth.cli_signature import Signature, SignatureError, parse, verify, without_ts
+from ollama_auth.auth.cli_signature import Signature, parse, verify, without_ts
+from ollama_auth.auth.credentials import CredentialError
 from tests.harness.cases import each_of
 
 # Cut from what a real `ollama` 0.33 sent with OLLAMA_AUTH=1 and a key that was thrown away.
@@ -54,7 +55,7 @@ def outcome(given: Signature, method: bytes, target: bytes, now: float = NOW, wi
     """The key, or the reason why not."""
     try:
         return verify(given, method, target, now, window)
-    except SignatureError as error:
+    except CredentialError as error:
         return error.reason if error.message.isprintable() else ""
 
 
