@@ -14,7 +14,7 @@ from ..auth import policy
 from ..auth.keys import Scope
 from ..errors import RefusedError
 from ..ollama_api.listings import filter_listing
-from ..ollama_api.model_names import canonical
+from ..ollama_api.model_names import short
 from ..ollama_api.request_models import BodyError
 from ..telemetry import usage_periods
 from ..telemetry.readiness import fetch
@@ -80,12 +80,7 @@ def _row(model: dict[str, Any], loaded: dict[str, Any] | None, stats: dict[str, 
         "memory": loaded.get("size") if loaded else None,
         "memory_gpu": loaded.get("size_vram") if loaded else None,
         "until": loaded.get("expires_at") if loaded else None,
-    } | stats.get(short_name(name), {})
-
-
-def short_name(name: str) -> str:
-    """The name as the ledger has it."""
-    return (canonical(name) or name).removesuffix(":latest")
+    } | stats.get(short(name), {})
 
 
 def _stats(connection: sqlite3.Connection) -> dict[str, dict[str, Any]]:
