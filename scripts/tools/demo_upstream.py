@@ -1,4 +1,4 @@
-"""A fake Ollama server, for trying the gateway and for its tests.
+"""A fake Ollama server, for trying the gateway; for its tests, tests/harness/upstream.py adds paths of their own.
 
 On the wire it is like Ollama: the framing, the order of header fields, the JSON and the errors. It runs no model:
 demo_answers.py makes the answers.
@@ -253,7 +253,7 @@ class DemoUpstream:
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._blobs: set[str] = set()
         self._models = dict.fromkeys(("demo:latest", "tiny:latest"), time.time_ns())
-        self._routes: dict[str, tuple[str, Handler]] = {
+        self.routes: dict[str, tuple[str, Handler]] = {
             "/": ("GET HEAD", self._root),
             "/api/version": ("GET HEAD", self._version),
             "/api/tags": ("GET HEAD", self._tags),
@@ -264,12 +264,6 @@ class DemoUpstream:
             "/api/delete": ("DELETE", self._delete),
             "/v1/models": ("GET", self._openai_models),
             "/v1/models/*": ("GET", self._openai_model),
-            "/demo/bytes/*": ("GET", self._bytes),
-            "/demo/sink": ("POST", self._sink),
-            "/demo/silent/*": ("GET", self._silent),
-            "/demo/break/*": ("GET", self._break),
-            "/demo/status/*": ("GET", self._status),
-            "/demo/trailers": ("GET", self._trailers),
             **dict.fromkeys(("/api/embed", "/api/embeddings", "/v1/embeddings"), ("POST", self._embed)),
             **dict.fromkeys(FORMATS, ("POST", self._generate)),
             **dict.fromkeys(JOBS, ("POST", self._job)),
@@ -337,7 +331,7 @@ class DemoUpstream:
         return not request.close
 
     async def _route(self, request: DemoRequest) -> None:
-        route = self._routes.get(request.path) or self._routes.get(f"{request.parent}/*")
+        route = self.routes.get(request.path) or self.routes.get(f"{request.parent}/*")
         if not route:
             await request.answer(404, b"404 page not found", TEXT)
         elif request.seen.method not in route[0].split():
@@ -465,38 +459,6 @@ class DemoUpstream:
 
     def _openai(self, name: str) -> Json:
         return {"id": name, "object": "model", "created": self._models[name] // 10**9, "owned_by": "library"}
-
-    async def _bytes(self, request: DemoRequest) -> None:
-        left = int(request.tail)
-        request.headers["Content-Type"] = "application/octet-stream"
-        request.start(200, length=left)
-        for size in [PIECE] * (left // PIECE) + [left % PIECE]:
-            await request.send(bytes(size))
-
-    async def _sink(self, request: DemoRequest) -> Json:
-        async for _ in request.body():
-            pass
-        return {"bytes": request.seen.body_length}
-
-    async def _silent(self, request: DemoRequest) -> None:
-        await asyncio.sleep(float(request.tail))
-        await request.answer(200, b"{}", JSON)
-
-    async def _break(self, request: DemoRequest) -> None:
-        chunked = request.tail == "chunked"
-        request.start(200, length=None if chunked else 1000, chunked=chunked)
-        await request.send(b"the first of many")
-        request.close = True
-
-    async def _status(self, request: DemoRequest) -> None:
-        request.start(int(request.tail))
-        await request.send(b"")
-
-    async def _trailers(self, request: DemoRequest) -> None:
-        request.headers["Trailer"] = "X-Demo-Trailer"
-        request.start(200, chunked=True)
-        await request.send(b"a body and its trailer")
-        await request.send_raw(b"0\r\nX-Demo-Trailer: here\r\n\r\n")
 
 
 async def serve(host: str, port: int, token_delay: float) -> None:

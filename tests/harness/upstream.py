@@ -1,4 +1,4 @@
-"""Upstream servers: the demo upstream in a thread, and one that plays a script on each connection."""
+"""Upstream servers: the demo upstream with paths for tests, it in a thread, and one that plays a script."""
 
 import asyncio
 import socket
@@ -8,24 +8,72 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
-from scripts.tools.demo_upstream import DemoUpstream, SeenRequest
+from scripts.tools.demo_answers import JSON, Json
+from scripts.tools.demo_upstream import PIECE, DemoRequest, DemoUpstream, SeenRequest
 from tests.harness.base import PATIENCE, free_port
 from tests.harness.wire import Line
 
 type Script = Callable[["Line"], object]
 
 
+class OddUpstream(DemoUpstream):
+    """A DemoUpstream with paths below /demo/ whose answers are of any length, of any status, late, or never whole."""
+
+    def __init__(self, token_delay: float = 0.0) -> None:
+        super().__init__(token_delay=token_delay)
+        self.routes |= {
+            "/demo/bytes/*": ("GET", self._bytes),
+            "/demo/sink": ("POST", self._sink),
+            "/demo/silent/*": ("GET", self._silent),
+            "/demo/break/*": ("GET", self._break),
+            "/demo/status/*": ("GET", self._status),
+            "/demo/trailers": ("GET", self._trailers),
+        }
+
+    async def _bytes(self, request: DemoRequest) -> None:
+        left = int(request.tail)
+        request.headers["Content-Type"] = "application/octet-stream"
+        request.start(200, length=left)
+        for size in [PIECE] * (left // PIECE) + [left % PIECE]:
+            await request.send(bytes(size))
+
+    async def _sink(self, request: DemoRequest) -> Json:
+        async for _ in request.body():
+            pass
+        return {"bytes": request.seen.body_length}
+
+    async def _silent(self, request: DemoRequest) -> None:
+        await asyncio.sleep(float(request.tail))
+        await request.answer(200, b"{}", JSON)
+
+    async def _break(self, request: DemoRequest) -> None:
+        chunked = request.tail == "chunked"
+        request.start(200, length=None if chunked else 1000, chunked=chunked)
+        await request.send(b"the first of many")
+        request.close = True
+
+    async def _status(self, request: DemoRequest) -> None:
+        request.start(int(request.tail))
+        await request.send(b"")
+
+    async def _trailers(self, request: DemoRequest) -> None:
+        request.headers["Trailer"] = "X-Demo-Trailer"
+        request.start(200, chunked=True)
+        await request.send(b"a body and its trailer")
+        await request.send_raw(b"0\r\nX-Demo-Trailer: here\r\n\r\n")
+
+
 class Upstream:
-    """A DemoUpstream in a thread of its own."""
+    """An OddUpstream in a thread of its own."""
 
     def __init__(self, token_delay: float = 0.0) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.demo: DemoUpstream = self._call(self._make(token_delay))
+        self.demo: OddUpstream = self._call(self._make(token_delay))
 
-    async def _make(self, token_delay: float) -> DemoUpstream:
-        demo = DemoUpstream(token_delay=token_delay)
+    async def _make(self, token_delay: float) -> OddUpstream:
+        demo = OddUpstream(token_delay)
         await demo.start()
         return demo
 

@@ -18,6 +18,7 @@ import pytest
 from scripts.tools import demo_answers, demo_upstream
 from scripts.tools.demo_upstream import DemoUpstream
 from tests.harness.tools import TOOLS
+from tests.harness.upstream import OddUpstream
 
 if TYPE_CHECKING:  # Their imports take three seconds, and every worker imports all tests.
     import anthropic
@@ -110,7 +111,7 @@ type Connect = Callable[[], Awaitable[Client]]
 
 @pytest.fixture
 async def demo() -> AsyncIterator[DemoUpstream]:
-    async with DemoUpstream() as demo:
+    async with OddUpstream() as demo:
         yield demo
 
 
