@@ -17,6 +17,14 @@ def why_unreadable(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or "it is not a path"
 
 
+def place_of(error: BaseException) -> str:
+    """Where an exception was raised, for logs: its message is in none, since it may hold what a client sent."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "somewhere"
+
+
 class OllamaAuthError(Exception):
     """Base class. Messages say where, what is wrong and what to do next, never a secret."""
 

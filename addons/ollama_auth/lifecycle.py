@@ -9,7 +9,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from mitmproxy import http
 from mitmproxy.utils import asyncio_utils
@@ -22,7 +21,7 @@ from .auth.redaction import MASKED_PATH, MAX_SEARCHED, mask_path
 from .auth.throttle import WINDOW
 from .authorizer import KEY_IN_PATH, Authorizer, Decision, shown_method
 from .bounded_copy import Recording, keeping
-from .errors import RefusedError
+from .errors import RefusedError, place_of
 from .exchange import Admission, Exchange, Refusal, UpstreamRequest, Verdict, new_id
 from .http import cors, responses
 from .http.head import Head, HeadError
@@ -370,16 +369,13 @@ class RequestLifecycle:
             logger.error("ollama_auth: a request was not counted: %s", type(error).__name__)
 
     def internal_error(self, error: Exception, exchange: Exchange | None = None) -> Answer:
-        """Log where an exception came from, but not its message, which may hold what a client sent; return a 503.
+        """Log where an exception came from, and return a 503.
 
         `exchange` is the request at which it happened, if there is one.
         """
         request_id, dialect = (exchange.id, exchange.dialect) if exchange else (new_id(), Dialect.OLLAMA)
-        trace = error.__traceback__
-        while trace and trace.tb_next:
-            trace = trace.tb_next
-        where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "somewhere"
-        logger.error("ollama_auth: %s at %s: the request was denied (%s)", type(error).__name__, where, request_id)
+        name, place = type(error).__name__, place_of(error)
+        logger.error("ollama_auth: %s at %s: the request was denied (%s)", name, place, request_id)
         message = "the gateway failed to decide, so it denies"
         return responses.error(request_id, 503, message, dialect, retry_after(RETRY_SECONDS))
 

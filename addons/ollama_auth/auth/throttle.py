@@ -6,14 +6,13 @@ in the log.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
 
 from .. import clock
 
 WINDOW = 60.0
 """Seconds for which a wrong key is remembered."""
-MAX_KEYS = 50_000
-"""Wrong keys that are remembered of all networks; the oldest are forgotten first."""
+MAX_KEYS, MAX_SIGNATURES = 50_000, 10_000
+"""Wrong keys of all networks, and signatures, that are remembered; the oldest are forgotten first."""
 REPLAY_GRACE = 2.0
 """Seconds in which an equal signed request may be repeated, where a replay would do harm."""
 
@@ -21,10 +20,9 @@ REPLAY_GRACE = 2.0
 class Throttle:
     """Counts different wrong keys: a program that repeats one guesses nothing."""
 
-    def __init__(self, most: int = 0, now: Callable[[], float] = clock.monotonic) -> None:
-        self.most = most
+    def __init__(self) -> None:
+        self.most = 0
         """Wrong keys of one network in a window, with which it is throttled; 0: never."""
-        self._now = now
         self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()
         """When a wrong key first came from a network."""
         self._counts: Counter[str] = Counter()
@@ -34,7 +32,7 @@ class Throttle:
         """Count a wrong key, given by its fingerprint. Return whether its network is throttled."""
         if not self.most:
             return False
-        now = self._now()
+        now = clock.monotonic()
         while self._seen and now - next(iter(self._seen.values())) > WINDOW:
             self._forget_oldest()
         if (network, key) not in self._seen:
@@ -46,7 +44,7 @@ class Throttle:
 
     def throttled(self) -> dict[str, int]:
         """Return the networks that are throttled now, with their wrong keys."""
-        now = self._now()
+        now = clock.monotonic()
         counts = Counter(network for (network, _), seen in self._seen.items() if now - seen <= WINDOW)
         return {network: count for network, count in counts.items() if self.most and count >= self.most}
 
@@ -63,13 +61,12 @@ class ReplayCache:
     To push one out before its time takes as many other valid signatures, and so a key of one's own.
     """
 
-    def __init__(self, max_signatures: int = 10_000) -> None:
-        self._max = max_signatures
+    def __init__(self) -> None:
         self._first_used: OrderedDict[bytes, float] = OrderedDict()
 
     def replayed(self, signature: bytes, now: float) -> bool:
         """Whether a verified signature was first used more than REPLAY_GRACE seconds ago, by a monotonic clock."""
         first = self._first_used.setdefault(signature, now)
-        if len(self._first_used) > self._max:
+        if len(self._first_used) > MAX_SIGNATURES:
             self._first_used.popitem(last=False)
         return not 0 <= now - first <= REPLAY_GRACE

@@ -8,7 +8,7 @@ from re import fullmatch
 from typing import Any
 
 from ..exchange import Outcome
-from ..telemetry import figures, usage_periods
+from ..telemetry import figures, usage_periods, usage_queries
 from ..telemetry.status_server import Problem
 from ..telemetry.usage_db import DAY, HOUR, NO_KEY, QUARTER
 from ..telemetry.usage_periods import Groups, Period
@@ -68,7 +68,7 @@ def _past(connection: sqlite3.Connection, chosen: Period) -> dict[str, Any]:
     groups = usage_periods.groups(connection, chosen.since, exact=exact)
     ttft = usage_periods.percentiles(connection, "0", "ttft_ms", chosen, (0.5, 0.95))
     return {
-        "first": usage_periods.first_known(connection),
+        "first": usage_queries.ends(connection, "hours", "hour")[0],
         "buckets": buckets,
         "sums": added(groups.values()).figures | {"ttft_ms": ttft[0][1:] if ttft else None},
         "keys": _table("key", groups),

@@ -128,9 +128,8 @@ class Ledger:
             logger.error("ollama_auth: a request is missing in the ledger: %s", type(error).__name__)
 
     def _start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
-            self._thread.start()
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._thread.start()
 
     def _with_bounded_model(self, entry: Entry) -> Entry:
         if (hour := int(entry.ended) // HOUR) != self._hour:

@@ -11,7 +11,6 @@ import os
 import socket
 from asyncio import get_running_loop
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Protocol
 
 from tornado.httpserver import HTTPServer
@@ -20,7 +19,7 @@ from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
-from ..errors import RefusedError
+from ..errors import RefusedError, place_of
 from ..http.responses import RETRY_SECONDS
 from . import workers
 
@@ -171,12 +170,8 @@ class Handler(RequestHandler):
         self.send_json({"error": error.message if isinstance(error, RefusedError) else self._reason})
 
     def log_exception(self, kind: Any, error: Any, trace: Any) -> None:
-        """Say where an exception came from, but not its message, which may hold what a client sent."""
         if not isinstance(error, RefusedError | HTTPError):
-            while trace and trace.tb_next:
-                trace = trace.tb_next
-            where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "somewhere"
-            logger.error("ollama_auth: %s at %s: the status listener answered 500", kind.__name__, where)
+            logger.error("ollama_auth: %s at %s: the status listener answered 500", kind.__name__, place_of(error))
 
     def send_json(self, content: object) -> None:
         self.set_header("Content-Type", "application/json")

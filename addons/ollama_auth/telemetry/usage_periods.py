@@ -138,11 +138,6 @@ def hourly(connection: sqlite3.Connection, period: Period, found: list[dict[str,
         bucket["completion_tokens"] += completion
 
 
-def first_known(connection: sqlite3.Connection) -> float | None:
-    """Return when the first request of the ledger was."""
-    return connection.execute("SELECT min(hour) FROM hours").fetchone()[0]  # type: ignore[no-any-return]
-
-
 def held_back(since: float, most: int, connection: sqlite3.Connection) -> list[dict[str, Any]]:
     """Return who was refused for a limit since a time, and from where."""
     rows = connection.execute(
