@@ -89,7 +89,6 @@ def tokens_of(text: str) -> list[str]:
 
 
 def count(texts: list[str]) -> int:
-    """Count the tokens of texts."""
     return sum(len(tokens_of(text)) for text in texts)
 
 
@@ -450,7 +449,6 @@ def response_items(completion: Completion, number: int) -> Iterator[tuple[Json, 
 
 
 def response_object(completion: Completion, number: int, status: str, output: list[Json], usage: Json | None) -> Json:
-    """A response as a whole."""
     ask, seconds = completion.ask, time.time_ns() // 10**9
     reasoning = an_object(ask.get("reasoning"))
     return {

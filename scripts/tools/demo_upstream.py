@@ -278,12 +278,10 @@ class DemoUpstream:
 
     @property
     def url(self) -> str:
-        """The URL of the server."""
         return f"http://{self.host}:{self.port}"
 
     @property
     def open_connections(self) -> int:
-        """The number of connections that are open now."""
         return len(self._open)
 
     async def start(self) -> None:

@@ -88,7 +88,6 @@ def ssh_key(value: object) -> bytes:
 
 
 def scope(value: object) -> Scope:
-    """A scope."""
     try:
         return Scope(value)  # type: ignore[arg-type, call-arg]
     except ValueError:
@@ -102,7 +101,6 @@ def _in_order(scopes: frozenset[Scope]) -> list[Scope]:
 
 
 def model_pattern(value: object) -> str:
-    """A pattern of model names."""
     if not isinstance(value, str):
         raise FieldError("is not text; write it in quotes")
     if fault := check_pattern(value):
@@ -171,7 +169,6 @@ def in_future(span: timedelta) -> datetime:
 
 
 def limit(value: object) -> int:
-    """The amount of a limit."""
     if type(value) is not int:  # bool is an int to Python, and not to TOML.
         raise FieldError("is not a whole number; write it without quotes, as in 60")
     if not 1 <= value <= MAX_LIMIT:
@@ -186,7 +183,6 @@ def _flag(value: object) -> bool:
 
 
 def note(value: object) -> str:
-    """A note on a key."""
     if not isinstance(value, str) or len(value) > MAX_NOTE or not value.isprintable():
         raise FieldError(f"is not one line of up to {MAX_NOTE} characters; shorten it")
     return value

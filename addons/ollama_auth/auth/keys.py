@@ -74,7 +74,6 @@ class Principal:
 
     @property
     def tokens_limited(self) -> bool:
-        """It has a limit on tokens."""
         return (self.tokens_per_day, self.tokens_per_month) != (None, None)
 
     disabled: bool = False

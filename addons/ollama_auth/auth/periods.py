@@ -24,11 +24,9 @@ class Calendar:
         self._now: dict[str, Period] = {}
 
     def day(self, now: float) -> Period:
-        """The day in which that time is."""
         return self._period("day", now, lambda today: (today, today + timedelta(days=1)), 10)
 
     def month(self, now: float) -> Period:
-        """The month in which that time is."""
         return self._period("month", now, _month_around, 7)
 
     def _period(self, unit: str, now: float, around: Callable[[date], tuple[date, date]], letters: int) -> Period:

@@ -100,8 +100,6 @@ class _Values:
 
 
 class _JsonReader:
-    """Reads a JSON body."""
-
     def __init__(self, models: JsonModels) -> None:
         self._models = models
         self._values: dict[str, _Values] = {}
@@ -251,8 +249,6 @@ _ODD_FORM = "the request body is not a plain multipart/form-data form"
 
 
 class _FormReader:
-    """Reads a form."""
-
     def __init__(self, boundary: bytes) -> None:
         self._delimiter = b"--" + boundary
         self._rest = b""  # what may be the start of a delimiter

@@ -35,7 +35,6 @@ class BoundedLabels:
         self._names: set[str] = set()
 
     def __call__(self, name: str) -> str:
-        """The label for a name."""
         if name not in self._names:
             if len(self._names) >= self._most:
                 return OTHER
