@@ -50,7 +50,7 @@ from .proxy.option_cache import CachedOptions
 from .proxy.proxy_protocol import ProxyHeaderLayer
 from .proxy.teardown import take_apart_at_end
 from .proxy.tls import ClientTls, CloseConnectionLayer
-from .proxy.transport import BulkReader, close_sockets, keep_alive, limit_receive_buffer, transport_of
+from .proxy.transport import BulkReader, close_sockets, keep_alive, limit_receive_buffer
 from .runtime import ANYWHERE, ActiveConfig, say
 from .telemetry.monitor import Monitor
 
@@ -457,11 +457,9 @@ class Gate:
 
     async def _requests_end(self, impatient: asyncio.Event, seconds: float) -> None:
         """Wait until no request is running and the kernel has all that was written; it sends that by itself."""
-        transports = [transport for peer in self.connections if (transport := transport_of(peer.handler, peer.client))]
         until = time.monotonic() + seconds
         while time.monotonic() < until and not impatient.is_set():
-            busy = self.connections.begins or any(not peer.idle for peer in self.connections)
-            if not busy and not any(t.get_write_buffer_size() for t in transports):
+            if not self.connections.busy:
                 return
             with suppress(TimeoutError):
                 await asyncio.wait_for(impatient.wait(), 0.05)

@@ -38,6 +38,8 @@ class New(Protocol):
     def transport(self) -> asyncio.Transport: ...
     @property
     def waits(self) -> bool: ...
+    @property
+    def queued(self) -> bool: ...
     def expire(self) -> None: ...
 
 
@@ -98,9 +100,11 @@ class Connections:
                 new.transport.abort()
 
     @property
-    def begins(self) -> bool:
-        """Tell whether mitmproxy is about to get a connection."""
-        return any(not new.waits for new in self._new.values())
+    def busy(self) -> bool:
+        """Tell whether a request runs or is about to, or the kernel has not all that was written."""
+        outflows = [*(peer.outflow for peer in self), *self._leaving]
+        begins = any(not new.waits for new in self._new.values())
+        return begins or any(not peer.idle for peer in self) or any(unsent(one.transport) for one in outflows)
 
     def _make_room(self, of_network: str, most: int, most_per_network: int) -> bool:
         if most_per_network and self._networks[of_network] >= most_per_network and not self._evict(of_network):
@@ -147,18 +151,16 @@ class Connections:
 
         One whose client has still to take the end of an answer is no idle one, unless the client takes nothing.
         """
-        for new in self._new.values():
-            if of_network in (None, new.network) and new.waits:
-                self.remove_new(new.transport)
-                new.transport.abort()
-                self.warn_rate_limited(MADE_ROOM)
-                return True
+        if self._evict_new(of_network, queued=False):
+            return True
         for spare in (True, False):
             for peer in self._by_client.values():
                 idle = peer.idle and not unsent(peer.outflow.transport)
                 if of_network in (None, peer.network) and not (spare and peer.authenticated_before) and idle:
                     self._close(peer)
                     return True
+        if self._evict_new(of_network, queued=True):
+            return True
         now = time.monotonic()
         for peer in self._by_client.values():
             if of_network in (None, peer.network) and peer.idle and peer.outflow.stalled(now) > EXPIRY_GRACE_SECONDS:
@@ -168,6 +170,15 @@ class Connections:
         for outflow in self._leaving:
             if of_network in (None, outflow.network) and outflow.stalled(now) > EXPIRY_GRACE_SECONDS:
                 self._abort(outflow)
+                return True
+        return False
+
+    def _evict_new(self, of_network: str | None, *, queued: bool) -> bool:
+        for new in self._new.values():
+            if of_network in (None, new.network) and new.waits and new.queued == queued:
+                self.remove_new(new.transport)
+                new.transport.abort()
+                self.warn_rate_limited(MADE_ROOM)
                 return True
         return False
 

@@ -7,6 +7,7 @@ That is done for one connection after the other, so that those at work have thei
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
@@ -34,8 +35,13 @@ ACCEPTED = 8
 """Connections that asyncio accepts at once. Others are closed for them, if need be, before there are more."""
 TURNS = 6
 """Turns of the event loop from one connection that goes to mitmproxy to the next; a beginning takes about as many."""
+SECONDS = 0.01
+"""No connection waits longer than that for the one before it: while others have much to do, turns are long."""
+MOST_WAITING = 128
+"""Connections that may wait for their turn, and at most an eighth of those that there may be; if there are more, the
+first has its turn at once. So nobody can have more accepted than is served, and have others closed for it."""
 MAX_HELD = 16 << 20
-"""Bytes that may have arrived on connections that wait for their turn; with more, they wait no longer."""
+"""The same for bytes that have arrived on them."""
 TLS_RECORD = b"\x16"
 """The first byte of a TLS handshake (RFC 8446 section 5.1); no HTTP method begins with it."""
 TOO_MANY = "a connection was refused: all others are at work"
@@ -60,24 +66,30 @@ class Pacer:
         self._waiting = deque[Callable[[], None]]()
         self._turns = 0
         """How many are left until the next may start."""
+        self._started = 0.0
+        """When the last one did, by `time.monotonic`."""
 
-    def start(self, function: Callable[[], None]) -> bool:
-        """Call the function now, or False: when it is its turn. It must not raise."""
+    def start(self, function: Callable[[], None], most_waiting: int) -> None:
+        """Call the function when it is its turn, which may be now. It must not raise."""
+        self._waiting.append(function)
         if not self._turns:
-            self._turns = TURNS
             asyncio.get_running_loop().call_soon(self._turn)
-        elif self.held < MAX_HELD:
-            self._waiting.append(function)
-            return False
-        function()
-        return True
+            self._start()
+        elif len(self._waiting) > most_waiting or self.held > MAX_HELD:
+            self._waiting.popleft()()
+
+    def _start(self) -> None:
+        self._turns, self._started = TURNS, time.thread_time()
+        self._waiting.popleft()()
 
     def _turn(self) -> None:
         self._turns -= 1
-        if self._turns:
+        late = int((time.thread_time() - self._started) / SECONDS)
+        due = min(len(self._waiting), late or not self._turns)
+        if due or self._turns:
             asyncio.get_running_loop().call_soon(self._turn)
-        elif self._waiting:
-            self.start(self._waiting.popleft())
+        for _ in range(due):
+            self._start()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +137,15 @@ class NewConnection(asyncio.Protocol, Peer):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         peername, self.sockname = (transport.get_extra_info(name) for name in ("peername", "sockname"))
-        if peername is None:
-            self.begin()
+        if peername is None:  # Its client has left already.
+            self.transport.abort()
             return
         settings, self.address = self.listener.lifecycle.settings, normal(str(peername[0]))
         self.network = network_of(self.address)
         self.deadline = time.monotonic() + settings.head_timeout
         counted = self.listener.connections.add_new(self, *self.listener.most())
         if self.listener.direct() or (settings.proxy_protocol and self.address in settings.proxies):
-            self.hand_over() if counted else self.begin()
+            self.hand_over() if counted else self.answer_for(self.begin)
         elif not counted:
             self.listener.connections.warn_rate_limited(TOO_MANY)
             self.refused = True
@@ -183,10 +195,13 @@ class NewConnection(asyncio.Protocol, Peer):
 
     def hand_over(self, arrived: bytes = b"") -> None:
         """Let mitmproxy serve the connection when it has its turn, and read nothing until then."""
-        self.arrived = arrived
-        if not self.listener.pacer.start(partial(self.answer_for, self.begin)):
-            self.queued = True
-            self.listener.pacer.held += len(arrived)
+        self.arrived, self.queued = arrived, True
+        self.listener.pacer.held += len(arrived)
+        most, most_per_network = self.listener.most()
+        most_waiting = min(MOST_WAITING, most // 8, (most_per_network or most) // 8)
+        self.listener.pacer.start(partial(self.answer_for, self.begin), most_waiting)
+        if self.queued:
+            self.received, self.deadline = ReceiveBuffer(), math.inf
             self.transport.pause_reading()
 
     def begin(self) -> None:

@@ -2,6 +2,8 @@
 
 import re
 import signal
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import pairwise
@@ -10,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.harness.base import BEARER, wait_until
-from tests.harness.certificates import certificate
+from tests.harness.certificates import certificate, trusting
 from tests.harness.gate import Controlled, Gate, logged
 from tests.harness.upstream import Upstream
-from tests.harness.wire import Wire, ask, assert_gone, head, parse, wires
+from tests.harness.wire import Line, Wire, ask, assert_gone, head, parse, wires
 
 pytestmark = pytest.mark.ways
 
@@ -175,6 +177,8 @@ def test_they_count_among_all_connections(shared_upstream: Upstream) -> None:
 TURNS = """
 import asyncio
 from mitmproxy.proxy.server import ConnectionHandler
+from ollama_auth.proxy import listener
+listener.SECONDS = 10**9
 ctx.turn, ctx.begun, before, loop = 0, [], ConnectionHandler.handle_client, asyncio.get_running_loop()
 def turn():
     ctx.turn += 1
@@ -187,14 +191,33 @@ turn()
 """
 NEVER = """
 from ollama_auth.proxy import listener
-listener.TURNS, listener.MAX_HELD = 10**9, 2000
+listener.TURNS, listener.SECONDS, listener.MAX_HELD = 10**9, 10**9, 2500
 """
 LEAVE = """
 import os, signal
 os.kill(os.getpid(), signal.SIGTERM)
 listener.TURNS, pacer._turns = 6, 3000
 """
-QUEUE = "from ollama_auth.proxy import listener\npacer = ctx.master.addons.get('ollama_gate').listener.pacer\n"
+SMALL = """
+import socket
+for waiting in ctx.master.addons.get('ollama_gate').connections._new:
+    waiting.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+"""
+NEAR_THE_END = 22_000
+"""Of an answer: more than two small kernels keep, and less than with what the gate keeps."""
+QUEUE = """
+from ollama_auth.proxy import listener
+gate = ctx.master.addons.get("ollama_gate")
+pacer = gate.listener.pacer
+"""
+
+
+def small(port: int, data: bytes) -> Line:
+    """A client whose kernel takes little that it does not read."""
+    plain = socket.socket()
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    plain.connect(("127.0.0.1", port))
+    return Line(plain).send(data)
 
 
 def test_connections_begin_one_after_the_other(shared_upstream: Upstream) -> None:
@@ -207,28 +230,48 @@ def test_connections_begin_one_after_the_other(shared_upstream: Upstream) -> Non
         begun = eval(gate.do("result = ctx.begun"))  # noqa: S307
         assert len(begun) == 30
         assert all(later - earlier >= 6 for earlier, later in pairwise(begun))
+        gate.do("from ollama_auth.proxy import listener\nlistener.TURNS, listener.SECONDS = 10**9, 0.001")
+        for wire in [stack.enter_context(Wire(gate.port, request)) for _ in range(5)]:
+            assert parse(wire.read_all()).status == 200, "it waits while turns are long"
+        gate.do("from ollama_auth.proxy import listener\nlistener.serve_until_cancelled = None")
+        assert [ask(gate.port, "GET", "/api/version", BEARER).status for _ in range(3)] == [503] * 3
 
 
 def test_what_waits_for_its_turn_is_bounded_and_is_answered_at_the_end(shared_upstream: Upstream) -> None:
+    size = 1 << 18
+
     def asking(more: int = 0) -> Wire:
         return stack.enter_context(Wire(gate.port, head("GET", "/api/version", BEARER, "X: " + "x" * more)))
 
     with Controlled(shared_upstream.url) as gate, ExitStack() as stack:
         gate.do(NEVER)
         assert asking().read_response().status == 200
-        waiting = [asking(more) for more in (0, 1500, 1500)]
-        wait_until(lambda: gate.do(QUEUE + "result = len(pacer._waiting)") == "3", "three to wait")
-        assert asking().read_response().status == 200, "with more than MAX_HELD nobody waits"
+        first, *waiting = [asking(more) for more in (1000, 0, 1500, 0)]
+        assert first.read_response().status == 200, "with more than MAX_HELD the first has its turn"
+        slow = stack.enter_context(small(gate.port, head("GET", f"/demo/bytes/{size}", BEARER)))
+        wait_until(lambda: gate.do(QUEUE + "result = len(pacer._waiting)") == "4", "four to wait")
         waiting.pop().close()
-        gate.do(QUEUE + LEAVE)
+        gate.do(SMALL + QUEUE + LEAVE)
         assert [parse(wire.read_all()).status for wire in waiting] == [200, 200]
+        slow.read_until(b"\r\n\r\n")
+        while len(slow.received) < size - NEAR_THE_END:
+            slow.received += slow.socket.recv(4096)
+        time.sleep(0.2)
+        assert len(slow.read_all()) == size
         assert gate.wait() == 0
 
 
-def test_they_make_room_while_they_wait_for_their_turn(shared_upstream: Upstream, tmp_path: Path) -> None:
-    options = ("--certs", str(certificate(tmp_path)), "--set", "ollama_max_connections=4")
-    with Controlled(shared_upstream.url, *options) as gate:
+def test_nobody_is_closed_because_others_wait_for_their_turn(shared_upstream: Upstream, tmp_path: Path) -> None:
+    """An eighth of the connections may wait; if there are more, the first has its turn. Silent ones go before them."""
+    cert = certificate(tmp_path)
+    with Controlled(shared_upstream.url, "--certs", str(cert), "--set", "ollama_max_connections=16") as gate:
         gate.do(NEVER)
-        with wires(gate.port, 5) as silent:
-            assert_gone(silent[1])
-            assert gate.do("result = len(ctx.master.addons.get('ollama_gate').connections)") == "4"
+        with wires(gate.port, 15) as silent, Wire(gate.port) as good:
+            wait_until(lambda: gate.do(QUEUE + "result = len(gate.connections._by_client)") == "14", "14 to begin")
+            gate.do(QUEUE + "import time; gate.connections._check_new(time.monotonic() + 60)")  # Its time stands still.
+            with wires(gate.port, 2):
+                assert_gone(silent[0])
+                with trusting(cert).wrap_socket(good.socket, server_hostname="localhost") as tls:
+                    tls.sendall(head("GET", "/api/version", BEARER))
+                    assert tls.recv(4096).startswith(b"HTTP/1.1 200")
+                assert gate.do(QUEUE + "result = len(pacer._waiting)") == "2"
