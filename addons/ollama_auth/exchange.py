@@ -294,7 +294,7 @@ class Exchange:
             return None
         if not self.prompt:
             return used
-        if used.compressed and used.completion_tokens is None:
+        if used.unread and used.completion_tokens is None:
             used.completion_tokens, used.estimated = self.bytes_out // BYTES_PER_TOKEN, True
         if used.prompt_tokens is None:
             failed = used.error and not used.events

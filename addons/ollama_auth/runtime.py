@@ -148,9 +148,9 @@ class ActiveConfig:
         except LimitsError as error:
             raise SettingsError(str(error)) from error
 
-    def _shares(self, key: str, since: float) -> Mapping[int, int]:
-        """The tokens that a key used since a time, by the process that counted them."""
-        return self.ledger.shares(key, since) if self.ledger else {}
+    def _shares(self, key: str, since: float, until: float) -> Mapping[int, int]:
+        """The tokens that a key used in [since, until), by the process that counted them."""
+        return self.ledger.shares(key, since, until) if self.ledger else {}
 
     def close(self) -> None:
         """Write what the logs have left to write, and stop the status server."""

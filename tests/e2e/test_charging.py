@@ -196,6 +196,30 @@ def test_an_answer_that_is_not_read_to_its_figures(charging: Gate, scripted: Scr
     assert 1_950 < lines[0]["completion_tokens"] < 2_100
 
 
+def test_an_answer_whose_end_is_not_there_is_not_free(charging: Gate, scripted: Scripted) -> None:
+    """`done` comes before the figures, with the numbers of `context` between them."""
+    text = "because of Rayleigh " * 400  # 8 kB
+    said = {"model": "m", "response": text, "done": True, "context": [1] * 5000, "prompt_eval_count": 9}
+    for cut in (20, 10_000):
+        body = json.dumps(said).encode()[:-cut]
+        line = left(
+            charging, scripted, post("/api/generate", asked(), HOLDER), body[-9:], answer_head(JSON), chunk(body)
+        )
+        assert 12_000 < line["prompt_tokens"] < 14_000
+        assert 1_950 < line["completion_tokens"] < 2_100
+
+
+def test_text_that_is_not_read_counts_by_its_bytes(charging: Gate, scripted: Scripted) -> None:
+    """A transcription may be asked for as plain text."""
+    form = '--x\r\nContent-Disposition: form-data; name="{}"\r\n\r\n{}\r\n'
+    body = (form.format("model", "m") + form.format("response_format", "text") + "--x--\r\n").encode()
+    sent = answer_head("text/plain") + chunk(b"word" * 100) + b"0\r\n\r\n"
+    with scripted.plays(partial(answer, sent)), logged(charging) as lines:
+        kind = "Content-Type: multipart/form-data; boundary=x"
+        assert ask(charging.port, "POST", "/v1/audio/transcriptions", HOLDER, kind, body=body).status == 200
+    assert (lines[0]["completion_tokens"], lines[0]["estimated"]) == (100, True)
+
+
 def test_a_picture_counts_by_an_estimate_and_not_by_its_bytes(charging: Gate, scripted: Scripted) -> None:
     content = [
         {"type": "text", "text": "what is it?"},

@@ -109,22 +109,26 @@ def test_a_kill_in_mid_load_loses_at_most_the_last_second(upstream: Upstream, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["full", "locked", "damaged"])
+@pytest.mark.parametrize("fault", ["full", "locked", "locked at the end", "damaged"])
 def test_a_fault_of_the_file_costs_no_request(fault: str, upstream: Upstream, tmp_path: Path) -> None:
     file = Path("/dev/full") if fault == "full" else tmp_path / "usage.db"
     if fault == "full" and not file.exists():
         pytest.skip("no /dev/full")
     if fault == "damaged":
         file.write_bytes(b"what is this? " * 1000)
-    with closing(sqlite3.connect(":memory:" if fault != "locked" else file, isolation_level=None)) as other:
+    with closing(sqlite3.connect(file if "locked" in fault else ":memory:", isolation_level=None)) as other:
         if fault == "locked":
             other.execute("BEGIN EXCLUSIVE")
         with Gate(upstream.url, *ledger_at(file)) as gate:
+            if fault == "locked at the end":
+                other.execute("BEGIN EXCLUSIVE")
             for _ in range(3):
                 assert ask(gate.port, "POST", "/api/chat", BEARER, body=chat()).status == 200
-            assert str(file) in gate.find("the ledger")
+            if fault != "locked at the end":
+                assert str(file) in gate.find("the ledger")
             gate.signal()
             assert gate.wait() == 0
+            assert str(file) in gate.find("the ledger")
             assert sum("the ledger" in line for line in gate.lines) == 1
             assert_sound(gate, upstream, running=False)
 
@@ -137,9 +141,9 @@ def test_a_path_that_can_not_be_written_is_an_error_of_the_start(upstream: Upstr
 
 
 def test_two_gates_share_a_file(upstream: Upstream, tmp_path: Path) -> None:
-    """They count tokens together, too: what a key used up at one is used up at the other."""
+    """They count tokens together, too, also in a file that is begun anew: what is used up at one is so at the other."""
     file, keys, holder = tmp_path / "usage.db", tmp_path / "keys.toml", bearer("small")
-    keys.write_text(entry("small", tokens_per_day=40, scopes=["all"]))
+    keys.write_text(entry("small", tokens_per_day=40, scopes=["all"]) + entry("late", tokens_per_day=40))
     keys.chmod(0o600)
     options = (*ledger_at(file), "--set", f"ollama_keys_file={keys}")
     with Gate(upstream.url, *options) as one, Gate(upstream.url, *options) as two:
@@ -155,6 +159,12 @@ def test_two_gates_share_a_file(upstream: Upstream, tmp_path: Path) -> None:
         for gate in (one, two):
             assert_sound(gate)
             assert "the ledger" not in gate.output
+        file.unlink()
+        late = bearer("late")
+        wait_until(lambda: ask(one.port, "POST", "/api/chat", late, body=chat()).status == 429, "the end of the limit")
+        for name in ("late", "small"):
+            wait_until(lambda name=name: ask(two.port, "GET", "/api/tags", bearer(name)).status == 429, "the other")
+        wait_until(lambda: rows(file), "rows")
 
 
 CALLS = """

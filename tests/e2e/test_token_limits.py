@@ -108,6 +108,11 @@ def test_a_key_that_is_used_up(gate: Controlled, upstream: Upstream, folder: Pat
     answer = talk(gate)
     assert (answer.status, "tokens_per_month" in answer.body.decode()) == (429, True)
     assert answer.headers["ratelimit-policy"].startswith('"tokens-month";q=40;w=')
+    month = int(answer.headers["retry-after"])
+    write(folder / "keys.toml", tokens_per_day=LIMITS["small"], tokens_per_month=LIMITS["small"])
+    gate.signal(signal.SIGHUP)
+    answer = wait_until(lambda: "," in (a := talk(gate)).headers["ratelimit-policy"] and a, "both limits")
+    assert month - 20 <= int(answer.headers["retry-after"]) <= month, "of both the end of the later one"
     for month, status in ((1000, 200), (LIMITS["small"] + 1, 429)):  # An edit of the limit of the month alone.
         write(folder / "keys.toml", tokens_per_month=month)
         gate.signal(signal.SIGHUP)

@@ -67,11 +67,11 @@ class Redis:
             self._tls = ("--tls-port", str(self.port), *files, "--tls-auth-clients", "no")
         self.start()
 
-    def start(self) -> None:
+    def start(self, *args: str) -> None:
         self.process = subprocess.Popen(
             [
                 *("redis-server", "--port", str(self.plain), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"),
-                *("--enable-protected-configs", "local", *self._tls),
+                *("--enable-protected-configs", "local", *self._tls, *args),
             ],
             stdout=subprocess.DEVNULL,
         )

@@ -35,7 +35,7 @@ WEIGHT = 8
 """Of an answer among the recent ones: each counts 1/8 of the mean."""
 MAX_MEANS = 10_000
 """Principals and models whose mean is kept."""
-NOBODY_ELSE: Shares = lambda key, since: {}  # noqa: E731
+NOBODY_ELSE: Shares = lambda key, since, until: {}  # noqa: E731
 
 
 class Window(NamedTuple):
@@ -112,7 +112,7 @@ class Limiter:
         """Names of principals whose use Redis was not told of."""
         self.principals: Mapping[str, Principal] = {}
         """Those in force."""
-        self._id = token_hex(8)
+        self._id, self._renewals = token_hex(8), 0
         if url is None:
             self._requests: SharedRequests | LocalRequests = LocalRequests()
             self._places: SharedPlaces | LocalPlaces = LocalPlaces()
@@ -132,9 +132,8 @@ class Limiter:
         async with storage_errors():
             spending, _ = await self._spending(principal)
             windows = tuple(one.window(clock.wall()) for one in spending)
-            for window in windows:
-                if not window.remaining:
-                    return Exceeded(window.name, window.limit, window.reset, windows)
+            if over := _used_up(windows):
+                return over
             limit = principal.concurrent_requests
             if limit is not None and not await self._places.take(principal.name, request_id, limit):
                 return Exceeded("concurrent_requests", limit, 1)
@@ -185,11 +184,11 @@ class Limiter:
         async with storage_errors():
             spending, reserved = await self._spending(principal, request_id, tokens)
             windows = tuple(one.window(clock.wall()) for one in spending)
-            for one, window in zip(spending, windows, strict=True):
-                if one.used + reserved >= one.limit:
-                    over = one.used >= one.limit
-                    retry = window.reset if over else min(RETRY, window.reset)
-                    return Exceeded(one.name, one.limit, retry, windows, reserved=not over)
+            if over := _used_up(windows):
+                return over
+            for one in windows:
+                if one.remaining <= reserved:
+                    return Exceeded(one.name, one.limit, min(RETRY, one.reset), windows, reserved=True)
         return None
 
     def usual_answer(self, name: str, model: str) -> int:
@@ -235,14 +234,16 @@ class Limiter:
     async def renew(self) -> None:
         """Renew the leases of running requests, every RENEW seconds. Raises StorageUnavailableError.
 
-        A storage that does not know this limiter lost its memory, or is new: it is told what all principals used.
+        A storage that does not know the last renewal lost its memory, or some of it as one that was started from an
+        old file: it is told what all principals used.
         """
         if self._leases is None:
             return
+        self._renewals += 1
         async with storage_errors():
             await self._leases.renew()
-            known = await self._redis.set(f"{self._prefix}gate:{self._id}", 1, ex=KNOWN, get=True)
-        if not known:
+            known = await self._redis.set(f"{self._prefix}gate:{self._id}", self._renewals, ex=KNOWN, get=True)
+        if known != b"%d" % (self._renewals - 1):
             self._unpublished |= {name for name, one in self.principals.items() if one.tokens_limited}
         for name in sorted(self._unpublished):
             if principal := self.principals.get(name):
@@ -261,6 +262,12 @@ class Limiter:
         if self._redis is not None:
             async with storage_errors():
                 await self._redis.aclose()
+
+
+def _used_up(windows: Sequence[Window]) -> Exceeded | None:
+    """Of the limits that are used up, the one that is so for longest: a retry before its end would be refused again."""
+    found = max((one for one in windows if not one.remaining), key=lambda one: one.reset, default=None)
+    return Exceeded(found.name, found.limit, found.reset, tuple(windows)) if found else None
 
 
 class LocalRequests:
@@ -317,7 +324,7 @@ class LocalTokens:
         reserved = sum(self.held[key].values()) if key in self.held else 0
         if request_id is not None:
             self.held[key][request_id] = tokens
-        return [sum(self._shares(key, period.start).values()) for period in periods], reserved
+        return [sum(self._shares(key, period.start, period.end).values()) for period in periods], reserved
 
     async def give_back(self, key: str, periods: Sequence[Period], request_id: str = "") -> None:
         """End the reservation of a request."""

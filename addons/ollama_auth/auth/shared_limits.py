@@ -28,8 +28,8 @@ KEPT_AFTER = 86_400
 HOW_TO_INSTALL = "pip install 'limits[redis]>=5.8'"
 SCHEMES = ("redis", "rediss", "redis+unix", "redis+sentinel", "redis+cluster")
 
-type Shares = Callable[[str, float], Mapping[int, int]]
-"""Returns the tokens that a key used since a time, by the process that counted them: what the ledger knows."""
+type Shares = Callable[[str, float, float], Mapping[int, int]]
+"""Returns the tokens that a key used in [since, until), by the process that counted them: what the ledger knows."""
 
 
 class LimitsError(OllamaAuthError, ValueError):
@@ -289,7 +289,7 @@ class SharedTokens:
 
     def _publish(self, pipe: Any, key: str, period: Period, now: float) -> None:
         name = self._name(key, period.name)
-        shares = {str(process): tokens for process, tokens in self._shares(key, period.start).items()}
+        shares = {str(process): tokens for process, tokens in self._shares(key, period.start, period.end).items()}
         pipe.zadd(name, shares or {"0": 0}, gt=True)
         pipe.expire(name, max(1, int(period.end - now)) + KEPT_AFTER)
 

@@ -61,8 +61,8 @@ async def shown(call: Call, principals: Iterable[Principal]) -> list[dict[str, A
     used = {
         "requests_per_minute": lambda name: minute.get(name, 0),
         "concurrent_requests": lambda name: running[name],
-        "tokens_per_day": lambda name: call.ledger.tokens(name, today.start),
-        "tokens_per_month": lambda name: call.ledger.tokens(name, month.start),
+        "tokens_per_day": lambda name: call.ledger.tokens(name, today.start, today.end),
+        "tokens_per_month": lambda name: call.ledger.tokens(name, month.start, month.end),
     }
     ends = {"tokens_per_day": today.end, "tokens_per_month": month.end}
     return [

@@ -39,6 +39,8 @@ class Usage:
     """The answer reported no figures, or not all of them: they were estimated."""
     compressed: bool = False
     """The answer was compressed, and so not read."""
+    unread: bool = False
+    """It was text of a model, in a form that is not read: only its bytes tell how long it was."""
     error: str | None = None
     """The server's name for an error inside of the answer, or "error" where it has none; never its text."""
 
@@ -113,7 +115,9 @@ class Scan(Scanner):
         self._answer.add_text(self.text)
 
     def finish(self) -> None:
-        """Count the whole answer, also where it was cut off."""
+        """Count the whole answer, also where it was cut off: `done` comes before the figures."""
+        if not self.closed:
+            self.found.pop("done", None)
         self._answer.add(self.found)
         self._answer.add_text(self.text)
         self._answer.ended = self.closed
@@ -276,6 +280,8 @@ class UsageReader:
             elif media_type == "application/json":
                 self._body = self._answer.scan()
         self._reads, self._generates = self._body is not None, usage_format.generates
+        read = self._reads or usage_format is NO_USAGE or status != 200
+        self._answer.usage.unread = self._generates and not read
 
     @property
     def model(self) -> str | None:

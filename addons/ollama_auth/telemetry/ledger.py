@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..ollama_api.model_names import short
 from . import usage_db
 from .access_log import MAX_MODEL, shown
 from .figures import UNKNOWN_MODEL
-from .usage_db import HOUR, MAX_ROWS, QUARTER, Entry, UnusableError
+from .usage_db import DAY, HOUR, MAX_ROWS, QUARTER, Entry, UnusableError
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +41,15 @@ TRIM = 60.0
 """Seconds between two looks for rows that are too old or too many."""
 FRESH = 1.0
 """Seconds after which what other processes wrote is read again."""
+MAX_QUARTERS = usage_db.SPENT_DAYS * DAY // QUARTER
+"""Quarters of an hour of each key that are kept, at least."""
 MAX_KNOWN = 10_000
 """Keys and times for which it is kept."""
 OTHER = "(other)"
 
 
 class Spent:
-    """The tokens of one key, by quarters of an hour that never go back."""
+    """The tokens of one key, by quarters of an hour."""
 
     __slots__ = ("_before", "_quarters", "total")
 
@@ -57,17 +59,33 @@ class Spent:
         """What was used before each of the quarters."""
         self.total = 0
 
-    def add(self, quarter: int, tokens: int) -> int:
-        """Count tokens, and return the quarter in which they count."""
-        if not self._quarters or quarter > self._quarters[-1]:
-            self._quarters.append(quarter)
-            self._before.append(self.total)
+    def add(self, quarter: int, tokens: int) -> None:
+        quarters, before = self._quarters, self._before
+        if not quarters or quarter > quarters[-1]:
+            quarters.append(quarter)
+            before.append(self.total)
+            if len(quarters) > 2 * MAX_QUARTERS:
+                del quarters[:MAX_QUARTERS], before[:MAX_QUARTERS]
+        elif quarter < quarters[-1]:  # The clock was set back.
+            at = bisect_left(quarters, quarter)
+            if quarters[at] != quarter:
+                quarters.insert(at, quarter)
+                before.insert(at, before[at])
+            before[at + 1 :] = [count + tokens for count in before[at + 1 :]]
         self.total += tokens
-        return self._quarters[-1]
 
-    def since(self, quarter: int) -> int:
+    def between(self, first: int, end: int) -> int:
+        """The tokens from one quarter on, and before another."""
+        return self._until(end) - self._until(first)
+
+    def _until(self, quarter: int) -> int:
         index = bisect_left(self._quarters, quarter)
-        return self.total - self._before[index] if index < len(self._quarters) else 0
+        return self._before[index] if index < len(self._quarters) else self.total
+
+    @property
+    def quarters(self) -> list[int]:
+        """Those in which tokens were used, in order."""
+        return self._quarters
 
 
 class Ledger:
@@ -84,10 +102,11 @@ class Ledger:
         self._summed = 0
         """How many of the first rows are in the sums already; the thread adds the others, in one go."""
         self._sums: usage_db.Sums = {}
-        self._spent: usage_db.Spent = Counter()
+        self._spent: set[tuple[str, int]] = set()
+        """(key, quarter) of which the file is to be told."""
         self._own: defaultdict[str, Spent] = defaultdict(Spent)
-        self._others: dict[tuple[str, int], tuple[float, dict[int, int]]] = {}
-        """(when it was read, tokens by process) by key and quarter."""
+        self._others: dict[tuple[str, int, int], tuple[float, dict[int, int]]] = {}
+        """(when it was read, tokens by process) by key and quarters."""
         self._models: set[str] = set()
         self._hour = 0
         """When the first of these was named."""
@@ -98,6 +117,9 @@ class Ledger:
         self._trimmed = time.monotonic()
         self._connection: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
+        self._inode: Inode = None
+        self._inode_read: Inode = None
+        """What each of them has opened."""
         self._using = threading.Lock()
         """For the connection, which also reads if the database is in memory."""
         if self._path:
@@ -121,7 +143,9 @@ class Ledger:
                     self._lost += row
                     usage_db.add_to(self._sums, entry)
                 if tokens := entry.tokens:
-                    self._spent[entry.key, self._own[entry.key].add(int(clock.wall()) // QUARTER, tokens)] += tokens
+                    quarter = int(clock.wall()) // QUARTER
+                    self._own[entry.key].add(quarter, tokens)
+                    self._spent.add((entry.key, quarter))
             if not self._work.is_set():
                 self._work.set()
         except Exception as error:
@@ -140,32 +164,43 @@ class Ledger:
         self._models.add(entry.model)
         return entry
 
-    def tokens(self, key: str, since: float) -> int:
-        """The tokens that a key used since a quarter of an hour began, in Unix seconds. For the event loop.
+    def tokens(self, key: str, since: float, until: float) -> int:
+        """The tokens that a key used between the beginnings of two quarters of an hour, in Unix seconds.
 
-        It includes what was not written yet, and what other processes wrote until a second ago.
+        For the event loop. It includes what was not written yet, and what other processes wrote until a second ago.
         """
-        return sum(self.shares(key, since).values())
+        return sum(self.shares(key, since, until).values())
 
-    def shares(self, key: str, since: float) -> dict[int, int]:
-        """The same, by the process that counted them; those of earlier runs are in the file."""
-        quarter = int(since) // QUARTER
-        own = self._own[key].since(quarter) if key in self._own else 0
-        return {**(self._spent_by_others(key, quarter) if self._path else {}), self._process: own}
+    def shares(self, key: str, since: float, until: float) -> dict[int, int]:
+        """The same, by the process that counted them; those of earlier runs are in the file.
 
-    def _spent_by_others(self, key: str, quarter: int) -> dict[int, int]:
-        read, tokens = self._others.get((key, quarter), (float("-inf"), {}))
+        What counts after `until` was used while the clock was wrong: it must not lock a key out until then.
+        """
+        quarters = int(since) // QUARTER, int(until) // QUARTER
+        own = self._own[key].between(*quarters) if key in self._own else 0
+        return {**(self._spent_by_others(key, *quarters) if self._path else {}), self._process: own}
+
+    def _spent_by_others(self, key: str, first: int, end: int) -> dict[int, int]:
+        read, tokens = self._others.get((key, first, end), (float("-inf"), {}))
         if time.monotonic() - read < FRESH:
             return tokens
         try:
-            self._reader = self._reader or usage_db.connect(self._path, timeout=0)
-            tokens = usage_db.spent_by_others(self._reader, key, quarter, self._process)
+            tokens = usage_db.spent_by_others(self._current_reader(), key, first, end, self._process)
         except sqlite3.Error:
             self._forget_reader()  # What was known stays; the thread says that something is wrong with the file.
         if len(self._others) >= MAX_KNOWN:
             self._others.clear()
-        self._others[key, quarter] = time.monotonic(), tokens
+        self._others[key, first, end] = time.monotonic(), tokens
         return tokens
+
+    def _current_reader(self) -> sqlite3.Connection:
+        """A connection that reads, opened anew where the file is another one. Raises sqlite3.Error."""
+        assert self._path
+        if (found := inode(self._path)) != self._inode_read:
+            self._forget_reader()
+        if self._reader is None:
+            self._reader, self._inode_read = usage_db.connect(self._path, timeout=0), found
+        return self._reader
 
     def _forget_reader(self) -> None:
         if reader := self._reader:
@@ -181,8 +216,8 @@ class Ledger:
         with self._using:
             return ask(self._current())
 
-    def close(self, timeout: float = 2.0) -> None:
-        """Write what waits, for at most so many seconds."""
+    def close(self, timeout: float = usage_db.PATIENCE + 1) -> None:
+        """Write what waits, for at most so many seconds: long enough to say that it can't be written."""
         self._stop.set()
         self._work.set()
         if self._thread:
@@ -210,12 +245,13 @@ class Ledger:
         self._work.clear()
         with self._lock:
             rows, summed, sums, spent = self._rows, self._summed, self._sums, self._spent
-            self._rows, self._summed, self._sums, self._spent = [], 0, {}, Counter()
+            self._rows, self._summed, self._sums, self._spent = [], 0, {}, set()
+            tokens = {(key, at): self._own[key].between(at, at + 1) for key, at in spent}
         try:
             for row in rows[summed:]:
                 usage_db.add_to(sums, row)
-            self._attempt(rows, sums, spent)
-        except sqlite3.OperationalError as error:  # Such as a lock, or a full disk: it may be over soon.
+            self._attempt(rows, sums, tokens)
+        except (sqlite3.OperationalError, OSError) as error:  # Such as a lock, or a full disk: it may be over soon.
             self._put_back(rows, sums, spent)
             self._say_failing(error)
         except Exception as error:
@@ -244,7 +280,7 @@ class Ledger:
             self._connection = self._open()
             usage_db.write(self._connection, rows, sums, spent, self._process)
 
-    def _put_back(self, rows: list[Entry], sums: usage_db.Sums, spent: usage_db.Spent) -> None:
+    def _put_back(self, rows: list[Entry], sums: usage_db.Sums, spent: set[tuple[str, int]]) -> None:
         """Let it wait for the next write."""
         self._work.set()
         with self._lock:
@@ -254,10 +290,10 @@ class Ledger:
             for place, numbers in self._sums.items():
                 sums[place] = [sum(pair) for pair in zip(numbers, sums.get(place, [0] * len(numbers)), strict=True)]
             self._sums = sums
-            self._spent.update(spent)
+            self._spent |= spent
 
     def _current(self) -> sqlite3.Connection:
-        """The connection, opened anew where its file was moved away. Raises sqlite3.Error."""
+        """The connection, opened anew where its file was moved away or emptied. Raises sqlite3.Error or OSError."""
         if self._connection and self._path and self._inode != inode(self._path):
             self._connection.close()
             self._connection = None
@@ -275,16 +311,28 @@ class Ledger:
             return self._opened()
 
     def _opened(self) -> sqlite3.Connection:
+        before = self._inode
         if self._path:
             make_private(self._path)
             self._inode = inode(self._path)
         connection = usage_db.connect(self._path, write=True)
         try:
-            usage_db.prepare(connection)
+            begun = usage_db.prepare(connection)
         except BaseException:
             connection.close()
             raise
+        if self._path:
+            self._inode = inode(self._path)
+            if begun or self._inode != before:
+                self._tell_all()
         return connection
+
+    def _tell_all(self) -> None:
+        """Have all that this process counted for limits written: the file is another one."""
+        with self._lock:
+            self._spent |= {(key, quarter) for key, own in self._own.items() for quarter in own.quarters}
+            if self._spent:
+                self._work.set()
 
     def _set_aside(self, file: Path, error: Exception) -> None:
         aside = file.with_name(f"{file.name}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
@@ -312,13 +360,16 @@ def make_private(file: Path) -> None:
         file.chmod(0o600)
 
 
-def inode(file: Path) -> tuple[int, int] | None:
-    """What tells a file from another one in its place; None where there is none."""
+type Inode = tuple[int, int] | None
+
+
+def inode(file: Path) -> Inode:
+    """What tells a file from another one in its place; None where there is none, or it is empty."""
     try:
         found = file.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return (found.st_dev, found.st_ino) if found.st_size else None
 
 
 def entry_of(exchange: Exchange) -> Entry:

@@ -7,7 +7,6 @@ of it. Only what it needs of the standard library is imported here, for scripts/
 """
 
 import sqlite3
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,8 @@ from urllib.parse import quote
 
 from ..errors import OllamaAuthError
 
+PATIENCE = 2.0
+"""Seconds to wait for a lock of another process."""
 MAX_ROWS = 1_000_000
 """Requests that have a row."""
 UNKNOWN_SHARE = 10
@@ -71,8 +72,8 @@ type Group = tuple[str, str, str, str]
 """(key, model, outcome, reason)"""
 type Sums = dict[tuple[int, Group], list[float]]
 """By (hour, group), in the order of the columns of `hours`."""
-type Spent = Counter[tuple[str, int]]
-"""Tokens by (key, quarter)."""
+type Spent = dict[tuple[str, int], int]
+"""All tokens that a process counted, by (key, quarter)."""
 
 
 class UnusableError(OllamaAuthError):
@@ -127,7 +128,7 @@ def add_to(sums: Sums, entry: Entry) -> None:
     found[6] += generation or 0
 
 
-def connect(path: Path | None, *, write: bool = False, timeout: float = 2.0) -> sqlite3.Connection:
+def connect(path: Path | None, *, write: bool = False, timeout: float = PATIENCE) -> sqlite3.Connection:
     """Open a database for any one thread at a time; None is one in memory. Raises sqlite3.Error.
 
     `timeout` is in seconds, for a lock of another process.
@@ -144,8 +145,8 @@ def without_files(connection: sqlite3.Connection) -> sqlite3.Connection:
     return connection
 
 
-def prepare(connection: sqlite3.Connection) -> None:
-    """Bring a database to this release's schema.
+def prepare(connection: sqlite3.Connection) -> bool:
+    """Bring a database to this release's schema; return whether there was none.
 
     Raises UnusableError where it is damaged or not ours, another sqlite3.Error where it can't be used now.
     """
@@ -156,11 +157,14 @@ def prepare(connection: sqlite3.Connection) -> None:
             raise UnusableError(f"a later release wrote it: version {found}")
         if found < NEWEST:
             migrate(connection)
+        if not found:
+            connection.execute("PRAGMA wal_checkpoint")  # An empty file is taken for one that somebody has emptied.
         connection.execute("SELECT 1 FROM groups, hours, spent, requests LIMIT 1")
     except sqlite3.Error as error:
         if is_damage(error) or primary_code(error) == sqlite3.SQLITE_ERROR:
             raise UnusableError(str(error)) from error
         raise
+    return not found
 
 
 def migrate(connection: sqlite3.Connection) -> None:
@@ -196,7 +200,7 @@ def write(
             ((hour, ids[group], *numbers) for (hour, group), numbers in sums.items()),
         )
         connection.executemany(
-            "INSERT INTO spent VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET tokens = tokens + excluded.tokens",
+            "INSERT INTO spent VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET tokens = excluded.tokens",
             ((key, quarter, process, tokens) for (key, quarter), tokens in (spent or {}).items()),
         )
 
@@ -244,11 +248,15 @@ def forget(connection: sqlite3.Connection, key: str) -> int:
     return count or 0
 
 
-def spent_by_others(connection: sqlite3.Connection, key: str, quarter: int, process: int) -> dict[int, int]:
-    """The tokens that a key used from this quarter on, as each other process counted them. Raises sqlite3.Error."""
+def spent_by_others(connection: sqlite3.Connection, key: str, first: int, end: int, process: int) -> dict[int, int]:
+    """The tokens that a key used from a quarter on, and before another, as each other process counted them.
+
+    Raises sqlite3.Error.
+    """
     found = connection.execute(
-        "SELECT process, sum(tokens) FROM spent WHERE key = ? AND quarter >= ? AND process <> ? GROUP BY process",
-        (key, quarter, process),
+        "SELECT process, sum(tokens) FROM spent WHERE key = ? AND quarter >= ? AND quarter < ? AND process <> ? "
+        "GROUP BY process",
+        (key, first, end, process),
     )
     return dict(found.fetchall())
 

@@ -89,7 +89,7 @@ async def test_tokens_are_those_of_the_ledger(monkeypatch: pytest.MonkeyPatch) -
     now = noon
     monkeypatch.setattr(clock, "wall", lambda: now)
     used: list[tuple[float, int]] = [(noon - 86_400, 700)]
-    limiter = Limiter(lambda key, since: {1: sum(tokens for at, tokens in used if at >= since)}, Calendar(BERLIN))
+    limiter = Limiter(lambda key, *ends: {1: sum(n for at, n in used if ends[0] <= at < ends[1])}, Calendar(BERLIN))
     month = 31 * 86_400 - 3600
     left = int(month - 28 * 86_400 - 11 * 3600)
     granted = await limiter.enter(MANY, "a")
@@ -103,6 +103,9 @@ async def test_tokens_are_those_of_the_ledger(monkeypatch: pytest.MonkeyPatch) -
     over = await limiter.enter(replace(MANY, tokens_per_day=120), "b")
     assert isinstance(over, Exceeded)
     assert isinstance(await limiter.enter(replace(MANY, tokens_per_day=121), "b"), Granted)
+    over = await limiter.enter(replace(MANY, tokens_per_month=820), "b")
+    assert isinstance(over, Exceeded)
+    assert (over.name, over.retry_after) == ("tokens_per_month", left), "of two, the end of the later one"
     now += 12 * 3600
     assert isinstance(await limiter.enter(MANY, "c"), Granted)
     used.append((now, 180))

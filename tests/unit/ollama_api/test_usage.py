@@ -333,10 +333,10 @@ def test_the_last_line_needs_no_line_end() -> None:
     ("path", "media_type", "encoding", "status", "expected"),
     [
         ("/api/chat", NDJSON, "", 500, Usage(complete=True)),
-        ("/api/chat", NDJSON, "gzip", 200, Usage(complete=True, compressed=True)),
+        ("/api/chat", NDJSON, "gzip", 200, Usage(complete=True, compressed=True, unread=True)),
         ("/api/chat", NDJSON, "Identity", 200, replace(WHOLE, events=1)),
         ("/api/chat", "Application/X-NDJSON ; x=y", "", 200, replace(WHOLE, events=1)),
-        ("/api/chat", "text/plain", "", 200, Usage(complete=True)),
+        ("/api/chat", "text/plain", "", 200, Usage(complete=True, unread=True)),
         ("/api/tags", JSON, "", 200, Usage(complete=True)),
         ("/v1/models", JSON, "", 200, Usage(complete=True)),
         ("/nothing", NDJSON, "", 200, Usage(complete=True)),

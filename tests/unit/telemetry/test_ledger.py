@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -22,7 +23,7 @@ from ollama_auth.ollama_api.routes import route
 from ollama_auth.ollama_api.usage import Usage, UsageReader
 from ollama_auth.telemetry import ledger as module
 from ollama_auth.telemetry import usage_db
-from ollama_auth.telemetry.ledger import MAX_MODELS, OTHER, Ledger, entry_of, shown_model
+from ollama_auth.telemetry.ledger import MAX_MODELS, OTHER, Ledger, Spent, entry_of, shown_model
 from ollama_auth.telemetry.usage_db import Entry
 from ollama_auth.telemetry.usage_queries import Chosen, latest, sums
 from tests.harness.base import ROOT, wait_until
@@ -30,6 +31,7 @@ from tests.harness.cases import each_of
 
 MAX_WAITING = 100
 NOON = datetime(2026, 11, 26, 12, tzinfo=ZoneInfo("UTC")).timestamp()
+LATER = 10.0**10
 ENTRY = Entry(
     NOON, NOON + 2, "id", "127.0.0.1", "POST", "infer", "/api/chat", 200, 10, 20, False, 100, 200, 500.0, 2000.0,
     1500.0, "", "alice", "m", "answered", "",
@@ -131,15 +133,15 @@ def test_tokens_are_known_at_once_and_after_a_restart(tmp_path: Path) -> None:
     ledger, now = Ledger(file), clock.wall()
     for _ in range(3):
         ledger.add(ENTRY._replace(time=now))
-    assert ledger.tokens("alice", now) == 90
-    assert ledger.tokens("alice", now + 900) == ledger.tokens("bob", 0) == 0
+    assert ledger.tokens("alice", now, LATER) == 90
+    assert ledger.tokens("alice", now + 900, LATER) == ledger.tokens("bob", 0, LATER) == 0
     ledger.close()
     again = Ledger(file)
-    assert again.tokens("alice", now) == 90
+    assert again.tokens("alice", now, LATER) == 90
     again.add(ENTRY)
-    assert again.tokens("alice", now) == 120, "those that wait to be written"
+    assert again.tokens("alice", now, LATER) == 120, "those that wait to be written"
     written(again)
-    assert again.tokens("alice", now) == 120, "and those that were"
+    assert again.tokens("alice", now, LATER) == 120, "and those that were"
     again.close()
 
 
@@ -151,10 +153,166 @@ def test_processes_see_what_others_wrote(tmp_path: Path, monkeypatch: pytest.Mon
             ledger.add(ENTRY)
     for ledger in ledgers:
         written(ledger)
-    assert [ledger.tokens("alice", 0) for ledger in ledgers] == [4500] * 3
+    assert [ledger.tokens("alice", 0, LATER) for ledger in ledgers] == [4500] * 3
     assert ledgers[0].query(lambda connection: sums(connection, ()))[()].requests == 150
     for ledger in ledgers:
         ledger.close()
+
+
+def test_a_clock_that_was_wrong_locks_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was used while it was days ahead counts in these days, for the process and for later ones."""
+    ledger, now = Ledger(str(tmp_path / "usage.db")), clock.wall() // 900 * 900
+    for days in (0, 3, 0, 0, 2):
+        monkeypatch.setattr(clock, "offset", days * 86_400.0)
+        ledger.add(ENTRY)
+    days_from_now = [(now + day * 86_400, now + (day + 1) * 86_400) for day in range(5)]
+    assert [ledger.tokens("alice", *one) for one in days_from_now] == [90, 0, 30, 30, 0]
+    ledger.close()
+    with closing(Ledger(str(tmp_path / "usage.db"))) as again:
+        assert [again.tokens("alice", *one) for one in days_from_now] == [90, 0, 30, 30, 0]
+
+
+def test_what_is_kept_of_a_key_has_a_bound() -> None:
+    spent, most = Spent(), module.MAX_QUARTERS
+    for quarter in range(5 * most):
+        spent.add(quarter, 2)
+    assert len(spent.quarters) <= 2 * most
+    assert spent.between(4 * most, 5 * most) == spent.between(4 * most, 10**9) == 2 * most
+    assert spent.total == 10 * most
+
+
+def unlink(file: Path) -> None:
+    file.unlink()
+
+
+def unlink_all(file: Path) -> None:
+    for one in file.parent.iterdir():
+        one.unlink()
+
+
+@pytest.mark.parametrize("take", [unlink, unlink_all])
+def test_two_processes_whose_file_is_taken_away(
+    take: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Limits hold: each tells the new file all that it counted, and asks the new one."""
+    monkeypatch.setattr(module, "FRESH", 0)
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    file = tmp_path / "usage.db"
+    ledgers = [Ledger(str(file)) for _ in range(2)]
+    for ledger in ledgers:
+        ledger.add(ENTRY)
+        written(ledger)
+    assert [ledger.tokens("alice", 0, LATER) for ledger in ledgers] == [60, 60]
+    take(file)
+    for ledger in ledgers:
+        ledger.add(ENTRY._replace(key="bob"))
+    both = ("alice", "bob")
+    wait_until(lambda: [[one.tokens(key, 0, LATER) for key in both] for one in ledgers] == [[60, 60]] * 2, "it")
+    for ledger in ledgers:
+        ledger.close()
+    with closing(Ledger(str(file))) as again:
+        assert [again.tokens(key, 0, LATER) for key in both] == [60, 60]
+        assert again.query(lambda connection: sums(connection, ("key",)))["bob",].requests == 2
+
+
+def test_a_file_that_is_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens it then removes its write-ahead log: what is written there would be lost without a word."""
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    file = tmp_path / "usage.db"
+    with closing(Ledger(str(file))) as ledger:
+        for _ in range(2):
+            ledger.add(ENTRY)
+            written(ledger)
+            file.write_bytes(b"")
+            with closing(sqlite3.connect(file)) as connection:
+                assert connection.execute("SELECT * FROM sqlite_schema").fetchall() == []
+        ledger.add(ENTRY)
+    assert requests_in(file) == 1
+    with closing(Ledger(str(file))) as again:
+        assert again.tokens("alice", 0, LATER) == 90
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_migration_is_made_once_and_loses_nothing(
+    at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "usage.db"
+    with closing(Ledger(str(file))) as ledger:
+        ledger.add(ENTRY)
+    further = "ALTER TABLE requests ADD COLUMN gpu TEXT; INSERT INTO spent VALUES ('made', 1, 1, 1);"
+    monkeypatch.setattr(usage_db, "_MIGRATIONS", (*usage_db._MIGRATIONS, further))
+    monkeypatch.setattr(usage_db, "NEWEST", 2)
+    barrier, real = threading.Barrier(at_once), usage_db.migrate
+
+    def migrate(connection: sqlite3.Connection) -> None:
+        barrier.wait(10)  # All have seen the old version.
+        real(connection)
+
+    monkeypatch.setattr(usage_db, "migrate", migrate)
+    opened: list[Ledger] = []
+    threads = [threading.Thread(target=lambda: opened.append(Ledger(str(file)))) for _ in range(at_once)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for ledger in opened:
+        ledger.add(ENTRY)
+        ledger.close()
+    with closing(sqlite3.connect(file)) as connection:
+        assert usage_db.version(connection) == 2
+        assert connection.execute("SELECT count(gpu), count(*) FROM requests").fetchone() == (0, 1 + at_once)
+        assert connection.execute("SELECT tokens FROM spent WHERE key = 'made'").fetchall() == [(1,)]
+    assert [one.name for one in tmp_path.iterdir()] == ["usage.db"]
+
+
+def test_a_disk_that_is_full_for_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No row is lost that there is room for in memory, and a line says when it begins and when it ends."""
+    real, pages = usage_db.connect, 0
+
+    def connect(path: Path | None, **more: Any) -> sqlite3.Connection:
+        connection = real(path, **more)
+        if pages:
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    monkeypatch.setattr(usage_db, "connect", connect)
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    file = tmp_path / "usage.db"
+    with closing(Ledger(str(file))) as ledger:
+        ledger.add(ENTRY)
+        written(ledger)
+        with ledger._using:
+            pages = 1  # No more than there are.
+            ledger._connection.execute("PRAGMA max_page_count = 1")  # type: ignore[union-attr]
+        for _ in range(500):
+            ledger.add(ENTRY)
+        wait_until(lambda: caplog.messages, "a line")
+        assert "full" in caplog.messages[0]
+        assert ledger.tokens("alice", 0, LATER) == 501 * 30
+        pages = 0
+        written(ledger)
+    assert requests_in(file) == 501
+    assert caplog.messages[1:] == [f"ollama_auth: the ledger {file} is written again; 0 requests are missing in it"]
+    with closing(Ledger(str(file))) as again:
+        assert again.tokens("alice", 0, LATER) == 501 * 30
+
+
+def test_a_folder_that_is_away_for_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a volume that is mounted anew."""
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    (folder := tmp_path / "data").mkdir()
+    with closing(Ledger(f"{folder}/usage.db")) as ledger:
+        folder.rename(tmp_path / "away")
+        ledger.add(ENTRY)
+        wait_until(lambda: caplog.messages, "a line")
+        (tmp_path / "away").rename(folder)
+        written(ledger)
+    assert requests_in(folder / "usage.db") == 1
+    assert len(caplog.messages) == 2
 
 
 def test_the_file_is_private(tmp_path: Path) -> None:
@@ -227,7 +385,7 @@ def test_a_file_that_is_damaged_or_removed_at_work_is_begun_anew(
     ledger.add(ENTRY)
     written(ledger)
     assert requests_in(file) == 1
-    assert ledger.tokens("alice", 0) == 90, "for limits, all of it"
+    assert ledger.tokens("alice", 0, LATER) == 90, "for limits, all of it"
     ledger.close()
     assert len(caplog.messages) == 1
 
@@ -252,7 +410,7 @@ def test_a_lock_costs_one_line_and_no_row_that_there_is_room_for(
         for _ in range(3 * MAX_WAITING):
             ledger.add(ENTRY)
         wait_until(lambda: caplog.messages, "a line")
-        assert ledger.tokens("alice", 0) == 90 * MAX_WAITING
+        assert ledger.tokens("alice", 0, LATER) == 90 * MAX_WAITING
     written(ledger)
     kept = requests_in(file)
     assert MAX_WAITING <= kept <= 2 * MAX_WAITING, "with those that the thread had"
@@ -260,7 +418,7 @@ def test_a_lock_costs_one_line_and_no_row_that_there_is_room_for(
     assert found["alice",].requests == 3 * MAX_WAITING, "sums lose nothing"
     ledger.close()
     with closing(Ledger(str(file))) as again:
-        assert again.tokens("alice", 0) == 90 * MAX_WAITING
+        assert again.tokens("alice", 0, LATER) == 90 * MAX_WAITING
     assert len(caplog.messages) == 2
     assert "locked" in caplog.messages[0]
     assert f"written again; {3 * MAX_WAITING - kept} requests" in caplog.messages[1]
@@ -329,7 +487,7 @@ def test_many_threads_lose_nothing(ledger: Ledger) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert ledger.tokens("alice", 0) == 8 * 500 * 30
+    assert ledger.tokens("alice", 0, LATER) == 8 * 500 * 30
     written(ledger)
     assert ledger.query(lambda connection: sums(connection, ()))[()].requests == 4000
 
@@ -390,5 +548,5 @@ def test_a_kill_loses_no_more_than_the_last_second(tmp_path: Path) -> None:
     before = max((int(one[0]) for one in seen if len(one) == 2 and float(one[1]) < killed - 1), default=0)
     assert before <= requests_in(file)
     ledger = Ledger(str(file))
-    assert ledger.tokens("alice", 0) == 30 * requests_in(file), "rows and sums agree"
+    assert ledger.tokens("alice", 0, LATER) == 30 * requests_in(file), "rows and sums agree"
     ledger.close()
