@@ -247,15 +247,20 @@ async def measure_growth(one: Running, size: Size) -> Mapping[str, float]:
     return {f"growth over {size.requests} requests, MB": grown, "peak memory, MB": one.memory("VmHWM")}
 
 
-async def first_answer(make: targets.Make, folder: Path) -> float:
+async def measure_start(target: Target, _: Size) -> Mapping[str, float]:
     """Seconds from the start of a program to its first answer to a good request."""
-    target, begun = make(folder), time.perf_counter()
+    begun = time.perf_counter()
     with target.started():
         client = await load.Client.to(target.at, 200, load.Count())
         await client.ask(target.at.request("GET", "/api/version"))
         took = time.perf_counter() - begun
         client.close()
-    return took
+    return {"start to first answer, s": took}
+
+
+async def measure_http2(target: Target, size: Size) -> Mapping[str, float]:
+    """Requests on four connections of 32 streams each, with TLS."""
+    return {"HTTP/2 requests/s": await asyncio.to_thread(targets.http2_requests, target.at, size.requests // 10)}
 
 
 def show_progress(text: str) -> None:
@@ -264,46 +269,21 @@ def show_progress(text: str) -> None:
         print(f"\r{text[:78]:78}", end="", file=sys.stderr, flush=True)
 
 
-async def measure(all_: list[Running], rows: list[str], size: Size) -> Figures:
-    """Measure each row for each target, in an order that rotates."""
+async def measure[T](
+    row: str, ones: Mapping[str, T], size: Size, work: Callable[[T, Size], Awaitable[Mapping[str, float]]]
+) -> Figures:
+    """Measure each one by its name, in an order that rotates."""
     found: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        for repeat in range(size.repeats + 1):
-            first = repeat % len(all_)
-            for one in all_[first:] + all_[:first]:
-                show_progress(f"{row}, repeat {repeat} of {size.repeats}: {one.target.name}")
-                async with asyncio.timeout(TIMEOUT):
-                    figures = await ROWS[row](one, size)
-                for name, value in figures.items() if repeat else ():  # the first round only warms up
-                    found.setdefault(name, {}).setdefault(one.target.name, []).append(value)
-    return summary(found)
-
-
-async def measure_starts(makes: Mapping[str, targets.Make], folder: Path, repeats: int) -> Figures:
-    found: dict[str, list[float]] = {}
-    for repeat in range(repeats + 1):
-        for make in makes.values():
-            name = make(folder).name
-            show_progress(f"start, repeat {repeat} of {repeats}: {name}")
+    names = list(ones)
+    for repeat in range(size.repeats + 1):
+        first = repeat % len(names)
+        for name in names[first:] + names[:first]:
+            show_progress(f"{row}, repeat {repeat} of {size.repeats}: {name}")
             async with asyncio.timeout(TIMEOUT):
-                took = await first_answer(make, folder)
-            if repeat:
-                found.setdefault(name, []).append(took)
-    return summary({"start to first answer, s": found})
-
-
-async def measure_http2(makes: Mapping[str, targets.Make], folder: Path, size: Size) -> Figures:
-    """Requests on four connections of 32 streams each, with TLS."""
-    found: dict[str, list[float]] = {}
-    with ExitStack() as stack:
-        some = [target for make in makes.values() if stack.enter_context((target := make(folder)).started())]
-        for repeat in range(size.repeats + 1):
-            for target in some:
-                show_progress(f"http2, repeat {repeat} of {size.repeats}: {target.name}")
-                rate = await asyncio.to_thread(targets.http2_requests, target.at, size.requests // 10)
-                if repeat:
-                    found.setdefault(target.name, []).append(rate)
-    return summary({"HTTP/2 requests/s": found})
+                figures = await work(ones[name], size)
+            for figure, value in figures.items() if repeat else ():  # the first round only warms up
+                found.setdefault(figure, {}).setdefault(name, []).append(value)
+    return summary(found)
 
 
 async def measure_memory(all_: list[Running], size: Size) -> Figures:
@@ -441,6 +421,10 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def named(makes: Mapping[str, targets.Make], folder: Path) -> dict[str, Target]:
+    return {target.name: target for target in (make(folder) for make in makes.values())}
+
+
 async def run(options: argparse.Namespace, size: Size) -> tuple[Figures, list[str]]:
     usual = [row for row in ROWS if row != "console"]
     wanted = options.only or [*usual, *([] if options.quick and not options.memory else ["memory"]), "start"]
@@ -452,16 +436,20 @@ async def run(options: argparse.Namespace, size: Size) -> tuple[Figures, list[st
         all_ = [Running(direct, stack.enter_context(direct.started()))]
         makes = targets.all_of(direct.at, options)
         makes = {name: make for name, make in makes.items() if name not in options.without}
-        for make in makes.values():
-            target = make(folder)
-            all_.append(Running(target, stack.enter_context(target.started())))
-        figures = await measure(all_, [row for row in wanted if row in ROWS], size)
+        all_ += [Running(one, stack.enter_context(one.started())) for one in named(makes, folder).values()]
+        figures: Figures = {}
+        running = {one.target.name: one for one in all_}
+        for row in [row for row in wanted if row in ROWS]:
+            figures |= await measure(row, running, size, ROWS[row])
         if "memory" in wanted and sys.platform == "linux":
             figures |= await measure_memory([one for one in all_ if one.target.name not in ("direct", "bare")], size)
         if "http2" in wanted:
-            figures |= await measure_http2(targets.with_tls(direct.at, options, folder), folder, size)
+            secure = named(targets.with_tls(direct.at, options, folder), folder)
+            for target in secure.values():
+                stack.enter_context(target.started())
+            figures |= await measure("http2", secure, size, measure_http2)
         if "start" in wanted:
-            figures |= await measure_starts(makes, folder, size.repeats)
+            figures |= await measure("start", named(makes, folder), size, measure_start)
     show_progress("")
     return figures, [one.target.name for one in all_]
 
