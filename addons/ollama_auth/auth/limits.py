@@ -69,19 +69,6 @@ class Granted:
     windows: tuple[Window, ...] = ()
 
 
-class Spending(NamedTuple):
-    """A limit on tokens, and what was used of it in the period that is now."""
-
-    name: str
-    limit: int
-    used: int
-    period: Period
-
-    def window(self, now: float) -> Window:
-        left, whole = max(1, ceil(self.period.end - now)), round(self.period.end - self.period.start)
-        return Window(self.name, self.limit, max(0, self.limit - self.used), left, whole)
-
-
 def limited(principal: Principal) -> bool:
     """Whether a principal has any limit."""
     return counted_here(principal) or principal.tokens_limited
@@ -130,8 +117,7 @@ class Limiter:
         A request that was granted must `leave`.
         """
         async with storage_errors():
-            spending, _ = await self._spending(principal)
-            windows = tuple(one.window(clock.wall()) for one in spending)
+            windows, _ = await self._token_windows(principal)
             if over := _used_up(windows):
                 return over
             limit = principal.concurrent_requests
@@ -156,17 +142,20 @@ class Limiter:
         windows = (requests, *tokens)
         return Granted(windows) if taken else Exceeded(requests.name, limit, reset, windows)
 
-    async def _spending(
+    async def _token_windows(
         self, principal: Principal, request_id: str | None = None, tokens: int = 0
-    ) -> tuple[list[Spending], int]:
-        """Return (its limits on tokens, the tokens reserved by others), and reserve some for a request."""
+    ) -> tuple[tuple[Window, ...], int]:
+        """Return (what is left of limits on tokens, the tokens reserved by others), and reserve some for a request."""
         limits = self._token_limits(principal)
         if not limits:
-            return [], 0
+            return (), 0
         periods = [period for _, _, period in limits]
         used, reserved = await self._tokens.look(principal.name, periods, request_id, tokens)
-        rows = zip(limits, used, strict=True)
-        return [Spending(name, limit, tokens, period) for (name, limit, period), tokens in rows], reserved
+        windows, now = [], clock.wall()
+        for (name, limit, period), spent in zip(limits, used, strict=True):
+            reset, length = max(1, ceil(period.end - now)), round(period.end - period.start)
+            windows.append(Window(name, limit, max(0, limit - spent), reset, length))
+        return tuple(windows), reserved
 
     def _token_limits(self, principal: Principal) -> list[tuple[str, int, Period]]:
         now = clock.wall()
@@ -182,8 +171,7 @@ class Limiter:
         What it needs itself does not keep it out, only what was used, and what requests before it may need.
         """
         async with storage_errors():
-            spending, reserved = await self._spending(principal, request_id, tokens)
-            windows = tuple(one.window(clock.wall()) for one in spending)
+            windows, reserved = await self._token_windows(principal, request_id, tokens)
             if over := _used_up(windows):
                 return over
             for one in windows:
