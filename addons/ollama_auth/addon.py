@@ -40,13 +40,14 @@ from .lifecycle import RequestLifecycle
 from .mitmweb.flows import COLUMNS, FlowViews
 from .ollama_api import strict_json
 from .option_table import OPTIONS
-from .proxy.client_connection import ClientConnection
+from .proxy.client_connection import A_TURN, ClientConnection
 from .proxy.connections import Connections
 from .proxy.events import Reservation
 from .proxy.hook_dispatch import HookDispatcher
 from .proxy.layer import GateLayer
 from .proxy.listener import TLS_RECORD, TOO_MANY, Listener, too_many
 from .proxy.option_cache import CachedOptions
+from .proxy.pacer import Pacer
 from .proxy.proxy_protocol import ProxyHeaderLayer
 from .proxy.teardown import take_apart_at_end
 from .proxy.tls import ClientTls, CloseConnectionLayer
@@ -113,6 +114,7 @@ class Gate:
         self.lifecycle = RequestLifecycle(self.config, self.connections, self.is_open, views)
         self.on_behalf: dict[tuple[str, int], str] = {}
         """Addresses of clients that the console asks the gate for, by its own end of the connection."""
+        self.pacer = Pacer(A_TURN, 1)
         self.listener = Listener(self.lifecycle, self.connections, self.most_connections, self.is_direct)
 
     # Start and configuration.
@@ -324,7 +326,8 @@ class Gate:
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
         if handler is None:
             return
-        peer = ClientConnection(client, handler, time.monotonic() + self.lifecycle.settings.head_timeout)
+        deadline = time.monotonic() + self.lifecycle.settings.head_timeout
+        peer = ClientConnection(client, handler, deadline, self.pacer)
         if behalf := self.on_behalf.pop(client.peername[:2], None):
             peer.stand_for(behalf)
         if not self.connections.add(peer, *self.most_connections()):
@@ -335,7 +338,8 @@ class Gate:
         peer.shared = peer.authenticated_before = not behalf and peer.address in self.lifecycle.settings.proxies
         peer.awaits_proxy_header = peer.shared and self.lifecycle.settings.proxy_protocol
         take_apart_at_end(handler)
-        BulkReader.take_over(handler, client)
+        if reader := BulkReader.take_over(handler, client):
+            reader.turn = peer.turn
         keep_alive(handler, client, self.lifecycle.settings)
         handler.max_conns = defaultdict(lambda: asyncio.Semaphore(UPSTREAM_CONNECTIONS))
         client.error = None

@@ -5,6 +5,7 @@ import math
 import socket
 import struct
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,10 +16,13 @@ from mitmproxy.utils import asyncio_utils
 
 from ..auth.client_ip import network_of, normal
 from ..exchange import Exchange
+from .pacer import Pacer
 from .transport import bytes_taken, pause_reading, resume_reading, spare_full_peer, transport_of, unsent
 
 EXPIRY_GRACE_SECONDS = 2.0
 """Time a connection has to end by itself after an Expire event, before it is cancelled."""
+A_TURN = 4
+"""Further requests that begin in a turn of the event loop."""
 CONNECT_TIMEOUT = "connect timeout"
 """The error that mitmproxy then reports for a connection to the upstream that was given up."""
 
@@ -104,6 +108,10 @@ class ClientConnection(Peer):
     handler: ConnectionHandler
     deadline: float | None
     """In terms of `time.monotonic`; None while a request is running."""
+    pacer: Pacer
+    """Of further requests, of all connections."""
+    awaits_turn: bool = False
+    """What has arrived is not read yet, because others begin before."""
     expiry_sent: bool = False
     """The deadline has passed, and an Expire event was sent."""
     http_server: BoundedServer | None = None
@@ -135,7 +143,20 @@ class ClientConnection(Peer):
     @property
     def idle(self) -> bool:
         """Tell whether no request is running, so that nothing is lost by closing the connection."""
-        return not self.exchanges and (self.http_server is None or self.http_server.idle)
+        return not (self.exchanges or self.awaits_turn) and (self.http_server is None or self.http_server.idle)
+
+    def turn(self) -> Awaitable[None] | None:
+        """Return what is to be waited for before a further request is read, if anything."""
+        if not (self.authenticated_before and self.http_server and self.idle) or self.pacer.take():
+            return None
+        return self.await_turn()
+
+    async def await_turn(self) -> None:
+        self.awaits_turn = True
+        try:
+            await self.pacer.turn()
+        finally:
+            self.awaits_turn = False
 
     def await_request(self, head_timeout: float, idle_timeout: float) -> None:
         """Set the deadline for the next request; a client that never authenticated gets no more time than at first."""
@@ -223,7 +244,7 @@ class ClientConnection(Peer):
         """Let running requests end, and begin no new ones; close it if none has begun."""
         if self.http_server is None:
             self.close_now()
-        else:
+        elif not self.awaits_turn:  # Else its next request is its last.
             self.send_event(Drain())
 
     def expire(self, now: float) -> None:

@@ -206,7 +206,7 @@ class Connections:
                     peer.check_bodies(now, before)
                     if vanished_after:
                         peer.spare_full_peers(vanished_after)
-                    if peer.deadline is not None and now > peer.deadline:
+                    if peer.deadline is not None and now > peer.deadline and not peer.awaits_turn:
                         peer.expire(now)
                     if peer.outflow.stalled(now) > patience and peer.outflow.transport:
                         peer.outflow.transport.abort()

@@ -3,13 +3,12 @@
 For each connection mitmproxy makes a handler, a task, a context and layers, which costs several times as much as the
 refusal. A `NewConnection` waits for the first request head. If no principal can be behind it, the lifecycle refuses it,
 by the same rules and with the same bytes as later; else all that has arrived goes to mitmproxy, as if it came just now.
-That is done for one connection after the other, so that those at work have their turns between.
+If much arrives at once, it waits for its turn (pacer.py).
 """
 
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from ..ollama_api.routes import Dialect
 from .client_connection import Peer
 from .connections import Connections
 from .events import Lifecycle
+from .pacer import Pacer
 
 BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel's own limit (`net.core.somaxconn`) may be lower. With asyncio's
@@ -35,13 +35,9 @@ ACCEPTED = 8
 """Connections that asyncio accepts at once. Others are closed for them, if need be, before there are more."""
 TURNS = 6
 """Turns of the event loop from one connection that goes to mitmproxy to the next; a beginning takes about as many."""
-SECONDS = 0.01
-"""No connection waits longer than that for the one before it: while others have much to do, turns are long."""
 MOST_WAITING = 128
 """Connections that may wait for their turn, and at most an eighth of those that there may be; if there are more, the
 first has its turn at once. So nobody can have more accepted than is served, and have others closed for it."""
-MAX_HELD = 16 << 20
-"""The same for bytes that have arrived on them."""
 TLS_RECORD = b"\x16"
 """The first byte of a TLS handshake (RFC 8446 section 5.1); no HTTP method begins with it."""
 TOO_MANY = "a connection was refused: all others are at work"
@@ -51,45 +47,6 @@ LINGER_SECONDS = 0.1
 connection, and the client might lose the answer (RFC 9112 section 9.6)."""
 
 type Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-class Pacer:
-    """Starts one thing after the other, TURNS of the event loop apart.
-
-    To serve a connection begins with milliseconds of work in several turns. If all did it at once, each token of those
-    that are served would wait for all of them.
-    """
-
-    def __init__(self) -> None:
-        self.held = 0
-        """Bytes that are kept for those that wait."""
-        self._waiting = deque[Callable[[], None]]()
-        self._turns = 0
-        """How many are left until the next may start."""
-        self._started = 0.0
-        """When the last one did, by `time.monotonic`."""
-
-    def start(self, function: Callable[[], None], most_waiting: int) -> None:
-        """Call the function when it is its turn, which may be now. It must not raise."""
-        self._waiting.append(function)
-        if not self._turns:
-            asyncio.get_running_loop().call_soon(self._turn)
-            self._start()
-        elif len(self._waiting) > most_waiting or self.held > MAX_HELD:
-            self._waiting.popleft()()
-
-    def _start(self) -> None:
-        self._turns, self._started = TURNS, time.thread_time()
-        self._waiting.popleft()()
-
-    def _turn(self) -> None:
-        self._turns -= 1
-        late = int((time.thread_time() - self._started) / SECONDS)
-        due = min(len(self._waiting), late or not self._turns)
-        if due or self._turns:
-            asyncio.get_running_loop().call_soon(self._turn)
-        for _ in range(due):
-            self._start()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +59,7 @@ class Listener:
     """(connections that there may be, those of one network or 0)."""
     direct: Callable[[], bool]
     """Whether connections go to mitmproxy at once: with TLS, or if somebody wants to see them."""
-    pacer: Pacer = field(default_factory=Pacer)
+    pacer: Pacer = field(default_factory=partial(Pacer, 1, TURNS))
 
     async def take_over(self, instances: Iterable[ServerInstance[Any]]) -> None:
         """Take the listening sockets of mitmproxy's servers; those of UDP stay."""
@@ -199,7 +156,7 @@ class NewConnection(asyncio.Protocol, Peer):
         self.listener.pacer.held += len(arrived)
         most, most_per_network = self.listener.most()
         most_waiting = min(MOST_WAITING, most // 8, (most_per_network or most) // 8)
-        self.listener.pacer.start(partial(self.answer_for, self.begin), most_waiting)
+        self.listener.pacer.begin(partial(self.answer_for, self.begin), most_waiting)
         if self.queued:
             self.received, self.deadline = ReceiveBuffer(), math.inf
             self.transport.pause_reading()

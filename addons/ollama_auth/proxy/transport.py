@@ -145,7 +145,7 @@ class BulkProtocol(asyncio.StreamReaderProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Do as StreamReaderProtocol.connection_lost, and end reference cycles of the reader."""
         super().connection_lost(exc)
-        self.bulk.fast_path = self.bulk.target = None
+        self.bulk.fast_path = self.bulk.target = self.bulk.turn = None
 
     def data_received(self, data: bytes) -> None:
         """Do as StreamReaderProtocol.data_received."""
@@ -164,6 +164,8 @@ class BulkReader(asyncio.StreamReader):
     """Forwards as much of the start of the data as it can, and returns its length in bytes."""
     target: BulkProtocol | None = None
     """The connection that the data goes on to, if all there is may be read in one piece while its peer is fast."""
+    turn: Callable[[], Awaitable[None] | None] | None = None
+    """What to wait for before data is returned, if anything."""
     _pauses = 0
     _taken = 0  # bytes that went to the target since it was last waited for
     held = False
@@ -236,6 +238,8 @@ class BulkReader(asyncio.StreamReader):
             if isinstance(self._connection, Server):
                 self._connection.error = str(self._exception) or type(self._exception).__name__
             raise OSError(str(self._exception))
+        if self.turn and (due := self.turn()):
+            await due
         n = min(n, PIECE)
         if 0 <= n < len(self._buffer) and not (self.target and self._target_is_fast(self.target, n)):
             data = bytes(self._buffer[:n])

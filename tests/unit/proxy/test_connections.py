@@ -24,6 +24,7 @@ from ollama_auth.proxy.client_connection import (
     Expire,
 )
 from ollama_auth.proxy.connections import WARNING_INTERVAL, Connections
+from ollama_auth.proxy.pacer import Pacer
 from ollama_auth.settings import UNCONFIGURED
 
 MADE_ROOM = "connections without a request were closed to make room for new ones"
@@ -112,7 +113,7 @@ def peer_from(
     address: str = "10.0.0.1", *, busy: bool = False, authenticated: bool = False, deadline: float = 0
 ) -> ClientConnection:
     client = Client(peername=(address, 1), sockname=("10.0.0.2", 8081), timestamp_start=0)
-    peer = ClientConnection(client, cast(ConnectionHandler, FakeHandler(client)), deadline)
+    peer = ClientConnection(client, cast(ConnectionHandler, FakeHandler(client)), deadline, Pacer(4, 1))
     peer.http_server = FakeProtocol(idle=not busy)
     peer.authenticated_before = authenticated
     return peer
@@ -139,7 +140,7 @@ def test_the_address_of_a_client() -> None:
     assert peer_from("2001:db8::7").address == "2001:db8::7"
     assert peer_from("::ffff:10.0.0.1").address == "10.0.0.1", "IPv4 on a socket of IPv6"
     nobody = Client(peername=cast(Any, None), sockname=("", 0), timestamp_start=0)
-    assert ClientConnection(nobody, cast(ConnectionHandler, FakeHandler(nobody)), 0).address == "unknown"
+    assert ClientConnection(nobody, cast(ConnectionHandler, FakeHandler(nobody)), 0, Pacer(4, 1)).address == "unknown"
 
 
 # Counting.

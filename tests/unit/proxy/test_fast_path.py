@@ -28,6 +28,7 @@ from ollama_auth.http.responses import Answer
 from ollama_auth.proxy.client_connection import ClientConnection
 from ollama_auth.proxy.fast_path import SocketFastPath
 from ollama_auth.proxy.layer import GateLayer
+from ollama_auth.proxy.pacer import Pacer
 from ollama_auth.proxy.transport import BulkReader
 from ollama_auth.settings import UNCONFIGURED, Settings
 from tests.harness.base import BEARER
@@ -130,7 +131,7 @@ def relay(
         client.proxy_mode = mode
         context = Context(client, mitmproxy_options())
         context.server = Server(address=("127.0.0.1", 1))
-        layer = GateLayer(context, lifecycle, ClientConnection(client, Handler(), 0.0), lifecycle)  # type: ignore[arg-type]
+        layer = GateLayer(context, lifecycle, ClientConnection(client, Handler(), 0.0, Pacer(4, 1)), lifecycle)  # type: ignore[arg-type]
         server: Server | None = None
 
         def feed(event: events.Event) -> None:

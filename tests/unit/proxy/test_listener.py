@@ -174,11 +174,11 @@ def test_they_count_among_all_connections(shared_upstream: Upstream) -> None:
         wait_until(lambda: "were closed to make room" in gate.output, "a warning")
 
 
-TURNS = """
+NOTED = """
 import asyncio
 from mitmproxy.proxy.server import ConnectionHandler
-from ollama_auth.proxy import listener
-listener.SECONDS = 10**9
+from ollama_auth.proxy import pacer
+pacer.SECONDS = 10**9
 ctx.turn, ctx.begun, before, loop = 0, [], ConnectionHandler.handle_client, asyncio.get_running_loop()
 def turn():
     ctx.turn += 1
@@ -187,17 +187,38 @@ def noted(self):
     ctx.begun.append(ctx.turn)
     return before(self)
 ConnectionHandler.handle_client = noted
+lifecycle = ctx.master.addons.get("ollama_gate").lifecycle
+plain = lifecycle.authorize
+def authorize(head, peer):
+    if peer.admitted:
+        ctx.begun.append(ctx.turn)
+    return plain(head, peer)
+lifecycle.authorize = authorize
 turn()
 """
-NEVER = """
-from ollama_auth.proxy import listener
-listener.TURNS, listener.SECONDS, listener.MAX_HELD = 10**9, 10**9, 2500
+QUEUE = """
+from ollama_auth.proxy import listener, pacer
+gate = ctx.master.addons.get("ollama_gate")
+connections, requests = gate.listener.pacer, gate.pacer
 """
-LEAVE = """
+NEVER = (
+    QUEUE
+    + """
+pacer.SECONDS, pacer.MAX_HELD = 10**9, 2500
+connections._every = requests._every = 10**9
+"""
+)
+SLOWLY = """
+connections._every = connections._turns = 2000
+requests._every, requests._turns = 1, 2000
+"""
+LEAVE = (
+    SLOWLY
+    + """
 import os, signal
 os.kill(os.getpid(), signal.SIGTERM)
-listener.TURNS, pacer._turns = 6, 3000
 """
+)
 SMALL = """
 import socket
 for waiting in ctx.master.addons.get('ollama_gate').connections._new:
@@ -205,11 +226,6 @@ for waiting in ctx.master.addons.get('ollama_gate').connections._new:
 """
 NEAR_THE_END = 22_000
 """Of an answer: more than two small kernels keep, and less than with what the gate keeps."""
-QUEUE = """
-from ollama_auth.proxy import listener
-gate = ctx.master.addons.get("ollama_gate")
-pacer = gate.listener.pacer
-"""
 
 
 def small(port: int, data: bytes) -> Line:
@@ -224,17 +240,47 @@ def test_connections_begin_one_after_the_other(shared_upstream: Upstream) -> Non
     """Those at work have their turns between."""
     request = head("GET", "/api/version", BEARER, "Connection: close")
     with Controlled(shared_upstream.url) as gate, ExitStack() as stack:
-        gate.do(TURNS)
+        gate.do(NOTED)
         for wire in [stack.enter_context(Wire(gate.port, request)) for _ in range(30)]:
             assert parse(wire.read_all()).status == 200
         begun = eval(gate.do("result = ctx.begun"))  # noqa: S307
         assert len(begun) == 30
         assert all(later - earlier >= 6 for earlier, later in pairwise(begun))
-        gate.do("from ollama_auth.proxy import listener\nlistener.TURNS, listener.SECONDS = 10**9, 0.001")
+        gate.do(NEVER + "pacer.SECONDS = 0.001")
         for wire in [stack.enter_context(Wire(gate.port, request)) for _ in range(5)]:
             assert parse(wire.read_all()).status == 200, "it waits while turns are long"
-        gate.do("from ollama_auth.proxy import listener\nlistener.serve_until_cancelled = None")
+        gate.do(QUEUE + "listener.serve_until_cancelled = None")
         assert [ask(gate.port, "GET", "/api/version", BEARER).status for _ in range(3)] == [503] * 3
+
+
+def test_further_requests_begin_a_few_at_a_time(shared_upstream: Upstream) -> None:
+    """While they wait, their connections are at work: they keep it, have no deadline, and are answered at the end."""
+
+    def ask_all() -> None:
+        gate.do(NEVER + "any(not requests.take() for _ in range(4))")
+        for wire in kept:
+            wire.send(request)
+        wait_until(lambda: gate.do(QUEUE + "result = len(requests._waiting)") == "20", "all to wait")
+
+    request = head("GET", "/api/version", BEARER)
+    with Controlled(shared_upstream.url, "--set", "ollama_max_connections=20") as gate, wires(gate.port, 20) as kept:
+        for wire in kept:
+            assert wire.send(request).read_response().status == 200
+        gate.do(NOTED)
+        ask_all()
+        assert ask(gate.port, "GET", "/api/version", BEARER).status == 503
+        gate.do("for peer in ctx.master.addons.get('ollama_gate').connections: peer.deadline = 0")
+        time.sleep(0.6)  # Deadlines are looked at four times a second.
+        gate.do(QUEUE + SLOWLY)
+        assert [wire.read_response().status for wire in kept] == [200] * 20
+        begun = eval(gate.do("result = ctx.begun"))  # noqa: S307
+        assert len(begun) == 20
+        assert max(map(begun.count, begun)) <= 4
+        ask_all()
+        gate.do(QUEUE + LEAVE)
+        assert [wire.read_response().status for wire in kept] == [200] * 20
+        assert_gone(*kept)
+        assert gate.wait() == 0
 
 
 def test_what_waits_for_its_turn_is_bounded_and_is_answered_at_the_end(shared_upstream: Upstream) -> None:
@@ -249,7 +295,7 @@ def test_what_waits_for_its_turn_is_bounded_and_is_answered_at_the_end(shared_up
         first, *waiting = [asking(more) for more in (1000, 0, 1500, 0)]
         assert first.read_response().status == 200, "with more than MAX_HELD the first has its turn"
         slow = stack.enter_context(small(gate.port, head("GET", f"/demo/bytes/{size}", BEARER)))
-        wait_until(lambda: gate.do(QUEUE + "result = len(pacer._waiting)") == "4", "four to wait")
+        wait_until(lambda: gate.do(QUEUE + "result = len(connections._waiting)") == "4", "four to wait")
         waiting.pop().close()
         gate.do(SMALL + QUEUE + LEAVE)
         assert [parse(wire.read_all()).status for wire in waiting] == [200, 200]
@@ -274,4 +320,4 @@ def test_nobody_is_closed_because_others_wait_for_their_turn(shared_upstream: Up
                 with trusting(cert).wrap_socket(good.socket, server_hostname="localhost") as tls:
                     tls.sendall(head("GET", "/api/version", BEARER))
                     assert tls.recv(4096).startswith(b"HTTP/1.1 200")
-                assert gate.do(QUEUE + "result = len(pacer._waiting)") == "2"
+                assert gate.do(QUEUE + "result = len(connections._waiting)") == "2"
