@@ -260,10 +260,10 @@ def read_key(options: Options, environ: Mapping[str, str], hidden: Mapping[str, 
         if options.ollama_api_key not in hidden:
             raise SettingsError(f"the option ollama_api_key holds no key: {HOW_TO_SET_A_KEY}")
         return hidden[options.ollama_api_key]
-    sources = _sources(options, environ)
-    found = _find_secret(sources)
+    found = find_secret(options, environ)
     if found is None:
-        empty = next((name for source in sources for name, value in source.items() if value is not None), None)
+        names = (name for one in _sources(options, environ) for name, value in one.items() if value is not None)
+        empty = next(names, None)
         what = f"{empty}: the key is empty" if empty else "no key is set, so nobody could be let in"
         raise SettingsError(f"{what}: {HOW_TO_SET_A_KEY}")
     secret, where = found
@@ -278,7 +278,7 @@ def read_key(options: Options, environ: Mapping[str, str], hidden: Mapping[str, 
 
 def read_storage(options: Options, environ: Mapping[str, str], hidden: Mapping[str, bytes]) -> str | None:
     """Return the URL of the storage of limits, which may hold a password. Raises SettingsError."""
-    found = _find_secret(_sources(options, environ, "ollama_limits_storage"))
+    found = find_secret(options, environ, "ollama_limits_storage")
     if found is None:
         return None
     url = found[0].strip()
@@ -295,9 +295,9 @@ def masked_url(url: str) -> str | None:
     return f"{parts.scheme}://***@{place}{parts.path}"
 
 
-def _find_secret(sources: Iterable[Mapping[str, str | None]]) -> tuple[str, str] | None:
+def find_secret(options: Options, environ: Mapping[str, str], option: str = "ollama_api_key") -> tuple[str, str] | None:
     """Return (the secret, the name of its option or variable), or None. Raises SettingsError."""
-    for source in sources:
+    for source in _sources(options, environ, option):
         given = {name: value for name, value in source.items() if is_given(value)}
         if len(given) > 1:
             both = " and ".join(given)

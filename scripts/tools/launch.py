@@ -88,9 +88,10 @@ class Launch:
         """Whether the option or its environment variable is there, even if empty."""
         return getattr(self.options, name) is not None or name.upper() in environment
 
-    def is_given(self, name: str, environment: Mapping[str, str]) -> bool:
-        """Whether the option or its environment variable is set, and not empty."""
-        return any(map(settings.is_given, (getattr(self.options, name), environment.get(name.upper()))))
+    def has_keys(self, environment: Mapping[str, str]) -> bool:
+        """Whether there is a keys file, or the one key is set, even to nothing."""
+        single = any(self.is_set(name, environment) for name in ("ollama_api_key", "ollama_api_key_file"))
+        return single or settings.keys_file_of(self.options, environment) is not None
 
     def value(self, name: str, environment: Mapping[str, str]) -> str | None:
         """The option, else its environment variable; an empty option hides the variable."""

@@ -301,7 +301,7 @@ def keys_file_beside(launched: Launch, environment: Mapping[str, str]) -> dict[s
 
     It is made if there is none; in a folder that can't be written there is no keys file then.
     """
-    if launched.is_given("ollama_keys_file", environment) or launched.is_set("ollama_keys_file", environment):
+    if launched.is_set("ollama_keys_file", environment):
         return {}
     file = ENV_FILE.absolute().with_name("keys.toml")
     with suppress(OSError), open(file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as made:
@@ -322,8 +322,7 @@ def serve(command_line: Sequence[str]) -> int:
     upstream = launched.upstream(environment)
     environment[SELF_CHECK] = secrets.token_hex(8)
     made_key = None
-    given = any(launched.is_given(name.lower(), environment) for name in (KEY, KEY_FILE, KEYS_FILE))
-    if not given and not any(launched.is_set(name.lower(), environment) for name in (KEY, KEY_FILE)):
+    if not launched.has_keys(environment):
         try:
             environment[KEY] = made_key = store_new_key(ENV_FILE)
         except OSError as error:

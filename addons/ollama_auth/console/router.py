@@ -49,6 +49,7 @@ class Need(Enum):
     KEY = auto()
     """Whoever has a key; what is shown is of that key."""
     ADMIN = auto()
+    """Administrators, who change something: so it is in the access log, with who did it."""
 
 
 @dataclass(slots=True)
@@ -137,8 +138,6 @@ class Row:
     pattern: str
     need: Need
     answer: Callable[[Call], Awaitable[object]]
-    changes: bool = False
-    """It changes something, and so is in the access log with who did it."""
 
 
 class Gate(Protocol):
@@ -309,7 +308,7 @@ class ApiHandler(Handler):
     def on_finish(self) -> None:
         super().on_finish()
         refusal = self.refusal
-        if (refusal or (self.row and self.row.changes)) and not (refusal and refusal.suppress_log):
+        if (refusal or (self.row and self.row.need is Need.ADMIN)) and not (refusal and refusal.suppress_log):
             path = (self.call and self.call.logged) or access.shown_path(self.request.path, self.console.words)
             key = self.who.name if self.who else refusal.key if refusal else None
             reason = refusal.reason if refusal else None

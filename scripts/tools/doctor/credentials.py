@@ -24,9 +24,7 @@ EXPIRES_SOON = timedelta(days=21)
 
 def credentials(target: Target) -> Iterator[Finding]:
     """Read the keys as the gate would, and estimate whether the single key can be guessed."""
-    single = ("ollama_api_key", "ollama_api_key_file")
-    set_at_all = any(target.launched.is_set(name, target.environment) for name in single)
-    if not set_at_all and not target.launched.is_given("ollama_keys_file", target.environment):
+    if not target.launched.has_keys(target.environment):
         yield ok("key", "there is none yet: scripts/serve makes one")
         return
     try:
@@ -39,8 +37,8 @@ def credentials(target: Target) -> Iterator[Finding]:
     if any(word.startswith("ollama_limits_storage=") and "@" in word for word in target.launched.arguments):
         remedy = "set OLLAMA_LIMITS_STORAGE or OLLAMA_LIMITS_STORAGE_FILE instead"
         yield warn("limits", "the password of the storage is on a command line, which all users can see", remedy)
-    if secret := single_key(target):
-        yield strength(secret)
+    if single := settings.find_secret(target.launched.options, target.environment):
+        yield strength(single[0])
     if target.value("ollama_keys_file"):
         yield from named_keys(ring.principals.values(), time.time())
 
@@ -49,20 +47,6 @@ def divided(line: str) -> tuple[str, str]:
     """An error message of the gate -> (fault, remedy)."""
     parts = re.split(r"; |: (?=make one)", line, maxsplit=1)
     return parts[0], parts[1] if parts[1:] else "see README.md"
-
-
-def single_key(target: Target) -> str | None:
-    """The key that read_keys has accepted: of the options, else of the environment."""
-    options, environment = target.launched.options, target.environment
-    for path, secret in (
-        (options.ollama_api_key_file, options.ollama_api_key),
-        (environment.get("OLLAMA_API_KEY_FILE"), environment.get("OLLAMA_API_KEY")),
-    ):
-        if settings.is_given(path):
-            return Path(path).expanduser().read_text("utf-8", "replace").rstrip("\r\n")
-        if settings.is_given(secret):
-            return str(secret)
-    return None
 
 
 def bits(secret: str) -> float:
