@@ -168,7 +168,7 @@ def event(media_type: str, value: dict[str, Any]) -> bytes:
 
 @pytest.mark.parametrize("path", CALLS)
 def test_a_tool_call_in_one_event_counts_by_its_text(charging: Gate, scripted: Scripted, path: str) -> None:
-    """Also where the event itself is cut off; 90 short events are 90 tokens."""
+    """Also where the event itself is cut off, or is short; 90 events of a word are 90 tokens."""
     media_type, short, long = CALLS[path]
     request = post(path, asked("hi", stream=True), HOLDER)
     body = event(media_type, short) * 90 + event(media_type, long)
@@ -179,6 +179,10 @@ def test_a_tool_call_in_one_event_counts_by_its_text(charging: Gate, scripted: S
     shown = event(media_type, short) * 90
     line = left(charging, scripted, request, shown[-50:], answer_head(media_type), chunk(shown))
     assert line["completion_tokens"] == 90
+    several = event(media_type, short).replace(b"Well", b"a word " * 20)  # As a server sends that waits for some.
+    shown = event(media_type, short) + several * 90
+    line = left(charging, scripted, request, shown[-50:], answer_head(media_type), chunk(shown))
+    assert 90 * 140 / 4 <= line["completion_tokens"] <= 90 * 150 / 4, line
 
 
 def test_an_answer_that_is_not_read_to_its_figures(charging: Gate, scripted: Scripted) -> None:

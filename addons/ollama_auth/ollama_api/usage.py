@@ -16,7 +16,9 @@ from .sse import Events, Lines
 MAX_LINE = 64 * 1024
 """Bytes of a line or event that are held to be looked at as a whole; a longer one is scanned as it comes."""
 LONG_EVENT = 384
-"""Bytes of an event that may be more than one token, such as the call of a tool: its text is counted."""
+"""Bytes of an event that is more than one token in any case, such as the call of a tool."""
+LONG_TEXT = 32
+"""Bytes of the text of an event that is more than one token: it is counted by its text."""
 BYTES_PER_TOKEN = 4
 """Of English text, roughly."""
 MAX_DIGITS = 15
@@ -53,6 +55,8 @@ class Answer:
         self.stream = stream
         self.ended = False
         """The protocol's own end of a stream was seen, or the object was."""
+        self.long = 0
+        """Bytes of an event that may have that much text; 0 before one of content was scanned."""
         self.more = 0
         """Tokens of long events beyond one each, and of an answer that is no stream, by the length of their text."""
         self._wanted = usage_format.wanted
@@ -60,9 +64,12 @@ class Answer:
 
     def event(self, data: bytes, name: bytes = b"") -> None:
         if data and not self._recognize(self, data, name):
-            scan = self.scan()
+            scan, before = self.scan(), self.usage.events
             scan.feed(data)
             scan.end()
+            if self.usage.events > before:
+                around = len(data) - scan.text if scan.text else LONG_EVENT
+                self.long = min(self.long or LONG_EVENT, around + LONG_TEXT)
 
     def scan(self) -> "Scan":
         """A scan of an event, or of the whole answer, that comes in pieces."""
@@ -87,7 +94,7 @@ class Answer:
 
     def add_text(self, size: int) -> None:
         """Count the text of an object, also of one that was cut off; a short event counts for one token already."""
-        if size > LONG_EVENT or not self.stream:
+        if size > LONG_TEXT or not self.stream:
             self.more += size // BYTES_PER_TOKEN
 
     def _count(self, found: dict[str, bytes]) -> None:
@@ -191,9 +198,9 @@ _RESPONSE: Wanted = {
     b"status": "finish",
     b"usage": _COUNTS,
     b"error": {b"code": "failure"},
-    b"output": TEXT,
 }
-_RESPONSES: Wanted = {**_RESPONSE, b"type": "type", b"response": _RESPONSE, b"delta": TEXT}
+# The last event of a stream has all of the output again.
+_RESPONSES: Wanted = {**_RESPONSE, b"type": "type", b"output": TEXT, b"response": _RESPONSE, b"delta": TEXT}
 # The usage in the `message` of message_start is an estimate (seen: 5 tokens, where message_delta had the true 25).
 _MESSAGES: Wanted = {
     b"type": "type",
@@ -213,7 +220,7 @@ _SCANNED = frozenset({"", "message_start", "message_delta", "response.created", 
 
 def _recognize_ollama(answer: Answer, data: bytes, name: bytes) -> bool:
     """The last brace closes the object, so the member before it is the object's own, whatever the others hold."""
-    if answer.usage.model is None or len(data) > LONG_EVENT or not data.endswith(b'"done":false}'):
+    if answer.usage.model is None or len(data) > answer.long or not data.endswith(b'"done":false}'):
         return False
     answer.usage.events += 1
     return True
@@ -224,7 +231,7 @@ def _recognize_openai(answer: Answer, data: bytes, name: bytes) -> bool:
     if data == b"[DONE]":
         answer.ended = True
         return True
-    if answer.usage.model is None or len(data) > LONG_EVENT:
+    if answer.usage.model is None or len(data) > answer.long:
         return False
     if b'"finish_reason":null' not in data or b'"model":""' in data:
         return False
@@ -236,7 +243,7 @@ def _recognize_named(answer: Answer, data: bytes, name: bytes) -> bool:
     """Events of Anthropic and of /v1/responses have their type in a line of their own."""
     kind = name.decode("ascii", "replace")
     content = _is_content(kind)
-    if content and len(data) > LONG_EVENT:
+    if content and len(data) > answer.long:
         return False
     answer.usage.events += content
     return kind not in _SCANNED

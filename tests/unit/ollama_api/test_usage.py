@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ollama_auth.ollama_api import usage as module
 from ollama_auth.ollama_api.json_scanner import MAX_TOKEN
 from ollama_auth.ollama_api.routes import route
-from ollama_auth.ollama_api.usage import MAX_LINE, Usage, UsageReader
+from ollama_auth.ollama_api.usage import BYTES_PER_TOKEN, MAX_LINE, Usage, UsageReader
 from tests.harness.cases import each_of
 
 NDJSON, SSE, JSON = "application/x-ndjson", "text/event-stream", "application/json"
@@ -462,7 +462,11 @@ def test_members_that_a_model_names_are_not_those_of_the_answer(arguments: bytes
     lines = words(CHAT).replace(b'},"done":', call)
     for body, expected in ((lines + CHAT_END.replace(b'},"done":', call), WHOLE), (lines, replace(CUT))):
         case = Case("/api/chat", NDJSON, body, expected)
-        assert case.read() == case.read(cut(body, 1)) == expected
+        read = case.read()
+        assert read == case.read(cut(body, 1))
+        long = 3 * (len(call) // BYTES_PER_TOKEN) * read.estimated  # A long text counts by its bytes.
+        assert expected.events <= (read.completion_tokens or 0) <= (expected.completion_tokens or 0) + long
+        assert replace(read, completion_tokens=expected.completion_tokens) == expected
 
 
 def test_the_texts_of_a_request_that_are_echoed_are_not_read() -> None:
