@@ -50,7 +50,7 @@ class Leases:
         if isinstance(granted, Exceeded):
             raise exceeded(granted)
         exchange.state.limiter, exchange.state.holds_lease = limiter, True
-        exchange.state.limit_fields = limit_fields(granted.windows)
+        exchange.state.limit_fields = limit_fields(granted)
 
     @staticmethod
     async def _reserve_tokens(exchange: Exchange, request: UpstreamRequest, limiter: Limiter) -> None:

@@ -62,13 +62,6 @@ class Exceeded:
     reserved: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """What is left of the limits that have a window, before this request for tokens, and after it for requests."""
-
-    windows: tuple[Window, ...] = ()
-
-
 def limited(principal: Principal) -> bool:
     """Whether a principal has any limit."""
     return counted_here(principal) or principal.tokens_limited
@@ -111,10 +104,11 @@ class Limiter:
         self._places = SharedPlaces(self._redis, self._leases, self._prefix)
         self._tokens = SharedTokens(self._redis, self._leases, self._prefix, shares)
 
-    async def enter(self, principal: Principal, request_id: str) -> Granted | Exceeded:
+    async def enter(self, principal: Principal, request_id: str) -> tuple[Window, ...] | Exceeded:
         """Take what a request needs before its body is here, all of it or nothing. Raises StorageUnavailableError.
 
-        A request that was granted must `leave`.
+        Returns what is left of the limits that have a window, before this request for tokens, and after it for
+        requests. A request that was granted must `leave`.
         """
         async with storage_errors():
             windows, _ = await self._token_windows(principal)
@@ -123,24 +117,24 @@ class Limiter:
             limit = principal.concurrent_requests
             if limit is not None and not await self._places.take(principal.name, request_id, limit):
                 return Exceeded("concurrent_requests", limit, 1)
-            granted: Granted | Exceeded | None = None
+            granted: tuple[Window, ...] | Exceeded | None = None
             try:
                 granted = await self._take_request(principal, windows)
             finally:  # Also where the storage fails here: a lease is renewed for as long as it is held.
-                if not isinstance(granted, Granted) and limit is not None:
+                if not isinstance(granted, tuple) and limit is not None:
                     await self._places.give_back(principal.name, request_id)
             return granted
 
-    async def _take_request(self, principal: Principal, tokens: tuple[Window, ...]) -> Granted | Exceeded:
+    async def _take_request(self, principal: Principal, tokens: tuple[Window, ...]) -> tuple[Window, ...] | Exceeded:
         limit = principal.requests_per_minute
         if limit is None:
-            return Granted(tokens)
+            return tokens
         taken, remaining, wait = await self._requests.take(principal.name, limit)
         # No longer than the window is long, whatever the clock was set to.
         reset = max(1, min(ceil(wait), MINUTE))
         requests = Window("requests_per_minute", limit, max(0, remaining) if taken else 0, reset, MINUTE)
         windows = (requests, *tokens)
-        return Granted(windows) if taken else Exceeded(requests.name, limit, reset, windows)
+        return windows if taken else Exceeded(requests.name, limit, reset, windows)
 
     async def _token_windows(
         self, principal: Principal, request_id: str | None = None, tokens: int = 0

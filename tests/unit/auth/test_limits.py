@@ -11,7 +11,7 @@ import pytest
 from ollama_auth import clock
 from ollama_auth.auth import shared_limits
 from ollama_auth.auth.keys import Principal
-from ollama_auth.auth.limits import LEAST_USUAL, USUAL_ANSWER, Exceeded, Granted, Limiter, Window
+from ollama_auth.auth.limits import LEAST_USUAL, USUAL_ANSWER, Exceeded, Limiter, Window
 from ollama_auth.auth.periods import Calendar
 from ollama_auth.auth.shared_limits import StorageUnavailableError
 
@@ -21,10 +21,10 @@ ONE = Principal("one", concurrent_requests=1)
 
 async def test_a_place_is_given_back() -> None:
     limiter = Limiter()
-    assert await limiter.enter(ONE, "a") == Granted()
+    assert await limiter.enter(ONE, "a") == ()
     assert isinstance(await limiter.enter(ONE, "b"), Exceeded)
     await limiter.leave(ONE, "a")
-    assert await limiter.enter(ONE, "b") == Granted()
+    assert await limiter.enter(ONE, "b") == ()
 
 
 @pytest.mark.parametrize("how", ["raises", "is silent"])
@@ -42,7 +42,7 @@ async def test_a_storage_that_fails_between_two_limits(monkeypatch: pytest.Monke
         patch.setattr(limiter._requests, "take", fail)
         with pytest.raises(StorageUnavailableError):
             await limiter.enter(both, "a")
-    assert isinstance(await limiter.enter(both, "b"), Granted)
+    assert isinstance(await limiter.enter(both, "b"), tuple)
 
 
 @pytest.mark.parametrize("jump", [-7200.0, 7200.0])
@@ -53,16 +53,16 @@ async def test_the_clock_of_the_system_is_set(monkeypatch: pytest.MonkeyPatch, j
     real = time.time
     assert await limiter.enter(both, "a") == minute(2, 1, 60)
     monkeypatch.setattr(time, "time", lambda: real() + jump)
-    assert isinstance(await limiter.enter(both, "b"), Granted)
+    assert isinstance(await limiter.enter(both, "b"), tuple)
     over = await limiter.enter(both, "c")
     assert isinstance(over, Exceeded)
     assert 55 < over.retry_after <= 60
     monkeypatch.setattr(clock, "offset", 61.0)
-    assert isinstance(await limiter.enter(both, "d"), Granted)
+    assert isinstance(await limiter.enter(both, "d"), tuple)
 
 
-def minute(limit: int, remaining: int, reset: int) -> Granted:
-    return Granted((Window("requests_per_minute", limit, remaining, reset, 60),))
+def minute(limit: int, remaining: int, reset: int) -> tuple[Window, ...]:
+    return (Window("requests_per_minute", limit, remaining, reset, 60),)
 
 
 async def test_windows_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ async def test_windows_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     three, two = (Principal("one", requests_per_minute=limit) for limit in (3, 2))
     for offset in (0.0, 20.0, 40.0):
         monkeypatch.setattr(clock, "offset", offset)
-        assert isinstance(await limiter.enter(three, "a"), Granted)
+        assert isinstance(await limiter.enter(three, "a"), tuple)
     over = await limiter.enter(three, "a")
     assert isinstance(over, Exceeded)
     assert (over.name, over.limit, over.retry_after) == ("requests_per_minute", 3, 20)
@@ -93,8 +93,9 @@ async def test_tokens_are_those_of_the_ledger(monkeypatch: pytest.MonkeyPatch) -
     month = 31 * 86_400 - 3600
     left = int(month - 28 * 86_400 - 11 * 3600)
     granted = await limiter.enter(MANY, "a")
-    assert granted == Granted(
-        (Window("tokens_per_day", 100, 100, 12 * 3600, 23 * 3600), Window("tokens_per_month", 1000, 300, left, month))
+    assert granted == (
+        Window("tokens_per_day", 100, 100, 12 * 3600, 23 * 3600),
+        Window("tokens_per_month", 1000, 300, left, month),
     )
     used.append((now, 120))
     over = await limiter.enter(MANY, "b")
@@ -102,25 +103,25 @@ async def test_tokens_are_those_of_the_ledger(monkeypatch: pytest.MonkeyPatch) -
     assert (over.name, over.limit, over.retry_after, over.reserved) == ("tokens_per_day", 100, 12 * 3600, False)
     over = await limiter.enter(replace(MANY, tokens_per_day=120), "b")
     assert isinstance(over, Exceeded)
-    assert isinstance(await limiter.enter(replace(MANY, tokens_per_day=121), "b"), Granted)
+    assert isinstance(await limiter.enter(replace(MANY, tokens_per_day=121), "b"), tuple)
     over = await limiter.enter(replace(MANY, tokens_per_month=820), "b")
     assert isinstance(over, Exceeded)
     assert (over.name, over.retry_after) == ("tokens_per_month", left), "of two, the end of the later one"
     now += 12 * 3600
-    assert isinstance(await limiter.enter(MANY, "c"), Granted)
+    assert isinstance(await limiter.enter(MANY, "c"), tuple)
     used.append((now, 180))
     over = await limiter.enter(replace(MANY, tokens_per_day=None), "d")
     assert isinstance(over, Exceeded)
     assert (over.name, over.limit) == ("tokens_per_month", 1000)
     now += 2 * 86_400
-    assert isinstance(await limiter.enter(MANY, "d"), Granted)
+    assert isinstance(await limiter.enter(MANY, "d"), tuple)
 
 
 async def test_running_requests_reserve_what_they_may_use() -> None:
     """A request is not kept out by what it needs itself, but by what those before it may need."""
     limiter = Limiter()
     for name in ("a", "b", "c"):
-        assert isinstance(await limiter.enter(MANY, name), Granted)
+        assert isinstance(await limiter.enter(MANY, name), tuple)
     assert await limiter.reserve(MANY, "a", 60) is None
     assert await limiter.reserve(MANY, "b", 5000) is None
     over = await limiter.reserve(MANY, "c", 1)
