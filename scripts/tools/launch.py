@@ -47,7 +47,8 @@ class Launch:
     mode: ReverseMode | None
     """The mode that an option sets; None leaves it to OLLAMA_ENDPOINT."""
     mode_in_arguments: bool
-    key_in_arguments: bool
+    in_arguments: frozenset[str]
+    """Names of the options that --set sets."""
     config_files: Sequence[Path]
     """Those that exist."""
 
@@ -147,7 +148,7 @@ def read(arguments: Sequence[str]) -> Launch:
         options=options,
         mode=mode,
         mode_in_arguments=parsed.mode is not None,
-        key_in_arguments=any(spec.startswith("ollama_api_key=") for spec in parsed.setoptions),
+        in_arguments=frozenset(spec.partition("=")[0] for spec in parsed.setoptions),
         config_files=[path for path in _config_paths(options) if path.is_file()],
     )
 

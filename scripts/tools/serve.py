@@ -2,7 +2,7 @@
 
 Starts the gateway on port 8081, in front of the Ollama server at OLLAMA_ENDPOINT (http://127.0.0.1:11434 unless set).
 
-  --demo   start a fake Ollama server with a single model, `demo`, behind it
+  --demo   start a fake Ollama server with a model, `demo`, behind it
   --workers N
            run N processes that share the port, to use more than one processor core
   --help   show this

@@ -32,9 +32,10 @@ def credentials(target: Target) -> Iterator[Finding]:
     except settings.SettingsError as error:
         yield from (bad("key", *divided(line)) for line in str(error).splitlines())
         return
-    if target.launched.key_in_arguments:
+    if "ollama_api_key" in target.launched.in_arguments:
         yield warn("key", "it is on a command line, which all users can see", "set OLLAMA_API_KEY_FILE instead")
-    if any(word.startswith("ollama_limits_storage=") and "@" in word for word in target.launched.arguments):
+    storage = "ollama_limits_storage"
+    if storage in target.launched.in_arguments and "@" in (target.value(storage) or ""):
         remedy = "set OLLAMA_LIMITS_STORAGE or OLLAMA_LIMITS_STORAGE_FILE instead"
         yield warn("limits", "the password of the storage is on a command line, which all users can see", remedy)
     if single := settings.find_secret(target.launched.options, target.environment):

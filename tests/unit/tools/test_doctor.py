@@ -377,6 +377,11 @@ def test_keys_that_are_none(home: Home, env: dict[str, str], what: str) -> None:
 def test_a_key_on_a_command_line(home: Home) -> None:
     visit = home.visit("--json", "--set", f"ollama_api_key={KEY}")
     assert "|key|it is on a command line" in visit.levels("warn")
+    for words in (
+        ["--set", "ollama_limits_storage=redis://:pw@127.0.0.1"],
+        ["--set=ollama_limits_storage=redis://:pw@h"],
+    ):
+        assert "|limits|the password of the storage is on a command line" in home.visit("--json", *words).levels("warn")
 
 
 @pytest.mark.parametrize(("mode", "level"), [(0o644, "bad"), (0o604, "bad"), (0o640, "warn"), (0o600, None)])
