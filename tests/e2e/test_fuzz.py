@@ -27,10 +27,12 @@ def test_http2(upstream: Upstream, tmp_path: Path) -> None:
         run_http2(gate, upstream, 60, start=20261123)
 
 
-@pytest.mark.parametrize("way", ["fast path", "no fast path", "http2"])
+@pytest.mark.parametrize("way", ["fast path", "no fast path", "http2", "tls upstream"])
 def test_answers(way: str, cert: Path) -> None:
     used = cert if way == "http2" else None
-    with fuzz_responses.fuzzed_gate(fast_path=way != "no fast path", cert=used) as (gate, ollama):
+    upstream_cert = cert if way == "tls upstream" else None
+    started = fuzz_responses.fuzzed_gate(fast_path=way != "no fast path", cert=used, upstream_cert=upstream_cert)
+    with started as (gate, ollama):
         fuzz_responses.run(gate, ollama, 80, start=20261126, cert=used)
 
 

@@ -16,6 +16,7 @@ import argparse
 import re
 import secrets
 import socket
+import ssl
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -161,11 +163,20 @@ EXAMPLES = st.builds(
 
 
 class Ollama:
-    """The upstream: it answers the request with a number as it was told for that number."""
+    """The upstream: it answers the request with a number as it was told for that number. `cert`: with TLS."""
 
-    def __init__(self) -> None:
+    def __init__(self, cert: Path | None = None) -> None:
         self.replies: dict[int, Reply] = {}
-        self.server = Scripted().start(self._serve)
+        self.server = Scripted().start(partial(self._serve_tls, cert) if cert else self._serve)
+        self.url = f"https://localhost:{self.server.port}" if cert else self.server.url
+
+    def _serve_tls(self, cert: Path, line: Line) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert)
+        with context.wrap_socket(line.socket, server_side=True) as encrypted:
+            self._serve(Line(encrypted))
+            with suppress(ValueError):  # It was reset.
+                encrypted.unwrap()  # A close_notify: without it, an end is none.
 
     def _serve(self, line: Line) -> None:
         line.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -318,11 +329,15 @@ def check(first: int, example: Example, responses: Mapping[int, Received]) -> No
 
 
 @contextmanager
-def fuzzed_gate(*, fast_path: bool, cert: Path | None = None) -> Iterator[tuple[Gate, Ollama]]:
-    """A gate in front of an Ollama that answers anything; its log is checked at the end. `cert`: it has TLS."""
-    ollama = Ollama()
+def fuzzed_gate(
+    *, fast_path: bool, cert: Path | None = None, upstream_cert: Path | None = None
+) -> Iterator[tuple[Gate, Ollama]]:
+    """A gate in front of an Ollama that answers anything; its log is checked at the end. With certificates: in TLS."""
+    ollama = Ollama(upstream_cert)
     options = (*(() if fast_path else ("-s", str(NO_FAST_PATH))), *(("--certs", str(cert)) if cert else ()))
-    with Gate(ollama.server.url, *options) as gate:
+    if upstream_cert:
+        options += ("--set", f"ssl_verify_upstream_trusted_ca={upstream_cert}")
+    with Gate(ollama.url, *options) as gate:
         yield gate, ollama
         assert gate.process.poll() is None, gate.output[-2000:]
         for word in ("Traceback", "crashed", "Addon error", "Unhandled", "the request was denied"):
@@ -361,16 +376,22 @@ def run(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fuzz the answers of Ollama; see the top of this file.")
-    parser.add_argument("--answers", type=int, default=20_000, help="answers in all, a third of them in HTTP/2")
+    parser.add_argument(
+        "--answers",
+        type=int,
+        default=20_000,
+        help="answers in all, a quarter for each way",
+    )
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="what makes a run repeatable")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     folder = tempfile.TemporaryDirectory()
     made = certificate(Path(folder.name))
-    for fast_path, cert, what in (
-        (True, None, "in HTTP/1.1"),
-        (False, None, "in HTTP/1.1, without the fast path"),
-        (True, made, "in HTTP/2"),
+    for fast_path, cert, upstream_cert, what in (
+        (True, None, None, "in HTTP/1.1"),
+        (False, None, None, "in HTTP/1.1, without the fast path"),
+        (True, None, made, "in HTTP/1.1, with TLS to Ollama"),
+        (True, made, None, "in HTTP/2"),
     ):
         answered, rounds, began = 0, 0, time.monotonic()
 
@@ -378,8 +399,8 @@ def main() -> int:
             nonlocal answered
             answered += len(one.replies)
 
-        with fuzzed_gate(fast_path=fast_path, cert=cert) as (gate, ollama):
-            while answered < arguments.answers // 3:
+        with fuzzed_gate(fast_path=fast_path, cert=cert, upstream_cert=upstream_cert) as (gate, ollama):
+            while answered < arguments.answers // 4:
                 run(gate, ollama, 1_000, arguments.seed + rounds, count, cert)
                 rounds += 1
                 rate = answered / (time.monotonic() - began)

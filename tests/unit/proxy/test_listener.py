@@ -321,3 +321,13 @@ def test_nobody_is_closed_because_others_wait_for_their_turn(shared_upstream: Up
                     tls.sendall(head("GET", "/api/version", BEARER))
                     assert tls.recv(4096).startswith(b"HTTP/1.1 200")
                 assert gate.do(QUEUE + "result = len(connections._waiting)") == "2"
+
+
+def test_the_clients_of_a_proxy_wait_for_their_turn(shared_upstream: Upstream) -> None:
+    """Until then they count for the proxy, so that fewer may wait than may come from one address."""
+    options = ("--set", "ollama_trusted_proxies=127.0.0.1", "--set", "ollama_max_connections_per_client=80")
+    with Controlled(shared_upstream.url, *options) as gate, ExitStack() as stack:
+        gate.do(NEVER)
+        asking = [head("GET", "/api/version", BEARER, f"X-Forwarded-For: 10.0.0.{number}") for number in range(100)]
+        opened = [stack.enter_context(Wire(gate.port, request)) for request in asking]
+        assert [wire.read_response().status for wire in opened[:-10]] == [200] * 90
