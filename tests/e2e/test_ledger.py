@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from ollama_auth.telemetry.usage_queries import latest, sums
 from tests.harness.base import BEARER, KEY, wait_until
 from tests.harness.credentials import bearer, entry
-from tests.harness.gate import Controlled, Gate, assert_sound, log_lines
+from tests.harness.gate import Controlled, Gate, Ready, assert_sound, log_lines
 from tests.harness.upstream import Upstream
 from tests.harness.wire import Wire, ask, chat, head
 
@@ -131,6 +132,25 @@ def test_a_fault_of_the_file_costs_no_request(fault: str, upstream: Upstream, tm
             assert str(file) in gate.find("the ledger")
             assert sum("the ledger" in line for line in gate.lines) == 1
             assert_sound(gate, upstream, running=False)
+
+
+def test_a_file_that_is_spoiled_is_found_by_who_reads_it(upstream: Upstream, tmp_path: Path) -> None:
+    """Nothing is written meanwhile: the console asks, and once it was refused there is another file."""
+    file = tmp_path / "usage.db"
+
+    def status() -> int:
+        return ask(watched.watch, "GET", "/console/requests", BEARER, "Host: localhost").status
+
+    with Ready(upstream.url, *ledger_at(file)) as watched:
+        for spoil in (file.unlink, partial(file.write_bytes, b""), partial(file.write_bytes, b"what is this? " * 1000)):
+            assert ask(watched.port, "POST", "/api/chat", BEARER, body=chat()).status == 200
+            wait_until(lambda: file.stat().st_size and rows(file), "the row")
+            spoil()
+            assert status() in (200, 503)
+            wait_until(lambda: status() == 200, "another file")
+        assert "can't be used" in watched.find("the ledger")
+        assert_sound(watched)
+        assert "status listener answered" not in watched.output
 
 
 def test_a_path_that_can_not_be_written_is_an_error_of_the_start(upstream: Upstream, tmp_path: Path) -> None:

@@ -274,6 +274,8 @@ class ApiHandler(Handler):
         except (asyncio.CancelledError, StreamClosedError):
             if not self.stream.closed():
                 raise
+        except sqlite3.Error:
+            raise Problem(503, "the ledger can't be read now; the log of the gate says why") from None
 
     post = patch = delete = get
 

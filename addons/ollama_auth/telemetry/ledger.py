@@ -111,7 +111,7 @@ class Ledger:
         self._hour = 0
         """When the first of these was named."""
         self._lost = 0
-        self._failing = False
+        self._failing = self._doubted = False
         self._work, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._trimmed = time.monotonic()
@@ -187,7 +187,8 @@ class Ledger:
         try:
             tokens = usage_db.spent_by_others(self._current_reader(), key, first, end, self._process)
         except sqlite3.Error:
-            self._forget_reader()  # What was known stays; the thread says that something is wrong with the file.
+            self._forget_reader()  # What was known stays.
+            self._doubt()
         if len(self._others) >= MAX_KNOWN:
             self._others.clear()
         self._others[key, first, end] = time.monotonic(), tokens
@@ -205,16 +206,27 @@ class Ledger:
     def _forget_reader(self) -> None:
         if reader := self._reader:
             self._reader = None
-            reader.close()
+            leave(reader, self._path, self._inode_read)
 
     def query[T](self, ask: Callable[[sqlite3.Connection], T]) -> T:
         """Return what a function of usage_queries reads. Blocks: call it in a thread. Raises sqlite3.Error."""
         if self._path:
-            with closing(usage_db.without_files(usage_db.connect(self._path))) as connection:
-                connection.execute("BEGIN")  # All of it is of one moment.
-                return ask(connection)
+            try:
+                with closing(usage_db.without_files(usage_db.connect(self._path))) as connection:
+                    connection.execute("BEGIN")  # All of it is of one moment.
+                    return ask(connection)
+            except sqlite3.Error:
+                self._doubt()
+                raise
         with self._using:
             return ask(self._current())
+
+    def _doubt(self) -> None:
+        """Have the thread open the file anew, which could not be read: it says what is wrong, or begins another."""
+        with self._lock:
+            self._start()
+        self._doubted = True
+        self._work.set()
 
     def close(self, timeout: float = usage_db.PATIENCE + 1) -> None:
         """Write what waits, for at most so many seconds: long enough to say that it can't be written."""
@@ -223,7 +235,7 @@ class Ledger:
         if self._thread:
             self._thread.join(timeout)
         elif self._connection:
-            self._connection.close()
+            leave(self._connection, self._path, self._inode)
         self._forget_reader()
 
     # In the thread.
@@ -238,7 +250,7 @@ class Ledger:
                 self._write_waiting()
         with suppress(Exception), self._using:
             if self._connection:
-                self._connection.close()
+                leave(self._connection, self._path, self._inode)
             self._connection = None
 
     def _write_waiting(self) -> None:
@@ -273,7 +285,7 @@ class Ledger:
                 usage_db.trim(connection, clock.wall(), self.days, MAX_ROWS if self._path else MAX_ROWS_IN_MEMORY)
         except sqlite3.Error as error:
             if self._path and self._connection:
-                self._connection.close()
+                leave(self._connection, self._path, self._inode)
                 self._connection = None
             if not usage_db.is_damage(error):
                 raise
@@ -294,9 +306,10 @@ class Ledger:
 
     def _current(self) -> sqlite3.Connection:
         """The connection, opened anew where its file was moved away or emptied. Raises sqlite3.Error or OSError."""
-        if self._connection and self._path and self._inode != inode(self._path):
-            self._connection.close()
+        if self._connection and self._path and (self._doubted or self._inode != inode(self._path)):
+            leave(self._connection, self._path, self._inode)
             self._connection = None
+        self._doubted = False
         if self._connection is None:
             self._connection = self._open()
         return self._connection
@@ -313,7 +326,9 @@ class Ledger:
     def _opened(self) -> sqlite3.Connection:
         before = self._inode
         if self._path:
-            make_private(self._path)
+            if make_private(self._path) and before:  # Its log may be that of the one before, which others use still.
+                for suffix in ("-wal", "-shm"):
+                    Path(f"{self._path}{suffix}").unlink(missing_ok=True)
             self._inode = inode(self._path)
         connection = usage_db.connect(self._path, write=True)
         try:
@@ -353,11 +368,26 @@ class Ledger:
             )
 
 
-def make_private(file: Path) -> None:
-    """Make a file that only its owner may read, also where it exists with another mode. Raises OSError."""
-    os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
-    with suppress(PermissionError):  # It belongs to another user, who lets us write.
-        file.chmod(0o600)
+def make_private(file: Path) -> bool:
+    """Make a file that only its owner may read, also where it exists with another mode; return whether it did not.
+
+    Raises OSError.
+    """
+    try:
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+        with suppress(PermissionError):  # It belongs to another user, who lets us write.
+            file.chmod(0o600)
+        return False
+    return True
+
+
+def leave(connection: sqlite3.Connection, file: Path | None, opened: "Inode") -> None:
+    """Close a connection; where its file is another one by now, do not delete the log of that one, as SQLite does."""
+    if file and inode(file) != opened:
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
+    connection.close()
 
 
 type Inode = tuple[int, int] | None
