@@ -8,7 +8,9 @@ from ..terminal import ToolError
 def check(name: str) -> None:
     """Raise ToolError if that is not a readable file."""
     if not os.path.exists(name):
-        raise ToolError(f"there is no {name}: name the file that the option ollama_access_log names")
+        raise ToolError(
+            f"there is no {name}: name the ledger (the option ollama_usage_db) or access logs (ollama_access_log)"
+        )
     if os.path.isdir(name):
         raise ToolError(f"{name} is a directory: name the files in it")
     if not os.access(name, os.R_OK):

@@ -276,7 +276,7 @@ def test_no_name_moves_the_cursor(terminal: Terminal) -> None:
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [
-        (("nowhere.log",), "there is no nowhere.log: name the file"),
+        (("nowhere.log",), "there is no nowhere.log: name the ledger"),
         (("access.log", "nowhere.log"), "there is no nowhere.log"),
         ((".",), "is a directory"),
         (("empty.log",), "ollama_access_log=PATH"),
