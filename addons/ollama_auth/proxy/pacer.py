@@ -12,7 +12,7 @@ from collections.abc import Callable
 from .. import IMPORTED  # noqa: F401, not a script: see ollama_auth/__init__.py
 
 SECONDS = 0.01
-"""Nothing waits longer than that for the one before it: while others have much to do, turns are long."""
+"""Of processor time, after which the next begins in any case: while others have much to do, turns are long."""
 MAX_HELD = 16 << 20
 """Bytes that may be kept for those that wait; with more, the first has its turn at once."""
 
