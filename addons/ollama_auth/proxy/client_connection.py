@@ -21,8 +21,8 @@ from .transport import bytes_taken, pause_reading, resume_reading, spare_full_pe
 
 EXPIRY_GRACE_SECONDS = 2.0
 """Time a connection has to end by itself after an Expire event, before it is cancelled."""
-A_TURN = 4
-"""Further requests that begin in a turn of the event loop."""
+A_TURN = 8
+"""Further requests that begin in a turn of the event loop: as many as strangers' connections that are accepted."""
 CONNECT_TIMEOUT = "connect timeout"
 """The error that mitmproxy then reports for a connection to the upstream that was given up."""
 
