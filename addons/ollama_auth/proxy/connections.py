@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 0.25
 """Time between two checks of the deadlines."""
+SWEPT = 64
+"""Connections that are looked at in a turn of the event loop: thousands would take tens of milliseconds."""
 STALLED = "clients that took nothing of their answers were disconnected"
 """A warning: it took ollama_idle_timeout seconds."""
 MADE_ROOM = "connections without a request were closed to make room for new ones"
@@ -200,7 +202,11 @@ class Connections:
             vanished_after = settings().vanished_after if settings().keepalive_idle and now > full_peers_due else 0
             if vanished_after:
                 full_peers_due = now + vanished_after / 8
-            for peer in self:
+            for number, peer in enumerate(self):
+                if number % SWEPT == SWEPT - 1:
+                    await asyncio.sleep(0)
+                if peer.closed:
+                    continue
                 try:
                     peer.check_connects(now)
                     peer.check_bodies(now, before)

@@ -322,6 +322,22 @@ async def test_before_its_deadline_a_connection_is_left_alone(clock: Clock) -> N
     assert (fake(peer).sent, was_cut(peer)) == ([], False)
 
 
+async def test_many_connections_are_looked_at_in_several_turns(clock: Clock) -> None:
+    """Tokens of all would wait for it otherwise. One that has ended meanwhile is left alone."""
+    peers = [peer_from(deadline=clock.now - 1) for _ in range(150)]
+    found = filled(*peers)
+    sweep = asyncio.create_task(found.sweep(lambda: UNCONFIGURED))
+    seen = list[int]()
+    while sum(seen) < 149 and len(seen) < 20:
+        await asyncio.sleep(0)
+        seen.append(sum(peer.expiry_sent for peer in peers) - sum(seen))
+        if sum(seen) == 63:
+            found.remove(peers[-1].client.id)
+    sweep.cancel()
+    assert [some for some in seen if some] == [63, 64, 22]
+    assert not peers[-1].expiry_sent
+
+
 async def test_after_its_deadline_a_connection_may_say_a_last_word_and_is_then_cut(clock: Clock) -> None:
     found = filled(peer := peer_from(deadline=clock.now - 1))
     await swept(found)
