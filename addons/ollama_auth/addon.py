@@ -115,6 +115,7 @@ class Gate:
         self.on_behalf: dict[tuple[str, int], str] = {}
         """Addresses of clients that the console asks the gate for, by its own end of the connection."""
         self.pacer = Pacer(A_TURN, 1)
+        """Of further requests on open connections; the listener has one for new connections."""
         self.listener = Listener(self.lifecycle, self.connections, self.most_connections, self.is_direct)
 
     # Start and configuration.

@@ -15,7 +15,7 @@ REPLACED = (
 
 
 def stamp(path: str | Path) -> tuple[int, ...] | None:
-    """Return what changes with a file: its times, inode and size; None if there is no file."""
+    """Return the times, inode and size of a file, to compare with those of before; None if there is no file."""
     try:
         found = os.stat(os.path.expanduser(path))
     except (OSError, ValueError):

@@ -11,7 +11,6 @@ import os
 import sqlite3
 import threading
 import time
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -24,7 +23,8 @@ from ..ollama_api.model_names import short
 from . import usage_db
 from .access_log import MAX_MODEL, shown
 from .figures import UNKNOWN_MODEL
-from .usage_db import DAY, HOUR, MAX_ROWS, QUARTER, Entry, UnusableError
+from .spent import Spent
+from .usage_db import HOUR, MAX_ROWS, QUARTER, Entry, UnusableError
 
 logger = logging.getLogger(__name__)
 
@@ -41,51 +41,9 @@ TRIM = 60.0
 """Seconds between two looks for rows that are too old or too many."""
 FRESH = 1.0
 """Seconds after which what other processes wrote is read again."""
-MAX_QUARTERS = usage_db.SPENT_DAYS * DAY // QUARTER
-"""Quarters of an hour of each key that are kept, at least."""
 MAX_KNOWN = 10_000
 """Keys and times for which it is kept."""
 OTHER = "(other)"
-
-
-class Spent:
-    """The tokens of one key, by quarters of an hour."""
-
-    __slots__ = ("_before", "_quarters", "total")
-
-    def __init__(self) -> None:
-        self._quarters: list[int] = []
-        self._before: list[int] = []
-        """What was used before each of the quarters."""
-        self.total = 0
-
-    def add(self, quarter: int, tokens: int) -> None:
-        quarters, before = self._quarters, self._before
-        if not quarters or quarter > quarters[-1]:
-            quarters.append(quarter)
-            before.append(self.total)
-            if len(quarters) > 2 * MAX_QUARTERS:
-                del quarters[:MAX_QUARTERS], before[:MAX_QUARTERS]
-        elif quarter < quarters[-1]:  # The clock was set back.
-            at = bisect_left(quarters, quarter)
-            if quarters[at] != quarter:
-                quarters.insert(at, quarter)
-                before.insert(at, before[at])
-            before[at + 1 :] = [count + tokens for count in before[at + 1 :]]
-        self.total += tokens
-
-    def between(self, first: int, end: int) -> int:
-        """The tokens from one quarter on, and before another."""
-        return self._until(end) - self._until(first)
-
-    def _until(self, quarter: int) -> int:
-        index = bisect_left(self._quarters, quarter)
-        return self._before[index] if index < len(self._quarters) else self.total
-
-    @property
-    def quarters(self) -> list[int]:
-        """Those in which tokens were used, in order."""
-        return self._quarters
 
 
 class Ledger:

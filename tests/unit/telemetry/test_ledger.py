@@ -23,7 +23,8 @@ from ollama_auth.ollama_api.routes import route
 from ollama_auth.ollama_api.usage import Usage, UsageReader
 from ollama_auth.telemetry import ledger as module
 from ollama_auth.telemetry import usage_db
-from ollama_auth.telemetry.ledger import MAX_MODELS, OTHER, Ledger, Spent, entry_of, shown_model
+from ollama_auth.telemetry.ledger import MAX_MODELS, OTHER, Ledger, entry_of, shown_model
+from ollama_auth.telemetry.spent import MAX_QUARTERS, Spent
 from ollama_auth.telemetry.usage_db import Entry
 from ollama_auth.telemetry.usage_queries import Chosen, latest, sums
 from tests.harness.base import ROOT, wait_until
@@ -173,7 +174,7 @@ def test_a_clock_that_was_wrong_locks_nobody_out(tmp_path: Path, monkeypatch: py
 
 
 def test_what_is_kept_of_a_key_has_a_bound() -> None:
-    spent, most = Spent(), module.MAX_QUARTERS
+    spent, most = Spent(), MAX_QUARTERS
     for quarter in range(5 * most):
         spent.add(quarter, 2)
     assert len(spent.quarters) <= 2 * most
@@ -216,7 +217,7 @@ def test_two_processes_whose_file_is_taken_away(
 
 
 def test_a_file_that_is_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever opens it then removes its write-ahead log: what is written there would be lost without a word."""
+    """The next program that opens the file deletes its write-ahead log, with all that the gate wrote since."""
     monkeypatch.setattr(module, "PAUSE", 0.01)
     file = tmp_path / "usage.db"
     with closing(Ledger(str(file))) as ledger:
