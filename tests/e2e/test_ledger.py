@@ -148,7 +148,7 @@ def test_a_file_that_is_spoiled_is_found_by_who_reads_it(upstream: Upstream, tmp
             spoil()
             assert status() in (200, 503)
             wait_until(lambda: status() == 200, "another file")
-        assert "can't be used" in watched.find("the ledger")
+        assert "the ledger" in watched.find("can't be used")
         assert_sound(watched)
         assert "status listener answered" not in watched.output
 
