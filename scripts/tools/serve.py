@@ -37,9 +37,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ollama_auth.auth.cut_off import END
+from ollama_auth.auth import keys_editor
+from ollama_auth.auth.key_fields import FieldError
 from ollama_auth.auth.keys import new_key
-from ollama_auth.auth.keys_text import HEADER
 from ollama_auth.settings import is_given
 
 from . import ADDON, TOOLS, launch
@@ -304,8 +304,8 @@ def keys_file_beside(launched: Launch, environment: Mapping[str, str]) -> dict[s
     if launched.is_set("ollama_keys_file", environment):
         return {}
     file = ENV_FILE.absolute().with_name("keys.toml")
-    with suppress(OSError), open(file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as made:
-        made.write(f"{HEADER}\n{END}\n")
+    with suppress(OSError, FieldError):
+        keys_editor.make(file)
     return {KEYS_FILE: str(file)} if file.is_file() else {}
 
 

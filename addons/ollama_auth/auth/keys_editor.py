@@ -37,6 +37,17 @@ class Rotated(NamedTuple):
     old_key_until: datetime | None
 
 
+def make(file: Path) -> None:
+    """Make a file without keys, unless there is one: at once, so that nobody reads an empty one, which is a fault.
+
+    Raises OSError, FieldError.
+    """
+    if not os.path.lexists(file):
+        with _locked(file):
+            if not os.path.lexists(file):
+                _replace(file, keys_text.NO_KEYS.encode())
+
+
 def add(path: str | Path, name: str, fields: Mapping[str, object]) -> str | None:
     """Add a key and return it; only its digest is kept. With the field `ssh_ed25519` none is made."""
     key = None if fields.get("ssh_ed25519") else new_key()

@@ -18,6 +18,7 @@ HEADER = (
     "# Who may use the gate: made by scripts/keys, and to be edited by hand. It holds digests of keys, never a key.\n"
     f"{ANNOUNCEMENT}\n"
 )
+NO_KEYS = f"{HEADER}\n{END}\n"
 _ARRAY = re.compile(r"""^[ \t]*["']?keys["']?[ \t]*=""", re.MULTILINE)
 _IN_AN_ARRAY = "lists its keys as keys = [...]; begin each with a line [[keys]], then try again"
 
@@ -55,7 +56,7 @@ def without(text: str, name: str) -> str:
         del body[end]  # It would be written as keys = [], below which no key can be added.
     body[end:end] = tail
     after = document.as_string()
-    return _line_ends(text, after if after.strip() else f"{HEADER}\n{END}\n")
+    return _line_ends(text, after if after.strip() else NO_KEYS)
 
 
 def updated(text: str, name: str, changes: Mapping[str, object]) -> str:

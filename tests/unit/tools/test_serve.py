@@ -238,3 +238,20 @@ def test_a_keys_file_is_made_beside_the_environment_file(tmp_path: Path, monkeyp
     assert serve.keys_file_beside(launched, {"OLLAMA_KEYS_FILE": ""}) == {}
     assert serve.keys_file_beside(launch.read(["--set", "ollama_keys_file=other.toml"]), {}) == {}
     assert not file.exists()
+
+
+def test_a_start_that_is_interrupted_leaves_no_empty_keys_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty one is a fault: the gate would deny everyone from the next start on."""
+    monkeypatch.chdir(tmp_path)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            serve.keys_file_beside(launch.read([]), {})
+    assert not list(tmp_path.glob("*keys.toml"))
+    (dangling := tmp_path / "keys.toml").symlink_to(tmp_path / "not mounted" / "keys.toml")
+    assert serve.keys_file_beside(launch.read([]), {}) == {}
+    assert dangling.is_symlink()
