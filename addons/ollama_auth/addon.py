@@ -219,7 +219,7 @@ class Gate:
         if self.lifecycle.settings.keys_file:  # Bodies will be read.
             threading.Thread(target=strict_json.prepare, name="gate patterns", daemon=True).start()
         process.freeze_startup_objects()
-        collecting = process.collect_when_idle(lambda: not self.under_way, lambda: len(self.connections))
+        collecting = process.collect_when_idle(lambda: not self.lifecycle.under_way, lambda: len(self.connections))
         start(collecting, name="gate garbage collection")
 
     def _announce(self, servers: Iterable[ServerInstance[Any]]) -> None:
@@ -292,7 +292,7 @@ class Gate:
 
     @property
     def under_way(self) -> list[Exchange]:
-        return [exchange for peer in self.connections for exchange in peer.exchanges.values()]
+        return list(self.lifecycle.under_way.values())
 
     @property
     def trust(self) -> dict[str, Any]:

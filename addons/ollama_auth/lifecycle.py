@@ -74,6 +74,8 @@ class RequestLifecycle:
         """The id of the request with which scripts/serve asks whether strangers are kept out: see mitmdump.py there."""
         self.held_bodies = HeldBodies()
         self.leases = Leases(connections.warn_rate_limited)
+        self.under_way: dict[int, Exchange] = {}
+        """What was admitted and has not ended, by the id of the object."""
         self._said: set[str] = set()
         """Addresses of proxies that are not trusted, once it was told."""
 
@@ -124,7 +126,7 @@ class RequestLifecycle:
         if isinstance(verdict, Refusal):
             exchange.reason, exchange.status = verdict.reason, verdict.answer.status
         else:
-            peer.exchanges[id(exchange)] = exchange
+            peer.exchanges[id(exchange)] = self.under_way[id(exchange)] = exchange
         return exchange, verdict
 
     def _network(self, client: str, peer: Peer) -> str:
@@ -333,6 +335,7 @@ class RequestLifecycle:
         if exchange.ended is not None:
             return
         exchange.finish()
+        self.under_way.pop(id(exchange), None)
         if peer:
             peer.exchanges.pop(id(exchange), None)
         self._release_body(exchange)

@@ -1,5 +1,6 @@
 """The console's JSON on the status listener: who may see and change what, and how its requests are logged."""
 
+import asyncio
 import base64
 import csv
 import hashlib
@@ -485,7 +486,7 @@ def test_the_speed_is_that_of_the_last_seconds() -> None:
     for second in range(101, 131):
         counting.events = min(50 * (second - 100), 500)
         exchange.last_token = min(second, 110)
-        pace.sample([exchange], second)
+        asyncio.run(pace.sample([exchange], second))
         if second == 108:
             assert pace.speed(exchange, 108) == 50
     assert pace.speed(exchange, 130.5) == 0

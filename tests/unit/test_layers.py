@@ -10,7 +10,7 @@ PACKAGE = ROOT / "addons" / "ollama_auth"
 LAYERS = """
     __main__ | addon | lifecycle console | proxy | mitmweb | runtime leases
     | authorizer response_filter telemetry process | exchange settings
-    | option_table | auth | http | ollama_api | bounded_copy clock errors units | __init__
+    | option_table | auth | http | ollama_api | bounded_copy clock errors turns units | __init__
 """
 FLOOR = {room: floor for floor, rooms in enumerate(LAYERS.split("|")) for room in rooms.split()}
 """From the top, 0, down."""

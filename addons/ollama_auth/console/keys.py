@@ -57,7 +57,7 @@ async def shown(call: Call, principals: Iterable[Principal]) -> list[dict[str, A
     today, month = calendar.day(now), calendar.month(now)
     figures = await call.asked(("figures", today), partial(_figures, today.start, now - 30 * DAY))
     minute = await call.ask_ledger(partial(_last_minute, now))
-    running = Counter(row["key"] for row in call.console.monitor.now()["in_flight"])
+    running: Counter[str] = (await call.console.monitor.now())["running"]
     used = {
         "requests_per_minute": lambda name: minute.get(name, 0),
         "concurrent_requests": lambda name: running[name],

@@ -45,7 +45,7 @@ async def overview(call: Call) -> object:
     monitor = call.console.monitor
     known = await call.asked(("overview", name, chosen.since), lambda connection: _past(connection, chosen))
     buckets = [dict(bucket) for bucket in known["buckets"]]
-    present = monitor.now()
+    present = await monitor.now()
     running = [(now - row["seconds"], row["ttft_ms"], row["tokens"]) for row in present["in_flight"]]
     usage_periods.add_running(buckets, chosen, running, now)
     held = await call.asked("held", partial(usage_periods.held_back, now - HELD_BACK, MAX_SHOWN))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from ..settings import Settings
+from ..turns import in_parts
 from .client_connection import EXPIRY_GRACE_SECONDS, ClientConnection, Outflow
 from .transport import unsent
 
@@ -19,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 0.25
 """Time between two checks of the deadlines."""
-SWEPT = 64
-"""Connections that are looked at in a turn of the event loop: thousands would take tens of milliseconds."""
 STALLED = "clients that took nothing of their answers were disconnected"
 """A warning: it took ollama_idle_timeout seconds."""
 MADE_ROOM = "connections without a request were closed to make room for new ones"
@@ -202,26 +201,28 @@ class Connections:
             vanished_after = settings().vanished_after if settings().keepalive_idle and now > full_peers_due else 0
             if vanished_after:
                 full_peers_due = now + vanished_after / 8
-            for number, peer in enumerate(self):
-                if number % SWEPT == SWEPT - 1:
-                    await asyncio.sleep(0)
-                if peer.closed:
-                    continue
-                try:
-                    peer.check_connects(now)
-                    peer.check_bodies(now, before)
-                    if vanished_after:
-                        peer.spare_full_peers(vanished_after)
-                    if peer.deadline is not None and now > peer.deadline and not peer.awaits_turn:
-                        peer.expire(now)
-                    if peer.outflow.stalled(now) > patience and peer.outflow.transport:
-                        peer.outflow.transport.abort()
-                        self.warn_rate_limited(STALLED)
-                except Exception as error:
-                    self.warn_rate_limited(f"a connection could not be ended: {type(error).__name__}")
+            async for part in in_parts(self):
+                for peer in part:
+                    self._check(peer, now, before, patience, vanished_after)
             self._check_new(now)
             self._check_leaving(now, patience)
             self._summarize(now)
+
+    def _check(self, peer: ClientConnection, now: float, before: float, patience: float, vanished_after: int) -> None:
+        if peer.closed:
+            return
+        try:
+            peer.check_connects(now)
+            peer.check_bodies(now, before)
+            if vanished_after:
+                peer.spare_full_peers(vanished_after)
+            if peer.deadline is not None and now > peer.deadline and not peer.awaits_turn:
+                peer.expire(now)
+            if peer.outflow.stalled(now) > patience and peer.outflow.transport:
+                peer.outflow.transport.abort()
+                self.warn_rate_limited(STALLED)
+        except Exception as error:
+            self.warn_rate_limited(f"a connection could not be ended: {type(error).__name__}")
 
     def _check_new(self, now: float) -> None:
         for new in list(self._new.values()):

@@ -7,15 +7,18 @@ content. `status_server.py` serves it.
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import __version__
 from ..errors import OllamaAuthError
 from ..exchange import Exchange
+from ..turns import in_parts
 from . import workers
+from .figures import key_of
 from .metrics import Metrics
-from .pace import Pace
+from .pace import Pace, stalled
 
 if TYPE_CHECKING:
     from .status_server import Site, StatusServer
@@ -160,31 +163,40 @@ class Monitor:
             "upstream": self._gate.upstream,
         }
 
-    def now(self) -> dict[str, Any]:
-        """What is under way at this moment, in this process and the other workers on the port."""
-        states = [self._own(), *(workers.others(self._folder) if self._folder else ())]
+    async def now(self) -> dict[str, Any]:
+        """What is under way at this moment, in this process and the other workers on the port.
+
+        `running` is the number of requests of each key; `in_flight` has the MAX_SHOWN oldest.
+        """
+        states = [await self._own(), *(workers.others(self._folder) if self._folder else ())]
         rows = [row for one in states for row in one["in_flight"]]
         totals = {name: sum(one[name] for one in states) for name in _TOTALS}
-        return totals | {"in_flight": sorted(rows, key=lambda row: -row["seconds"])[:MAX_SHOWN]}
+        running = sum((Counter(one["running"]) for one in states), Counter())
+        return totals | {"running": running, "in_flight": sorted(rows, key=lambda row: -row["seconds"])[:MAX_SHOWN]}
 
-    def _own(self) -> dict[str, Any]:
+    async def _own(self) -> dict[str, Any]:
         self._count_intervals()
-        now = time.monotonic()
-        rows = [self._pace.row(one, now) for one in sorted(self._gate.under_way, key=lambda one: one.started)]
+        now, under_way = time.monotonic(), self._gate.under_way
+        running, stopped, speed = Counter[str](), 0, 0.0
+        async for part in in_parts(under_way):
+            running.update(map(key_of, part))
+            stopped += sum(stalled(one, now) for one in part)
+            speed += sum(self._pace.speed(one, now) for one in part)
         return {
             "connections": self._gate.connection_count,
-            "in_flight_total": len(rows),
-            "stalled": sum(bool(row["stalled"]) for row in rows),
-            "tokens_per_second": round(sum(row["speed"] for row in rows), 1),
-            "in_flight": rows[:MAX_SHOWN],
+            "in_flight_total": len(under_way),
+            "stalled": stopped,
+            "tokens_per_second": round(speed, 1),
+            "in_flight": [self._pace.row(one, now) for one in under_way[:MAX_SHOWN]],
+            "running": running,
         }
 
     async def publish(self) -> None:
         """Measure the streams, and publish the state of this process for the other workers, until cancelled."""
         while True:
             if self._server:
-                self._pace.sample(self._gate.under_way)
+                await self._pace.sample(self._gate.under_way)
             if self._server and self._metrics and self._folder:
                 self._metrics.gauge(len(self._gate.under_way), self._gate.connection_count)
-                workers.publish(self._folder, self._own())
+                workers.publish(self._folder, await self._own())
             await asyncio.sleep(PUBLISH_SECONDS)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..exchange import Exchange
+from ..turns import in_parts
 from .figures import current_model, key_of
 
 RECENT = 5
@@ -17,20 +18,21 @@ FIRST_TOKEN = 60.0
 
 
 class Pace:
-    """The speeds of streams, by what each had made in the last seconds. `sample` is called every second."""
+    """The speeds of streams, by what each had made in the last seconds. `sample` is awaited every second."""
 
     def __init__(self) -> None:
         self._samples: dict[int, tuple[Exchange, deque[tuple[float, int]]]] = {}
 
-    def sample(self, exchanges: Iterable[Exchange], now: float | None = None) -> None:
+    async def sample(self, exchanges: Iterable[Exchange], now: float | None = None) -> None:
         """Note the tokens of what is under way; forget the others."""
-        now, before = time.monotonic() if now is None else now, self._samples
-        self._samples = {}
-        for exchange in exchanges:
-            if exchange.first_token is not None:
-                known = before.get(id(exchange), (exchange, deque([(exchange.first_token, 1)], RECENT + 1)))
-                known[1].append((now, exchange.tokens))
-                self._samples[id(exchange)] = known
+        now, found = time.monotonic() if now is None else now, {}
+        async for part in in_parts(exchanges):
+            for one in part:
+                if one.first_token is not None:
+                    known = self._samples.get(id(one)) or (one, deque([(one.first_token, 1)], RECENT + 1))
+                    known[1].append((now, one.tokens))
+                    found[id(one)] = known
+        self._samples = found
 
     def speed(self, exchange: Exchange, now: float) -> float:
         """Tokens per second of the last RECENT seconds."""
@@ -43,9 +45,7 @@ class Pace:
 
     def row(self, exchange: Exchange, now: float) -> dict[str, Any]:
         """A request under way; `now` is by `time.monotonic`."""
-        first, waits_since = exchange.first_token, exchange.last_token or exchange.first_token or exchange.started
-        idle = now - waits_since
-        streams = exchange.usage is not None and exchange.stream is not False
+        first = exchange.first_token
         return {
             "id": exchange.id,
             "key": key_of(exchange),
@@ -60,6 +60,18 @@ class Pace:
             "first_token": first is not None,
             "tokens": exchange.tokens,
             "speed": round(self.speed(exchange, now), 1),
-            "idle": round(idle, 1),
-            "stalled": (streams and idle > STALLED) if first else exchange.admitted and idle > FIRST_TOKEN,
+            "idle": round(now - _waits_since(exchange), 1),
+            "stalled": stalled(exchange, now),
         }
+
+
+def stalled(exchange: Exchange, now: float) -> bool:
+    """Whether its next token is overdue."""
+    idle = now - _waits_since(exchange)
+    if exchange.first_token is None:
+        return exchange.admitted and idle > FIRST_TOKEN
+    return exchange.usage is not None and exchange.stream is not False and idle > STALLED
+
+
+def _waits_since(exchange: Exchange) -> float:
+    return exchange.last_token or exchange.first_token or exchange.started

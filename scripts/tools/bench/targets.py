@@ -77,7 +77,7 @@ daemon off;
 worker_processes auto;
 pid {folder}/nginx.pid;
 error_log /dev/null;
-events {{ worker_connections 4096; }}
+events {{ worker_connections 16384; }}
 http {{
     access_log off;
     client_body_temp_path {folder}/body;
