@@ -212,8 +212,10 @@ class Connections:
         if peer.closed:
             return
         try:
-            peer.check_connects(now)
-            peer.check_bodies(now, before)
+            if peer.connecting:
+                peer.check_connects(now)
+            if peer.body_deadlines:
+                peer.check_bodies(now, before)
             if vanished_after:
                 peer.spare_full_peers(vanished_after)
             if peer.deadline is not None and now > peer.deadline and not peer.awaits_turn:
