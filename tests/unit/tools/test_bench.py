@@ -82,6 +82,6 @@ def test_it_runs(tmp_path: Path) -> None:
     command += ["--without", "caddy", "--without", "nginx", "--json", str(file := tmp_path / "figures.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "ours     requests/s, against bare's" in done.stdout
+    assert "ours       requests/s, against bare's" in done.stdout
     row = json.loads(file.read_text())["rows"]["requests/s"]
     assert set(row) == {"direct", "bare", "ours"}
