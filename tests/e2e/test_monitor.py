@@ -181,6 +181,7 @@ def test_a_request_under_way_is_seen(watched: Watched, upstream: Upstream) -> No
         [row] = status["in_flight"]
         assert (status["in_flight_total"], row["key"], row["model"], row["path"]) == (1, "default", "demo", "/api/chat")
         assert (row["stream"], row["tokens"]) == (True, 1)
+        assert status["running"] == {"default": 1}
         upstream.go_on()
         wire.read_until(b"0\r\n\r\n")
         wait_until(lambda: not watched.status["in_flight"], "the request to end")
