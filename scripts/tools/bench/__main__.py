@@ -334,7 +334,6 @@ GOALS = (
     Goal("token late, 5000 streams of 1 token/s, p99 ms", "", most=4, added=True),
     Goal("token late, 5000 streams of 1 token/s, max ms", "", most=25, added=True),
     Goal("longest wait while 5000 streams begin, ms", "", most=50, added=True),
-    Goal("peak memory, MB", "", most=90),
     Goal("start to first answer, s", "", most=0.6),
 )
 
