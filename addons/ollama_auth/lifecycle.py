@@ -336,8 +336,8 @@ class RequestLifecycle:
             return
         exchange.finish()
         self.under_way.pop(id(exchange), None)
-        if peer:
-            peer.exchanges.pop(id(exchange), None)
+        if peer and peer.exchanges.pop(id(exchange), None):
+            self.connections.note_change(peer.network)
         self._release_body(exchange)
         if exchange.id == self.self_check and not exchange.admitted:
             return

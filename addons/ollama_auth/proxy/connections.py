@@ -54,6 +54,8 @@ class Connections:
         self._networks: Counter[str] = Counter()
         self._leaving: list[Outflow] = []
         """Connections that have ended, but for what their clients have still to take; they count, too."""
+        self._all_at_work: set[str | None] = set()
+        """Networks, or None for all, of which nothing can be closed now. To look takes milliseconds."""
         self._warnings: dict[str, tuple[float, int]] = {}
 
     def __len__(self) -> int:
@@ -77,6 +79,7 @@ class Connections:
             return False
         self._by_client[peer.client.id] = peer
         self._networks[peer.network] += 1
+        self.note_change(peer.network)
         return True
 
     def add_new(self, new: New, most: int, most_per_network: int) -> bool:
@@ -85,6 +88,7 @@ class Connections:
             return False
         self._new[new.transport] = new
         self._networks[new.network] += 1
+        self.note_change(new.network)
         return True
 
     def remove_new(self, transport: asyncio.Transport | None) -> New | None:
@@ -120,6 +124,7 @@ class Connections:
             return False
         self._forget(peer.network)
         self._networks[network] += 1
+        self.note_change(network)
         peer.network = peer.outflow.network = network
         return True
 
@@ -134,7 +139,12 @@ class Connections:
                 self._forget(peer.network)
         return peer
 
+    def note_change(self, network: str) -> None:
+        """Look again for what can be closed: in this network a request has ended, or a connection has come or gone."""
+        self._all_at_work -= {network, None}
+
     def _forget(self, of_network: str) -> None:
+        self.note_change(of_network)
         self._networks[of_network] -= 1
         if not self._networks[of_network]:
             del self._networks[of_network]
@@ -152,6 +162,8 @@ class Connections:
 
         One whose client has still to take the end of an answer is no idle one, unless the client takes nothing.
         """
+        if of_network in self._all_at_work:
+            return False
         if self._evict_new(of_network, queued=False):
             return True
         for spare in (True, False):
@@ -172,6 +184,7 @@ class Connections:
             if of_network in (None, outflow.network) and outflow.stalled(now) > EXPIRY_GRACE_SECONDS:
                 self._abort(outflow)
                 return True
+        self._all_at_work.add(of_network)
         return False
 
     def _evict_new(self, of_network: str | None, *, queued: bool) -> bool:
@@ -197,6 +210,7 @@ class Connections:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             before, now = now, time.monotonic()
+            self._all_at_work.clear()
             patience = settings().idle_timeout
             vanished_after = settings().vanished_after if settings().keepalive_idle and now > full_peers_due else 0
             if vanished_after:

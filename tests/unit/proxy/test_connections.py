@@ -206,6 +206,26 @@ def test_a_request_under_way_keeps_its_connection_whatever_the_http_layer_says()
     assert not filled(at_work).add(peer_from(), 1, 0)
 
 
+@pytest.mark.parametrize("network", ["10.0.0.1", "10.0.0.2"])
+def test_while_all_are_at_work_it_is_not_looked_for_others_again(network: str) -> None:
+    """With thousands of them, a stranger who is one too many would cost several times as much as a refusal."""
+    at_work = peer_from(busy=True)
+    found = filled(at_work, peer_from("10.0.0.2", busy=True))
+    looks: list[int] = []
+    found._by_client = type("Watched", (dict,), {"values": lambda own: looks.append(1) or dict.values(own)})(  # type: ignore[func-returns-value]
+        found._by_client
+    )
+    assert not found.add(peer_from(network), 2, 0)
+    first = len(looks)
+    assert not any(found.add(peer_from(network), 2, 0) for _ in range(10))
+    assert len(looks) == first > 0
+    at_work.exchanges.clear()
+    at_work.http_server = None
+    found.note_change(at_work.network)
+    assert found.add(peer_from(network), 2, 0)
+    assert was_cut(at_work)
+
+
 def test_one_client_has_a_limit_of_its_own() -> None:
     found = filled(peer_from(busy=True), peer_from(busy=True))
     assert not found.add(peer_from(), 1000, 2)
@@ -320,6 +340,16 @@ async def test_before_its_deadline_a_connection_is_left_alone(clock: Clock) -> N
     found = filled(peer := peer_from(deadline=clock.now))
     await swept(found)
     assert (fake(peer).sent, was_cut(peer)) == ([], False)
+
+
+async def test_the_sweep_looks_again(clock: Clock) -> None:
+    """For what no event tells, such as a client that takes nothing."""
+    found = filled(at_work := peer_from(busy=True, deadline=clock.now))
+    assert not found.add(peer_from(), 1, 0)
+    at_work.http_server = None
+    assert not found.add(peer_from(), 1, 0)
+    await swept(found)
+    assert found.add(peer_from(), 1, 0)
 
 
 async def test_many_connections_are_looked_at_in_several_turns(clock: Clock) -> None:
@@ -495,6 +525,7 @@ async def test_a_client_that_takes_nothing_makes_room(clock: Clock) -> None:
     await swept(found)
     assert not found.add(peer_from(), 1, 0)
     clock.now += EXPIRY_GRACE_SECONDS + 1
+    await swept(found)
     assert found.add(peer_from(), 1, 0)
     assert transport.aborted
 
