@@ -107,6 +107,7 @@ class RequestLifecycle:
     def authorize(self, head: Head, peer: Peer) -> tuple[Exchange, Verdict]:
         """Decide by the head. An UpstreamRequest waits for its lease, or its body, or both. An exception refuses."""
         exchange, authorizer = Exchange(peer.address, shown_method(head.method)), self.config.authorizer
+        peer.begins = False
         try:
             exchange.client = self.settings.proxies.client_of(peer.address, head.fields)
             if peer.closed:  # Nobody would finish it.
@@ -274,6 +275,7 @@ class RequestLifecycle:
     def refuse_malformed(self, error: HeadError, peer: Peer) -> Answer:
         """Log a head that could not be parsed, and return the answer to it."""
         exchange = Exchange(peer.address, status=error.status, reason="malformed")
+        peer.begins = False
         self.finish(exchange, peer)
         return responses.error(exchange.id, error.status, error.message)
 

@@ -85,6 +85,8 @@ class Peer:
     """The local address that the client connected to."""
     closed: bool = False
     """It has ended, or is about to: nothing more goes upstream for it."""
+    begins: bool = False
+    """Its first request has arrived, and is not decided yet."""
     admitted: bool = False
     """A request of this connection was admitted; until then it may have no connection to the upstream."""
     authenticated_before: bool = False
@@ -242,9 +244,11 @@ class ClientConnection(Peer):
 
     def drain(self) -> None:
         """Let running requests end, and begin no new ones; close it if none has begun."""
+        if self.begins or self.awaits_turn:
+            return  # Its next request is its last.
         if self.http_server is None:
             self.close_now()
-        elif not self.awaits_turn:  # Else its next request is its last.
+        else:
             self.send_event(Drain())
 
     def expire(self, now: float) -> None:

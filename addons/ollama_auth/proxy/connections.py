@@ -40,6 +40,8 @@ class New(Protocol):
     @property
     def waits(self) -> bool: ...
     @property
+    def asks(self) -> bool: ...
+    @property
     def queued(self) -> bool: ...
     def expire(self) -> None: ...
 
@@ -74,7 +76,7 @@ class Connections:
         Returns False if all others have running requests. A `most_per_network` of 0 means no limit.
         """
         if new := self.remove_new(peer.outflow.transport):
-            peer.deadline = new.deadline
+            peer.deadline, peer.begins = new.deadline, new.asks
         if not self._make_room(peer.network, most, most_per_network):
             return False
         self._by_client[peer.client.id] = peer
@@ -109,7 +111,11 @@ class Connections:
         """Tell whether a request runs or is about to, or the kernel has not all that was written."""
         outflows = [*(peer.outflow for peer in self), *self._leaving]
         begins = any(not new.waits for new in self._new.values())
-        return begins or any(not peer.idle for peer in self) or any(unsent(one.transport) for one in outflows)
+        return (
+            begins
+            or any(peer.begins or not peer.idle for peer in self)
+            or any(unsent(one.transport) for one in outflows)
+        )
 
     def _make_room(self, of_network: str, most: int, most_per_network: int) -> bool:
         if most_per_network and self._networks[of_network] >= most_per_network and not self._evict(of_network):

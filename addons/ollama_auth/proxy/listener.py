@@ -115,6 +115,11 @@ class NewConnection(asyncio.Protocol, Peer):
         """Nothing that may be a request has arrived, and mitmproxy does not have it."""
         return not self.arrived and self.transport.get_protocol() is self
 
+    @property
+    def asks(self) -> bool:
+        """A request has arrived; with TLS that can't be known."""
+        return bool(self.arrived) and not self.arrived.startswith(TLS_RECORD)
+
     def data_received(self, data: bytes) -> None:
         if self.refused:
             self.transport.close()

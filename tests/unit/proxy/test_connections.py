@@ -226,6 +226,18 @@ def test_while_all_are_at_work_it_is_not_looked_for_others_again(network: str) -
     assert was_cut(at_work)
 
 
+def test_a_request_that_has_arrived_and_is_not_decided_yet_is_waited_for_at_the_end() -> None:
+    """Yet its connection makes room: who sent it may be a stranger."""
+    found = filled(peer := peer_from())
+    assert not found.busy
+    peer.begins, peer.http_server = True, None
+    assert found.busy
+    peer.drain()
+    assert not was_cut(peer)
+    assert found.add(peer_from(), 1, 0)
+    assert was_cut(peer)
+
+
 def test_one_client_has_a_limit_of_its_own() -> None:
     found = filled(peer_from(busy=True), peer_from(busy=True))
     assert not found.add(peer_from(), 1000, 2)
