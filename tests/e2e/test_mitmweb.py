@@ -1,5 +1,6 @@
 """A real browser shows a chat through the gate in mitmweb: when it is over, and while it streams."""
 
+import asyncio
 import json
 import re
 import threading
@@ -147,7 +148,9 @@ async def test_a_chat_is_shown_as_a_conversation(browser: str, tmp_path: Path) -
             assert re.search(r"qwen3:8b · 219 prompt \+ 57 answer · [\d.]+ tokens/s · end: stop", shown)
             assert "Conversation" in shown
             assert "raw, " in shown
-            assert re.sub(r"[\d.]+/s", "0/s", (await page.evaluate(SEEN))[0]) == (
+            while not (seen := await page.evaluate(SEEN)):
+                await asyncio.sleep(0.05)  # The list is drawn anew.
+            assert re.sub(r"[\d.]+/s", "0/s", seen[0]) == (
                 "200 · default · hf.co/qwen/…GUF:Q4_K_M · 2031 + 20 tokens · 0/strue"
             )
             (tmp_path / "mitmweb.png").write_bytes(await page.screenshot())
