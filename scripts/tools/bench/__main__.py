@@ -27,7 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from . import load, report, targets
+from . import http2, load, report, targets
 from .browser import browser
 from .load import Lateness, WrongAnswerError
 from .plot import plot
@@ -261,8 +261,12 @@ async def measure_start(target: Target, _: Size) -> Mapping[str, float]:
 
 
 async def measure_http2(target: Target, size: Size) -> Mapping[str, float]:
-    """Requests on four connections of 32 streams each, with TLS."""
-    return {"HTTP/2 requests/s": await asyncio.to_thread(targets.http2_requests, target.at, size.requests // 10)}
+    """Requests on four connections of 32 streams each, and chats on one connection, with TLS; the upstream has none."""
+    name = f"token late, {load.STREAMS} HTTP/2 streams"
+    if not target.at.key:
+        return rows_of(name, (await load.running(target.at, size.seconds))[0])
+    rate = await asyncio.to_thread(targets.http2_requests, target.at, size.requests // 10)
+    return {"HTTP/2 requests/s": rate} | rows_of(name, await http2.running(target.at, size.seconds))
 
 
 def show_progress(text: str) -> None:
@@ -328,6 +332,7 @@ GOALS = (
     Goal("CPU a stream begun, us", "Caddy", most=3),
     Goal("embeddings of 256 MiB, s", "Caddy", most=1.5),
     Goal("HTTP/2 requests/s", "Caddy", least=0.3),
+    Goal("token late, 100 HTTP/2 streams, p50 ms", "Caddy", most=3, added=True),
     Goal("memory a connection, 5000 idle ones, KB", "Caddy", most=2),
     Goal("1024 MiB up, s", "Caddy", most=1.7),
     Goal("1024 MiB down, s", "Caddy", most=1.7),
@@ -459,7 +464,7 @@ async def run(options: argparse.Namespace, size: Size) -> tuple[Figures, list[st
             secure = named(targets.with_tls(direct.at, options, folder), folder)
             for target in secure.values():
                 stack.enter_context(target.started())
-            figures |= await measure("http2", secure, size, measure_http2)
+            figures |= await measure("http2", {direct.name: direct, **secure}, size, measure_http2)
         if "start" in wanted:
             figures |= await measure("start", named(makes, folder), size, measure_start)
     show_progress("")

@@ -220,32 +220,43 @@ class Token(NamedTuple):
     late: float  # ms
 
 
-async def stream(at: Address, tokens: int, pause: float) -> list[Token]:
-    """The tokens of one chat, all there and in order. Raises WrongAnswerError."""
-    found: list[Token] = []
-    rest, done = b"", False
+class Chat:
+    """The answer to one chat. Called with each piece of it; raises WrongAnswerError if a token is missing."""
 
-    def content(data: bytes) -> None:
-        nonlocal rest, done
+    def __init__(self) -> None:
+        self._found: list[Token] = []
+        self._rest, self._done = b"", False
+
+    def __call__(self, data: bytes) -> None:
         now = time.monotonic_ns()
-        *lines, rest = (rest + data).split(b"\n")
+        *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             said = json.loads(line)
-            done = said["done"]
-            if done:
+            self._done = said["done"]
+            if self._done:
                 continue
             number, _, sent = said["message"]["content"].partition("@")
-            if int(number) != len(found):
+            if int(number) != len(self._found):
                 raise WrongAnswerError("a token is missing, or out of order")
-            found.append(Token(int(sent) / 1e9, (now - int(sent)) / 1e6))
+            self._found.append(Token(int(sent) / 1e9, (now - int(sent)) / 1e6))
 
-    body = json.dumps({"model": "demo", "messages": [], "tokens": tokens, "pause": pause}).encode()
-    client = await Client.to(at, 200, content)
-    await client.ask(at.request("POST", "/api/chat", body))
+    def tokens(self, count: int) -> list[Token]:
+        """All of them. Raises WrongAnswerError if there are not so many, or the answer has not ended."""
+        if len(self._found) != count or not self._done or self._rest:
+            raise WrongAnswerError(f"{len(self._found)} tokens of {count}")
+        return self._found
+
+
+def chat_body(tokens: int, pause: float) -> bytes:
+    return json.dumps({"model": "demo", "messages": [], "tokens": tokens, "pause": pause}).encode()
+
+
+async def stream(at: Address, tokens: int, pause: float) -> list[Token]:
+    """The tokens of one chat, all there and in order. Raises WrongAnswerError."""
+    client = await Client.to(at, 200, chat := Chat())
+    await client.ask(at.request("POST", "/api/chat", chat_body(tokens, pause)))
     client.close()
-    if len(found) != tokens or not done or rest:
-        raise WrongAnswerError(f"{len(found)} tokens of {tokens}")
-    return found
+    return chat.tokens(tokens)
 
 
 async def streams(
@@ -292,8 +303,13 @@ async def running(at: Address, seconds: float, *, in_step: bool = False) -> tupl
     """
     apart = PACE if in_step else PACE / 2 + PACE / STREAMS  # So that the tokens are evenly spread.
     chats = await streams(at, apart * STREAMS, int((seconds + 5.0) / PACE))
+    return while_all_run(chats), sum(map(len, chats))
+
+
+def while_all_run(chats: Sequence[Sequence[Token]]) -> Lateness:
+    """The lateness from the time at which the last chat has begun until the first one ends."""
     begun, ended = max(chat[0].sent for chat in chats) + 0.2, min(chat[-1].sent for chat in chats)
-    return lateness([token for chat in chats for token in chat if begun <= token.sent <= ended]), sum(map(len, chats))
+    return lateness([token for chat in chats for token in chat if begun <= token.sent <= ended])
 
 
 async def arriving(at: Address, bursts: int) -> Lateness:
