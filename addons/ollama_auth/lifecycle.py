@@ -75,7 +75,7 @@ class RequestLifecycle:
         self.held_bodies = HeldBodies()
         self.leases = Leases(connections.warn_rate_limited)
         self.under_way: dict[int, Exchange] = {}
-        """What was admitted and has not ended, by the id of the object."""
+        """Requests of all connections that were not refused and have not ended, by Python's id."""
         self._said: set[str] = set()
         """Addresses of proxies that are not trusted, once it was told."""
 

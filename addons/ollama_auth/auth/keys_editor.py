@@ -38,9 +38,9 @@ class Rotated(NamedTuple):
 
 
 def make(file: Path) -> None:
-    """Make a file without keys, unless there is one: at once, so that nobody reads an empty one, which is a fault.
+    """Make a keys file that has no keys, if there is no file. Raises OSError, FieldError.
 
-    Raises OSError, FieldError.
+    The file appears with its text: an empty keys file is an error.
     """
     if not os.path.lexists(file):
         with _locked(file):

@@ -15,7 +15,7 @@ REPLACED = (
 
 
 def stamp(path: str | Path) -> tuple[int, ...] | None:
-    """Return the times, inode and size of a file, to compare with those of before; None if there is no file."""
+    """Return numbers that differ once a file has changed: times, device, inode, size, links. None if there is none."""
     try:
         found = os.stat(os.path.expanduser(path))
     except (OSError, ValueError):

@@ -57,7 +57,8 @@ class Connections:
         self._leaving: list[Outflow] = []
         """Connections that have ended, but for what their clients have still to take; they count, too."""
         self._all_at_work: set[str | None] = set()
-        """Networks, or None for all, of which nothing can be closed now. To look takes milliseconds."""
+        """Networks, or None for all of them, in which no connection can be closed for a new one: to look for one again
+        would take milliseconds."""
         self._warnings: dict[str, tuple[float, int]] = {}
 
     def __len__(self) -> int:
@@ -146,7 +147,7 @@ class Connections:
         return peer
 
     def note_change(self, network: str) -> None:
-        """Look again for what can be closed: in this network a request has ended, or a connection has come or gone."""
+        """Note that a request has ended in this network, or a connection has come or gone: one may be closed now."""
         self._all_at_work -= {network, None}
 
     def _forget(self, of_network: str) -> None:

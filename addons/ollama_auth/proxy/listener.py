@@ -32,8 +32,8 @@ BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel's own limit (`net.core.somaxconn`) may be lower. With asyncio's
 100, others in a burst retry after a second."""
 ACCEPTED = 2
-"""Connections that asyncio accepts in a turn. While MOST_WAITING wait, each lets another begin: with eight, all tokens
-waited for 70 ms."""
+"""Connections that asyncio accepts in a turn of the event loop. While the queue is full, each of them starts one that
+waits; with eight, all tokens were 70 ms late."""
 TURNS = 6
 """Turns of the event loop from one connection that goes to mitmproxy to the next; a beginning takes about as many."""
 MOST_WAITING = 128
