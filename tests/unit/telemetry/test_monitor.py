@@ -1,5 +1,6 @@
 """What is under way, by key."""
 
+from time import monotonic
 from types import SimpleNamespace
 
 from ollama_auth.exchange import Exchange
@@ -7,7 +8,7 @@ from ollama_auth.telemetry import monitor
 
 
 def exchange(key: str, number: int) -> Exchange:
-    one = Exchange("192.0.2.1", started=float(number))
+    one = Exchange("192.0.2.1", started=monotonic() - 1000 + number)
     one.key, one.admitted = key, True
     return one
 
