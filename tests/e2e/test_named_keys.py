@@ -482,7 +482,7 @@ def test_tokens_a_day(upstream: Upstream, tmp_path: Path, path: str) -> None:
             lambda: (answer := ask(gate.port, "GET", "/api/version", bearer("tokens"))).status == 429 and answer, "429"
         )
         assert "tokens_per_day" in over.body.decode()
-        assert int(over.headers["retry-after"]) > 60
+        assert int(over.headers["retry-after"]) > 60 or time.time() % 86400 > 86_000, "until the day ends"
         assert over.headers["ratelimit-policy"] == '"tokens";q=10;w=86400'
         assert over.headers["x-should-retry"] == "false"
         with (

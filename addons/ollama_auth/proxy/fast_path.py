@@ -1,13 +1,15 @@
 """The fast path of a streaming body: forward received bytes as they are, past the layers that parse and write HTTP.
 
 There are two stages. `LayerFastPath` skips mitmproxy's HTTP layers: GateLayer forwards the bytes it is handed.
-`SocketFastPath` also skips asyncio's reader task: it writes what one socket received straight to the other.
+`SocketFastPath` also skips asyncio's reader task, and the layer of TLS: it writes what one socket received straight to
+the other.
 
 Neither keeps state of its own. The layers stay in charge and are skipped only for data of which they would forward the
 same content: chunks, framed exactly as we frame them; or, if the length of the body is known, anything that is not its
 end. A part of a chunk is forwarded as a chunk, as the layers do, and their body reader is told how much of it is still
-to come. All else (a chunk extension, the end, broken framing) goes through the layers, and so does everything after it
-until the fast path is open again.
+to come. To a client of HTTP/2, what arrives at once goes as one frame. All else (a chunk extension, the end, broken
+framing, more than the client has room for) goes through the layers, and so does everything after it until the fast path
+is open again.
 """
 
 import os
@@ -26,6 +28,8 @@ from mitmproxy.proxy.server import TimeoutWatchdog
 from .client_connection import ClientConnection
 from .http1_client import BoundedHttp1Client
 from .http1_server import BoundedHttp1Server
+from .http2 import BoundedHttp2Server
+from .tls import ClientTls
 from .transport import BulkProtocol, BulkReader, transport_of
 from .upstream import http1_of
 
@@ -35,10 +39,10 @@ CHUNK = re.compile(rb"([1-9a-f][0-9a-f]{0,6})\r\n")
 
 @dataclass(frozen=True, slots=True)
 class LayerFastPath:
-    """The fast path of one body, from one HTTP/1 connection to another."""
+    """The fast path of one body, from one connection to another. The source speaks HTTP/1."""
 
     source: BoundedHttp1Server | BoundedHttp1Client
-    target: Connection
+    target: BoundedHttp1Server | BoundedHttp1Client | BoundedHttp2Server
     chunked: bool
     """The body is framed in chunks; otherwise its length is known."""
     stream: HttpStream
@@ -77,22 +81,32 @@ class LayerFastPath:
 
         Passes their content to `on_data`. To be called only while this is open. Raises what `on_data` raises.
         """
+        target, stream_id = self.target, self.stream.stream_id
+        if isinstance(target, BoundedHttp2Server) and len(data) > target.room(stream_id):
+            return 0, b""
+        taken, content, forwarded = self._read(data)
+        if content:
+            self.on_data(content)
+            if isinstance(target, BoundedHttp2Server):
+                forwarded = target.data_frame(stream_id, content)
+        return taken, forwarded
+
+    def _read(self, data: bytes) -> tuple[int, bytes, bytes]:
+        """Return how many bytes are taken, their content, and the bytes that HTTP/1 forwards them as."""
         reader = self.source.body_reader
         if isinstance(reader, ContentLengthReader):
             if len(data) >= reader._remaining:
-                return 0, b""
+                return 0, b"", b""
             reader._remaining -= len(data)
-            self.on_data(data)
-            return len(data), data
+            return len(data), data, data
         assert isinstance(reader, ChunkedReader)
         at, parts, before, after, left = 0, [], b"", b"", reader._bytes_in_chunk
         if left > len(data):
             reader._bytes_in_chunk -= len(data)
-            self.on_data(data)
-            return len(data), as_chunk(data)
+            return len(data), data, as_chunk(data)
         if left:
             if data[left : left + 2] != b"\r\n":
-                return 0, b""
+                return 0, b"", b""
             at, parts, before = left + 2, [data[:left]], b"%x\r\n" % left
         left = 0
         while head := CHUNK.match(data, at):
@@ -105,11 +119,10 @@ class LayerFastPath:
                 break
             parts.append(data[start:end])
             at = end + 2
-        if parts:
-            self.on_data(parts[0] if len(parts) == 1 else b"".join(parts))
         reader._bytes_in_chunk = left
         whole = data if at == len(data) else data[:at]
-        return (len(data) if left else at), before + whole + after if before or after else whole
+        content = parts[0] if len(parts) == 1 else b"".join(parts)
+        return (len(data) if left else at), content, before + whole + after if before or after else whole
 
 
 def as_chunk(data: bytes) -> bytes:
@@ -147,12 +160,17 @@ class FastPaths:
         source = fast_path.source.conn
         self.by_source[source] = fast_path
         reader = BulkReader.take_over(self._peer.handler, source)
-        transport = transport_of(self._peer.handler, fast_path.target)
+        transport = transport_of(self._peer.handler, fast_path.target.conn)
         protocol = transport.get_protocol() if transport else None
         if reader and isinstance(protocol, BulkProtocol):
             reader.target = protocol
-        if reader and transport and not self._peer.client.tls:
-            reader.fast_path = SocketFastPath(fast_path, self, self._peer, transport, reader)
+        encrypts = None
+        if self._peer.client.tls:
+            encrypts = next((one for one in self._layer.context.layers if isinstance(one, ClientTls)), None)
+            if encrypts is None or message is stream.flow.request:
+                return
+        if reader and transport:
+            reader.fast_path = SocketFastPath(fast_path, self, self._peer, transport, reader, encrypts)
 
     def end(self, stream: HttpStream) -> None:
         """Remove the fast paths of a stream that has ended."""
@@ -171,9 +189,11 @@ class SocketFastPath:
     _paths: FastPaths
     _peer: ClientConnection
     _transport: WriteTransport
-    """That of `_fast_path.target`."""
+    """That of the target."""
     _reader: BulkReader
     """That of its source."""
+    _tls: ClientTls | None
+    """What encrypts for the client."""
     _checked_at: int = -1
     """The event count of the layers at which the fast path was last found open."""
     _descriptor: int | None = None
@@ -191,8 +211,13 @@ class SocketFastPath:
             return 0
         if self._peer.closed or transport.is_closing() or transport.get_write_buffer_size():
             return 0  # mitmproxy waits for a target that does not read.
+        if self._tls and not self._tls.sends:
+            return 0
         try:
             taken, data = self._fast_path.take(data)
+            if self._tls and data and not (data := self._tls.encrypt(data)):
+                transport.close()  # The client has broken TLS.
+                return taken
             if taken:
                 self._watchdog.last_activity = time()  # As its register_activity.
                 try:  # At once: uvloop's transport would first read from all other sockets.
@@ -226,12 +251,13 @@ def find_fast_path(
 
     `source` and `target` are the layers that read and write it.
     """
-    ours = BoundedHttp1Server | BoundedHttp1Client
-    if not (isinstance(source, ours) and isinstance(target, ours)):
+    if not isinstance(source, BoundedHttp1Server | BoundedHttp1Client):
+        return None
+    if not isinstance(target, BoundedHttp1Server | BoundedHttp1Client | BoundedHttp2Server):
         return None
     if message.stream != on_data or stream.context.options.store_streamed_bodies:
         return None
     sent = target.response if isinstance(target, BoundedHttp1Server) else message  # To HTTP/1.0 it is another one.
     coding = sent.headers.get("transfer-encoding", "").lower() if sent else "none"
     chunked = coding == "chunked"
-    return LayerFastPath(source, target.conn, chunked, stream, message, on_data) if chunked or not coding else None
+    return LayerFastPath(source, target, chunked, stream, message, on_data) if chunked or not coding else None

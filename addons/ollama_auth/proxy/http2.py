@@ -43,6 +43,7 @@ from .http2_frames import (
     Frame,
     FrameError,
     FrameReader,
+    frame,
     goaway,
     header_block,
     reset,
@@ -139,11 +140,31 @@ class BoundedHttp2Server(Http2Server):
                 event.trailers.fields = tuple((name.lower(), value) for name, value in event.trailers.fields)
             yield from super()._handle_event(event)
             if isinstance(event, ResponseData):
-                self.frames.earned += 4 + (len(event.data) >> 8)
-                if self.unsent.taken_at is not None and not self.h2_conn.stream_buffers.get(event.stream_id):
-                    self.unsent.taken_at = time.monotonic()  # Other streams wait, but the client takes this one.
+                self.note_sent(event.stream_id, len(event.data))
             elif isinstance(event, ResponseEndOfMessage):
                 yield from self.stop_reading(event.stream_id)
+
+    # Parts of responses that go past h2 (fast_path.py).
+
+    def room(self, stream_id: int) -> int:
+        """Return how many bytes of a response h2 would send at once, in one frame."""
+        conn, stream = self.h2_conn, self.h2_conn.streams.get(stream_id)
+        if stream is None or self.ended or conn.stream_buffers.get(stream_id) or not self.is_open_for_us(stream_id):
+            return 0
+        return min(conn.outbound_flow_control_window, stream.outbound_flow_control_window, PART)
+
+    def data_frame(self, stream_id: int, data: bytes) -> bytes:
+        """Return a part of a response, for which there is room, as h2 would send it, and count it as sent."""
+        self.h2_conn.outbound_flow_control_window -= len(data)
+        self.h2_conn.streams[stream_id].outbound_flow_control_window -= len(data)
+        self.note_sent(stream_id, len(data))
+        return frame(DATA, 0, stream_id, data)
+
+    def note_sent(self, stream_id: int, size: int) -> None:
+        """Count a part of a response."""
+        self.frames.earned += 4 + (size >> 8)
+        if self.unsent.taken_at is not None and not self.h2_conn.stream_buffers.get(stream_id):
+            self.unsent.taken_at = time.monotonic()  # Other streams wait, but the client takes this one.
 
     # What the client sends.
 

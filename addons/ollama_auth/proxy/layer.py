@@ -55,7 +55,7 @@ class GateLayer(HttpLayer):
                 yield from self._crash(error)
                 return
             if taken:
-                yield commands.SendData(fast_path.target, forwarded)
+                yield commands.SendData(fast_path.target.conn, forwarded)
                 if taken == len(event.data):
                     return
                 event = events.DataReceived(event.connection, event.data[taken:])

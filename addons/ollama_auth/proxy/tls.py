@@ -7,10 +7,14 @@ from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import tls
+from mitmproxy.proxy.tunnel import TunnelState
 from OpenSSL import SSL
 
 from .events import Commands
 
+RECORDS = 4 * 1024
+"""Bytes by which records are longer than what they hold, of up to 256 KB; if they are not, the rest is read on its own.
+"""
 MAX_CLIENT_HELLO = 16 * 1024
 """Bytes read before the handshake begins; mitmproxy would read 16 MB. Those of browsers have less than 3 KB."""
 
@@ -84,6 +88,27 @@ class ClientTls(tls.ClientTLSLayer):
             yield from super().send_data(data)
         except SSL.Error:
             yield commands.CloseConnection(self.conn)
+
+    @property
+    def sends(self) -> bool:
+        """Tell whether data may be sent."""
+        return bool(self.conn.state & ConnectionState.CAN_WRITE) and self.tunnel_state is TunnelState.OPEN
+
+    def encrypt(self, data: bytes) -> bytes:
+        """Return data as send_data would send it; nothing after an error."""
+        try:
+            self.tls.sendall(data)
+        except SSL.Error:
+            return b""
+        size = len(data) + RECORDS
+        records = piece = self.tls.bio_read(size)
+        while len(piece) == size:
+            try:
+                piece = self.tls.bio_read(size)
+            except SSL.WantReadError:
+                break
+            records += piece
+        return records
 
     def send_close(self, command: commands.CloseConnection) -> Commands:
         with suppress(SSL.Error):

@@ -8,9 +8,18 @@ import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import h2.connection
+import h2.events
+import h2.exceptions
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mitmproxy.addons.proxyserver import Proxyserver
@@ -20,6 +29,7 @@ from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.mode_specs import ReverseMode
 from mitmproxy.test import taddons
+from OpenSSL import SSL
 
 from ollama_auth.auth.keys import Principal
 from ollama_auth.exchange import Admission, Exchange, UpstreamRequest
@@ -27,15 +37,18 @@ from ollama_auth.http.head import Head
 from ollama_auth.http.responses import Answer
 from ollama_auth.proxy.client_connection import ClientConnection
 from ollama_auth.proxy.fast_path import SocketFastPath
+from ollama_auth.proxy.http2_frames import WINDOW_UPDATE, frame
 from ollama_auth.proxy.layer import GateLayer
 from ollama_auth.proxy.pacer import Pacer
+from ollama_auth.proxy.tls import ClientTls
 from ollama_auth.proxy.transport import BulkReader
 from ollama_auth.settings import UNCONFIGURED, Settings
 from tests.harness.base import BEARER
 from tests.harness.cases import each_of
 from tests.harness.gate import NO_FAST_PATH, Controlled
+from tests.harness.http2 import H2
 from tests.harness.upstream import Upstream
-from tests.harness.wire import Wire, chat, head
+from tests.harness.wire import TlsWire, Wire, chat, head
 
 REQUEST = b"GET /api/tags HTTP/1.1\r\nHost: gate\r\n\r\n"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -47,6 +60,7 @@ class FakeLifecycle:
 
     settings: Settings = UNCONFIGURED
     draining: bool = False
+    most_free: int = 1
     read: list[bytes] = field(default_factory=list)
     events: int = 0
     exchange: Exchange = field(default_factory=lambda: Exchange("127.0.0.1", id="0"))
@@ -100,6 +114,8 @@ class Seen:
     """What came of one response."""
 
     client: bytes = b""
+    before: int = 0
+    """Bytes of these before the client sent more."""
     server: bytes = b""
     sends: int = 0
     closed: bool = False
@@ -117,9 +133,19 @@ def mitmproxy_options() -> Options:
 
 
 def relay(
-    pieces: list[bytes], *, fast: bool, cut: bool, head: bytes = HEAD, request: tuple[bytes, ...] = (REQUEST,)
+    pieces: list[bytes],
+    *,
+    fast: bool,
+    cut: bool,
+    head: bytes = HEAD,
+    request: tuple[bytes, ...] = (REQUEST,),
+    http2: bool = False,
+    later: bytes = b"",
 ) -> Seen:
-    """Play a request and its response in those pieces through the layers, without sockets."""
+    """Play a request and its response in those pieces through the layers, without sockets.
+
+    The client sends `later` once half of the pieces have come.
+    """
     seen, lifecycle = Seen(), FakeLifecycle()
     with pytest.MonkeyPatch.context() as patch:
         if not fast:
@@ -128,7 +154,7 @@ def relay(
         client = Client(
             peername=("127.0.0.1", 2), sockname=("127.0.0.1", 3), timestamp_start=1.0, state=ConnectionState.OPEN
         )
-        client.proxy_mode = mode
+        client.proxy_mode, client.alpn = mode, b"h2" if http2 else None
         context = Context(client, mitmproxy_options())
         context.server = Server(address=("127.0.0.1", 1))
         layer = GateLayer(context, lifecycle, ClientConnection(client, Handler(), 0.0, Pacer(4, 1)), lifecycle)  # type: ignore[arg-type]
@@ -162,9 +188,12 @@ def relay(
             if not seen.closed:
                 feed(events.DataReceived(client, piece))
         assert server
-        for piece in [head, *pieces]:
+        for number, piece in enumerate([head, *pieces]):
             if not seen.server_closed:
                 feed(events.DataReceived(server, piece))
+            if later and number == len(pieces) // 2:
+                seen.before = len(seen.client)
+                feed(events.DataReceived(client, later))
         if cut and not seen.server_closed:
             server.state &= ~ConnectionState.CAN_READ
             feed(events.ConnectionClosed(server))
@@ -247,6 +276,53 @@ def test_a_response_of_known_length(body: bytes, length: int, splits: list[int],
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length
     ways = [relay(split_at(body, splits), fast=way, cut=cut, head=head) for way in (True, False)]
     assert ways[0] == ways[1]
+
+
+@given(
+    st.lists(CHUNKS, max_size=6), ENDS, st.lists(st.integers(0, 200), max_size=5), st.booleans(), st.integers(0, 100)
+)
+def test_the_same_over_http2(body: list[bytes], end: bytes, splits: list[int], cut: bool, window: int) -> None:
+    """Also where the client has room for a part of it only, and makes more of it later."""
+    pieces = split_at(b"".join(body) + end, splits)
+    assert over_http2(pieces, window, fast=True, cut=cut) == over_http2(pieces, window, fast=False, cut=cut)
+
+
+@given(st.binary(max_size=40), st.integers(0, 45), SPLITS, st.booleans(), st.integers(0, 50))
+def test_a_response_of_known_length_over_http2(
+    body: bytes, length: int, splits: list[int], cut: bool, window: int
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length
+    ways = [over_http2(split_at(body, splits), window, fast=way, cut=cut, head=head) for way in (True, False)]
+    assert ways[0] == ways[1]
+
+
+def over_http2(pieces: list[bytes], window: int, **how: Any) -> tuple[object, ...]:
+    """What a client of HTTP/2 with so much room makes of a response; h2 raises if more is sent than it has room for."""
+    client = h2.connection.H2Connection()
+    client.local_settings.initial_window_size = window
+    client.local_settings.acknowledge()
+    client.initiate_connection()
+    head = {":method": "GET", ":scheme": "https", ":authority": "gate", ":path": "/api/tags"}
+    client.send_headers(1, list(head.items()), end_stream=True)
+    request = client.data_to_send()
+    room = frame(WINDOW_UPDATE, 0, 1, (1000).to_bytes(4)) + frame(WINDOW_UPDATE, 0, 0, (200_000).to_bytes(4))
+    seen = relay(pieces, request=(request,), http2=True, later=room, **how)
+    got = client.receive_data(seen.client[: seen.before])
+    with suppress(h2.exceptions.StreamClosedError):
+        client.increment_flow_control_window(1000, 1)
+    client.increment_flow_control_window(200_000)
+    got += client.receive_data(seen.client[seen.before :])
+    content = b"".join(one.data for one in got if isinstance(one, h2.events.DataReceived))
+    kinds = [type(one) for one in got if not isinstance(one, h2.events.DataReceived)]
+    return content, kinds, b"".join(seen.read), seen.closed, seen.server_closed, seen.exchange
+
+
+def test_a_frame_is_no_longer_than_the_room_for_it() -> None:
+    """What is more goes through the layers, which keep it; for all streams together there is room for 65,535 bytes."""
+    for size, window in ((60, 100), (15_000, 1_000_000)):
+        contents = [letter.encode() * size for letter in "abcdefghijkl"]
+        pieces = [*map(chunk, contents), b"0\r\n\r\n"]
+        assert over_http2(pieces, window, fast=True, cut=False)[0] == b"".join(contents)
 
 
 @given(st.binary(max_size=40), st.integers(0, 45), SPLITS, st.booleans())
@@ -344,6 +420,7 @@ class Ends:
     looked: int = 0
     late: bytes = b""
     drains: int = 0
+    tls: object = None
     handler: object = field(default_factory=lambda: SimpleNamespace(timeout_watchdog=SimpleNamespace(last_activity=0)))
     sockets: tuple[socket.socket, socket.socket] = field(default_factory=socket.socketpair)
 
@@ -379,12 +456,15 @@ class Ends:
     def write(self, data: bytes) -> None:
         self.late += data
 
+    def close(self) -> None:
+        self.closing = True
+
     def drain_first(self) -> None:
         self.drains += 1
 
     @property
     def forward(self) -> SocketFastPath:
-        return SocketFastPath(self, self, self, self, self)  # type: ignore[arg-type]
+        return SocketFastPath(self, self, self, self, self, self.tls)  # type: ignore[arg-type]
 
     def sent(self) -> bytes:
         return self.sockets[1].recv(1 << 20, socket.MSG_DONTWAIT)
@@ -448,8 +528,54 @@ def test_a_client_that_is_gone_is_left_to_its_transport(ends: Ends) -> None:
     assert ends.late == b"abc"
 
 
-@pytest.mark.parametrize("fast", [True, False], ids=["by default", "with the script that tests without it"])
-def test_tokens_take_the_fast_path(upstream: Upstream, fast: bool) -> None:
+def test_with_tls_it_is_encrypted(ends: Ends) -> None:
+    ends.tls = tls = SimpleNamespace(sends=True, encrypt=bytes.upper)
+    assert ends.forward(b"abc-") == 3
+    assert ends.sent() == b"ABC"
+    tls.sends = False
+    assert ends.forward(b"abc") == 0
+    tls.sends, tls.encrypt = True, lambda _: b""  # The client has broken it.
+    assert ends.forward(b"abc") == 3
+    assert ends.closing
+
+
+def test_what_is_encrypted_is_what_the_layer_sends() -> None:
+    """In several records, with what OpenSSL had still to send; after an error nothing."""
+    for size in (1, 4096 - 22, 4096, 16 * 1024, 300_000):
+        encrypts, client = ClientTls.__new__(ClientTls), SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD))
+        context = SSL.Context(SSL.TLS_SERVER_METHOD)
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([])
+        now = datetime.now(UTC)
+        made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(1)).sign(key, SHA256())
+        context.use_privatekey(key)
+        context.use_certificate(made)
+        encrypts.tls = SSL.Connection(context)
+        encrypts.tls.set_accept_state()
+        client.set_connect_state()
+        for one, other in ((client, encrypts.tls), (encrypts.tls, client)) * 2:
+            with suppress(SSL.WantReadError):
+                one.do_handshake()
+            with suppress(SSL.WantReadError):
+                other.bio_write(one.bio_read(65535))
+        client.do_handshake()
+        encrypts.tls.do_handshake()
+        client.bio_write(encrypts.encrypt(bytes(size)))
+        got = b""
+        while len(got) < size:
+            got += client.recv(65535)
+        assert got == bytes(size)
+        with pytest.raises(SSL.WantReadError):
+            encrypts.tls.bio_read(1)
+        encrypts.tls.shutdown()
+        assert encrypts.encrypt(b"a") == b""
+
+
+WAYS = [("", True), ("", False), ("http/1.1", True), ("h2", True), ("h2", False)]
+
+
+@pytest.mark.parametrize(("alpn", "fast"), WAYS)
+def test_tokens_take_the_fast_path(upstream: Upstream, cert: Path, alpn: str, fast: bool) -> None:
     count = """
         from ollama_auth.proxy.fast_path import SocketFastPath
         plain, taken = SocketFastPath.__call__, []
@@ -459,14 +585,23 @@ def test_tokens_take_the_fast_path(upstream: Upstream, fast: bool) -> None:
         SocketFastPath.__call__ = counting
         ctx.taken = taken
     """
-    with Controlled(upstream.url, *(() if fast else ("-s", str(NO_FAST_PATH)))) as controlled:
+    tls = ("--certs", str(cert)) if alpn else ()
+    with Controlled(upstream.url, *tls, *(() if fast else ("-s", str(NO_FAST_PATH)))) as controlled:
         controlled.do(count)
         upstream.hold()
         body = chat()
-        with Wire(controlled.port, head("POST", "/api/chat", BEARER, f"Content-Length: {len(body)}") + body) as wire:
-            wire.read_until(b'"done":false}')
-            upstream.go_on()
-            wire.read_until(b"0\r\n\r\n")
+        if alpn == "h2":
+            with H2(controlled.port, cert) as client:
+                stream = client.request("POST", "/api/chat", body=body)
+                client.until(h2.events.DataReceived)
+                upstream.go_on()
+                assert b'"done":true' in client.body(stream)
+        else:
+            request = head("POST", "/api/chat", BEARER, f"Content-Length: {len(body)}") + body
+            with TlsWire(controlled.port, cert, request, alpn) if alpn else Wire(controlled.port, request) as wire:
+                wire.read_until(b'"done":false}')
+                upstream.go_on()
+                wire.read_until(b"0\r\n\r\n")
         assert controlled.do("result = any(ctx.taken)") == str(fast)
 
 

@@ -302,12 +302,12 @@ mitmproxy.proxy.events:Wakeup command
 h2.connection:H2Connection close_connection data_to_send reset_stream send_headers acknowledge_received_data ping
 h2.connection:H2Connection encoder decoder highest_inbound_stream_id outbound_flow_control_window remote_settings
 h2.connection:H2Connection max_inbound_frame_size
-h2.stream:H2Stream state_machine
+h2.stream:H2Stream state_machine outbound_flow_control_window
 hpack:Encoder header_table_size encode
 hpack:Decoder max_header_list_size decode
 h2.settings:SettingCodes MAX_CONCURRENT_STREAMS MAX_HEADER_LIST_SIZE MAX_FRAME_SIZE
 h2.settings:Settings acknowledge
-OpenSSL.SSL:Connection shutdown get_state_string
+OpenSSL.SSL:Connection shutdown get_state_string sendall bio_read
 """
 
 OPTIONS = """
