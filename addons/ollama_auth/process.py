@@ -142,6 +142,7 @@ def freeze_startup_objects() -> None:
     """Exempt all objects that exist now from garbage collection, and set the thresholds from here on."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(YOUNG_THRESHOLD, MIDDLE_THRESHOLD, NEVER)
 
 

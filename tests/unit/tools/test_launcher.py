@@ -41,6 +41,27 @@ def test_with_uvloop(upstream: Upstream) -> None:
         assert gate.wait() == 0
 
 
+def test_what_is_imported_when_it_is_used(upstream: Upstream) -> None:
+    """mitmproxy's page at mitm.it has the settings that mitmproxy gave it at the start: where the certificate is."""
+    with Controlled(upstream.url, program=str(LAUNCHER)) as gate:
+        imported = "import sys; result = [one in sys.modules for one in ('ldap3.core', 'flask')]"
+        assert gate.do(imported) == "[False, False]"
+        ldap = "from mitmproxy.addons import proxyauth as p; result = p.ldap3.utils.conv.escape_filter_chars('*')"
+        assert gate.do(ldap) == repr("\\2a")
+        page = """
+            from wsgiref.util import setup_testing_defaults
+            from mitmproxy.addons import onboarding
+            environ = {"PATH_INFO": "/cert/pem"}
+            setup_testing_defaults(environ)
+            answer = onboarding.app(environ, lambda status, fields: None)
+            result = b"".join(answer).startswith(b"-----BEGIN CERTIFICATE")
+        """
+        assert gate.do(page) == "True"
+        assert gate.do(imported) == "[True, True]"
+        assert gate.do("import gc; result = gc.isenabled()") == "True"
+        assert ask(gate.port, "GET", "/api/version", BEARER).status == 200
+
+
 def test_wrong_arguments_are_mitmdumps_to_refuse() -> None:
     done = launch("--no-such-option")
     assert done.returncode == 1
