@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.tools.bench import __main__ as bench
-from scripts.tools.bench.__main__ import Figure, Goal
+from scripts.tools.bench import figures
+from scripts.tools.bench.figures import Figure, Goal
 from scripts.tools.bench.load import Address, Client, Count, Token, WrongAnswerError, lateness
 from scripts.tools.bench.plot import plot
 from scripts.tools.bench.targets import HOST
@@ -65,9 +65,20 @@ def test_a_ratio_of_what_is_added() -> None:
     """And none where what the other adds is lost in the noise."""
     row = {"direct": Figure(1, 1, 1), "Caddy": Figure(2, 2, 2), "ours": Figure(4, 4, 4)}
     goal = Goal("late", "Caddy", most=3.0, added=True)
-    assert bench.ratio(goal, {"late": row}, "ours") == 3.0
-    assert bench.ratio(goal, {"late": row | {"Caddy": Figure(1, 1, 1)}}, "ours") is None
-    assert bench.ratio(goal, {}, "ours") is None
+    assert figures.ratio(goal, {"late": row}, "ours") == 3.0
+    assert figures.ratio(goal, {"late": row | {"Caddy": Figure(1, 1, 1)}}, "ours") is None
+    assert figures.ratio(goal, {}, "ours") is None
+
+
+def test_plain_mitmdump_has_bounds_of_its_own() -> None:
+    rates = {"bare": 100.0, "ours": 350.0, "ours plain": 310.0}
+    names = list(rates)
+    found = figures.goals({"requests/s": {name: Figure(rate, rate, rate) for name, rate in rates.items()}}, names)
+    lines = [line.split() for line in found.splitlines()]
+    assert [line[-5:] for line in lines] == [
+        ["3.50", "at", "least", "4:", "no"],
+        ["3.10", "at", "least", "3:", "yes"],
+    ]
 
 
 def test_the_plot_is_an_svg() -> None:
