@@ -330,6 +330,28 @@ def test_sizes_that_a_client_may_choose(tls: Controlled, upstream: Upstream, cer
         assert inside(tls, "h2.encoder.header_table_size") == "[100]"
 
 
+@pytest.mark.parametrize("behind", [10, 100_000], ids=["less than a token", "more than all"])
+def test_a_window_that_is_made_smaller_than_what_was_sent(
+    tls: Controlled, upstream: Upstream, cert: Path, behind: int
+) -> None:
+    """It is negative then (RFC 9113 section 6.9.2): not even an empty frame comes until there is room again."""
+    upstream.hold()
+    with logged(tls, 3), H2(tls.port, cert, window=200_000) as client:
+        stream = client.request("POST", "/api/chat", body=chat())
+        before = len(client.until(h2.events.DataReceived, stream).data)
+        client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: max(0, before - behind)})
+        client.flush()
+        client.h2.acknowledge_received_data = lambda *_: None  # type: ignore[method-assign] # It would make room.
+        assert client.status(client.request("HEAD", "/api/version")) == 200
+        upstream.go_on()
+        time.sleep(0.3)
+        assert client.status(client.request("HEAD", "/api/version")) == 200
+        assert received(client) == before
+        client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 60_000})
+        client.flush()
+        assert b'"done":true' in client.body(stream)
+
+
 # Answers that nobody reads.
 
 

@@ -162,8 +162,8 @@ class FastPaths:
         reader = BulkReader.take_over(self._peer.handler, source)
         transport = transport_of(self._peer.handler, fast_path.target.conn)
         protocol = transport.get_protocol() if transport else None
-        if reader and isinstance(protocol, BulkProtocol):
-            reader.target = protocol
+        if reader and isinstance(protocol, BulkProtocol) and not isinstance(fast_path.target, BoundedHttp2Server):
+            reader.target = protocol  # In HTTP/2 a fast connection says nothing about the stream.
         encrypts = None
         if self._peer.client.tls:
             encrypts = next((one for one in self._layer.context.layers if isinstance(one, ClientTls)), None)

@@ -49,7 +49,7 @@ from .http2_frames import (
     reset,
 )
 from .http2_refusals import MAX_DISCARDED, FirstRefusal
-from .http2_unsent import UnsentResponses
+from .http2_unsent import UnsentResponses, WindowedH2Connection
 
 MAX_RESETS = 200
 """Streams that a client may open and reset at once before its connection is closed (CVE-2023-44487, rapid reset)."""
@@ -96,6 +96,7 @@ class BoundedHttp2Server(Http2Server):
         """The client is httpcore's, which takes GOAWAY for the end of all its streams, and retries what had none."""
         self.closing = False
         """Close the connection when the running streams have ended."""
+        self.h2_conn = WindowedH2Connection(self.h2_conf)
         self.unsent = UnsentResponses(self.h2_conn, peer)
         ours = self.h2_conn.local_settings
         ours[SettingCodes.MAX_CONCURRENT_STREAMS] = MAX_STREAMS

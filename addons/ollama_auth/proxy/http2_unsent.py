@@ -32,6 +32,17 @@ class PartQueue(deque[SendH2Data]):
         return part
 
 
+class WindowedH2Connection(BufferedH2Connection):
+    """mitmproxy's, which sends too much once a client has made a window negative (RFC 9113 section 6.9.2)."""
+
+    def send_data(self, stream_id: int, data: bytes, end_stream: bool = False, pad_length: None = None) -> None:  # type: ignore[override]
+        """Do as BufferedH2Connection.send_data; keep all of it while the window is negative."""
+        if self.local_flow_control_window(stream_id) >= 0 or len(data) > self.max_outbound_frame_size:
+            super().send_data(stream_id, data, end_stream, pad_length)  # If it is long, in parts that come here.
+        else:
+            self.stream_buffers[stream_id].append(SendH2Data(data, end_stream))
+
+
 class UnsentResponses:
     """What waits on one connection, and since when nothing of it was taken."""
 
