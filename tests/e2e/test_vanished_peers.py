@@ -71,8 +71,8 @@ def test_a_client_that_vanishes_frees_its_place(upstream: Upstream, tmp_path: Pa
     data = head("POST", "/api/chat", bearer("one"), f"Content-Length: {len(chat())}") + chat()
     upstream.hold()
     args = ("--set", "ollama_access_log=-", *SHORT)
-    with Gate(upstream.url, *args, key=None, env={"OLLAMA_KEYS_FILE": str(file)}) as gate:
-        line = Line.to(gate.port, data)
+    env = {"OLLAMA_KEYS_FILE": str(file)}
+    with Gate(upstream.url, *args, key=None, env=env) as gate, Line.to(gate.port, data) as line:
         line.read_until(b'"done":false}')
         assert ask(gate.port, "GET", "/api/tags", bearer("one")).status == 429
         with lost(line.socket.getsockname()[1]):
