@@ -69,7 +69,7 @@ PARTS = f"""
 {GARBAGE}
     result = sorted(name for name in found if name in (
         "Context", "GateLayer", "ClientConnection", "BoundedHttp1Server", "ClientTls",
-        "BoundedHttp2Server", "BufferedH2Connection", "H2Stream", "GateStream", "Exchange", "BulkReader",
+        "BoundedHttp2Server", "WindowedH2Connection", "H2Stream", "GateStream", "Exchange", "BulkReader",
     ))
 """
 

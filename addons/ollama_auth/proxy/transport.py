@@ -144,6 +144,8 @@ class BulkProtocol(asyncio.StreamReaderProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Do as StreamReaderProtocol.connection_lost, and end reference cycles of the reader."""
+        if exc:
+            exc.__traceback__ = None  # Its frames go back to who wrote, and the exception is kept.
         super().connection_lost(exc)
         self.bulk.fast_path = self.bulk.target = self.bulk.turn = None
 
