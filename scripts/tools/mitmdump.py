@@ -72,8 +72,8 @@ class Page:
         return self.app(*request)
 
 
-if __name__ == "__main__":  # A tenth of the start and of the memory. Nothing that is made until then is garbage.
-    gc.disable()
+if __name__ == "__main__":  # This saves a tenth of the time to start, and of the memory.
+    gc.disable()  # Little of what the start makes is garbage; freeze_startup_objects() enables it again.
     sys.meta_path.insert(0, ImportLater())
     Page()
 

@@ -38,7 +38,7 @@ class Rotated(NamedTuple):
 
 
 def make(file: Path) -> None:
-    """Make a keys file that has no keys, if there is no file. Raises OSError, FieldError.
+    """Create a keys file with no keys in it, unless the file exists. Raises OSError, FieldError.
 
     The file appears with its text: an empty keys file is an error.
     """

@@ -145,7 +145,7 @@ class BulkProtocol(asyncio.StreamReaderProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Do as StreamReaderProtocol.connection_lost, and end reference cycles of the reader."""
         if exc:
-            exc.__traceback__ = None  # Its frames go back to who wrote, and the exception is kept.
+            exc.__traceback__ = None  # It would keep the frames of the functions that wrote.
         super().connection_lost(exc)
         self.bulk.fast_path = self.bulk.target = self.bulk.turn = None
 
